@@ -1,0 +1,33 @@
+"""Visual similarity without labels, as a plugin for pytorch-metric-learning.
+
+The system of "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017). Every public
+name below is loaded when it is first used, so that importing the package stays cheap.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "HOGLDA": "features",
+    "JointTrainer": "trainers",
+    "NearestMedoidMiner": "miners",
+    "PosetLoss": "losses",
+    "Posets": "posets",
+    "PseudoLabelSampler": "samplers",
+    "RelaxedAssignment": "assignment",
+    "SurrogateGrouping": "grouping",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
