@@ -1,0 +1,523 @@
+"""Nearest neighbours, exact or approximate: the one place that knows faiss.
+
+A search runs in two steps. A backend (faiss, or tiles of matrix products in torch) proposes a few more
+candidates than were asked for; then one shared step measures those again by plain differences, keeps the
+nearer of a sample and its mirror image, and sorts by (distance, index). That is why the backends give the same
+answer. No step ever holds an N x N matrix.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+Method = Literal["exact", "approximate"]
+Backend = Literal["auto", "faiss", "torch"]
+
+_FAISS_GPU_MAX_K = 2048  # the longest list that a faiss index on a GPU returns
+_FIRST_SURPLUS = 1024  # how many samples of a query's own source are fetched beyond the asked ones at first
+_REDUCED_DIM = 256  # the approximate search looks for candidates in this many principal directions
+_MIN_IVF_SAMPLES = 20_000  # below this, looking at every reduced sample is cheap
+
+
+def as_features(features: ArrayLike | Tensor, name: str = "features") -> NDArray[np.float32]:
+    """Bring features into the one form that the package computes with, or say what is wrong with them.
+
+    Args:
+        features: (N, D) numbers, an array, a nested list or a tensor on any device.
+        name: what the error messages call them.
+
+    Returns:
+        (N, D) float32, C-contiguous, all finite, N >= 1, D >= 1; the input itself where it is that already.
+
+    Raises:
+        TypeError: they are not real numbers.
+        ValueError: they are not 2-D, are empty, or hold a NaN or an infinite number (also after the cast).
+
+    Example:
+        >>> as_features([[0, 1], [2, 3]]).dtype
+        dtype('float32')
+    """
+    if isinstance(features, Tensor):
+        features = features.detach().to("cpu", torch.float32).numpy()
+    array = np.asarray(features)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    if array.ndim != 2:
+        raise ValueError(f"{name} must have shape (N, D), got {array.shape}: flatten them per sample")
+    if array.size == 0:
+        raise ValueError(f"{name} must hold at least one sample of one dimension, got shape {array.shape}")
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    step = max(1, 2**24 // array.shape[1])
+    for start in range(0, len(array), step):
+        bad = np.flatnonzero(~np.isfinite(array[start : start + step]).all(axis=1))
+        if len(bad):
+            raise ValueError(
+                f"{name} must be finite, but row {start + bad[0]} holds a NaN or an infinite value: "
+                "check the model or the images they come from"
+            )
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbors:
+    """The answer of a search; row q belongs to query q.
+
+    Attributes:
+        indices: (Q, k) int64, dataset indices by ascending distance; -1 where there was no further neighbour.
+        distances: (Q, k) float32, Euclidean (not squared), ascending; inf where the index is -1.
+        flips: (Q, k) bool, True where the query's mirror image was the nearer; None without mirror images.
+
+    Example:
+        >>> search([[0.0], [1.0], [3.0]], k=1).indices.ravel().tolist()
+        [1, 0, 1]
+    """
+
+    indices: NDArray[np.int64]
+    distances: NDArray[np.float32]
+    flips: NDArray[np.bool_] | None = None
+
+
+def search(
+    features: ArrayLike | Tensor,
+    k: int,
+    *,
+    queries: ArrayLike | None = None,
+    query_features: ArrayLike | Tensor | None = None,
+    mirrored: ArrayLike | Tensor | None = None,
+    sources: Sequence[Any] | NDArray[Any] | None = None,
+    query_sources: Sequence[Any] | NDArray[Any] | None = None,
+    exclude_self: bool = True,
+    method: Method = "exact",
+    backend: Backend = "auto",
+    device: str | torch.device = "cpu",
+    chunk_size: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Neighbors:
+    """Find the k nearest samples of each query by Euclidean distance.
+
+    Args:
+        features: (N, D) the samples to search among.
+        k: neighbours per query, >= 1. Where fewer exist, the rest is -1 (index) and inf (distance).
+        queries: (Q,) dataset indices whose features ask; None: every sample asks. Not with query_features.
+        query_features: (Q, D) a separate set of queries, which no sample of `features` is identical to.
+        mirrored: features of the queries' horizontally mirrored images, (N, D) in dataset order, or (Q, D)
+            beside query_features. The distance of a pair is then min(|f_q - f_j|, |m_q - f_j|).
+        sources: (N,) ints or strings; samples of the query's own source (itself among them) are left out.
+        query_sources: (Q,) the sources of query_features; needed exactly when both of those are given.
+        exclude_self: whether a sample is left out of its own list (by index: equal copies of it stay).
+        method: "exact", or "approximate": candidates come from the first 256 principal directions (by an
+            inverted file from 20,000 samples on, with faiss), several times more than asked for, and are then
+            measured in full.
+        backend: "faiss", "torch" or "auto" (faiss on the CPU where it is installed, otherwise torch).
+        device: where to compute, e.g. "cpu" or "cuda:0".
+        chunk_size: queries handled at once; None: 1024 on a CPU, 8192 on a GPU. Memory grows with it.
+        seed: of the approximate search (sample for the directions, cells of the inverted file).
+        progress: whether to show a progress bar.
+
+    Returns:
+        Neighbors. Deterministic; of equal distances the lower index comes first, and a pair that is equally
+        near with and without mirroring is not flipped. Backends agree, except on which of many (more than about
+        4 k) exactly equal distances they list.
+
+    Raises:
+        TypeError: indices are not integers or features not numbers.
+        ValueError: a shape does not fit, an index is out of range, a value is not finite, an option is
+            unknown or the device is not there.
+        ImportError: backend="faiss" without faiss.
+
+    Source: section 3.1 of the paper (similarity exp(-distance), maximal over the frame and its mirror image).
+
+    Differs from the paper: in nothing known.
+
+    Example:
+        >>> found = search([[0.0], [1.0], [1.5], [9.0]], k=2, sources=["a", "a", "b", "c"])
+        >>> found.indices[0].tolist(), found.distances[0].tolist()
+        ([2, 3], [1.5, 9.0])
+    """
+    database = as_features(features)
+    k = _count(k, "k")
+    rows, vectors, mirrors = _queries(database, queries, query_features, mirrored)
+    codes, query_codes = _source_codes(sources, query_sources, len(database), rows, len(vectors))
+    place = _device(device)
+    use_faiss = _choose_backend(backend, place)
+    _option(method, ("exact", "approximate"), "method")
+    num_queries = len(vectors) if rows is None else len(rows)
+    chunk = (
+        _count(chunk_size, "chunk_size")
+        if chunk_size is not None
+        else (8192 if place.type == "cuda" else 1024)
+    )
+
+    table = torch.from_numpy(database).to(place)
+    table_codes = None if codes is None else torch.from_numpy(codes).to(place)
+    exact = _Tiles(table, table_codes)
+    proposer: _Tiles | _Faiss
+    reduce = None
+    if method == "approximate" and database.shape[1] > _REDUCED_DIM and len(database) > _REDUCED_DIM:
+        reduce = _principal_directions(database, seed)
+    if use_faiss:
+        small = database if reduce is None else database @ reduce
+        proposer = _Faiss(small, codes, place, method, seed)
+    else:
+        proposer = (
+            exact if reduce is None else _Tiles(table @ torch.from_numpy(reduce).to(place), table_codes)
+        )
+
+    excluded = _num_excluded(codes, query_codes, num_queries, rows is not None and exclude_self)
+    available = np.minimum(k, len(database) - excluded)
+    indices = np.full((num_queries, k), -1, dtype=np.int64)
+    distances = np.full((num_queries, k), np.inf, dtype=np.float32)
+    flips = np.zeros((num_queries, k), dtype=bool)
+    order = np.argsort(excluded, kind="stable")  # queries that need equally long lists go together
+    starts: Any = range(0, num_queries, chunk)
+    if progress:
+        from tqdm.auto import tqdm
+
+        starts = tqdm(starts, desc="neighbours", unit="chunk")
+    with torch.no_grad(), torch.autocast(place.type, enabled=False), _full_precision():
+        for start in starts:
+            block = order[start : start + chunk]
+            ask = _Questions(
+                own=torch.from_numpy(rows[block]).to(place) if rows is not None and exclude_self else None,
+                codes=None if query_codes is None else torch.from_numpy(query_codes[block]).to(place),
+                excluded=excluded[block],
+            )
+            picked = block if rows is None else rows[block]
+            views = [
+                torch.from_numpy(part[picked]).to(place) for part in (vectors, mirrors) if part is not None
+            ]
+            width = _surplus(k, len(database), method)
+            seen = views if reduce is None else [view @ torch.from_numpy(reduce).to(place) for view in views]
+            proposals = [proposer.propose(view, ask, width) for view in seen]
+            answer = _measure(table, views, [found for found, _ in proposals], k)
+            if method == "exact":
+                unsure = _ambiguous(exact, views, answer[1], proposals, width, available[block])
+            else:
+                unsure = (answer[0] >= 0).sum(1).cpu().numpy() < available[block]
+            if unsure.any():  # again, in double precision, with longer lists
+                which = torch.from_numpy(np.flatnonzero(unsure)).to(place)
+                again = [view[which] for view in views]
+                found = [exact.propose(view, ask.pick(which), 4 * width, torch.float64)[0] for view in again]
+                for old, new in zip(answer, _measure(table, again, found, k), strict=True):
+                    old[which] = new
+            indices[block], flips[block] = answer[0].cpu().numpy(), answer[2].cpu().numpy()
+            distances[block] = answer[1].sqrt().cpu().numpy()
+    return Neighbors(indices, distances, None if mirrors is None else flips)
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """What B queries must not find: their own indices, their own source codes; and how many that is."""
+
+    own: Tensor | None
+    codes: Tensor | None
+    excluded: NDArray[np.int64]
+
+    def pick(self, which: Tensor) -> "_Questions":
+        own = None if self.own is None else self.own[which]
+        codes = None if self.codes is None else self.codes[which]
+        return _Questions(own, codes, self.excluded[which.cpu().numpy()])
+
+
+class _Tiles:
+    """Exhaustive search by tiles of |x|^2 - 2 q.x, the lists merged from tile to tile."""
+
+    def __init__(self, table: Tensor, codes: Tensor | None) -> None:
+        self.table, self.codes = table, codes
+        self.squares = _row_squares(table)  # (N,)
+        self.max_square = float(self.squares.max())
+        self.tile = 2**28 if table.device.type == "cuda" else 2**24  # numbers held at once
+
+    def propose(
+        self, view: Tensor, ask: _Questions, width: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """(B, D) queries to (B, width) indices (-1: none) and rounded squared distances (inf: none)."""
+        view = view.to(dtype)
+        width = min(width, len(self.table))
+        best = view.new_full((len(view), width), torch.inf)
+        found = torch.full((len(view), width), -1, dtype=torch.int64, device=view.device)
+        step = max(width, self.tile // max(1, len(view)))
+        for start in range(0, len(self.table), step):
+            part = self.table[start : start + step].to(dtype)
+            squares = self.squares[start : start + step] if dtype == torch.float32 else part.square().sum(1)
+            tile = torch.addmm(squares, view, part.T, alpha=-2)  # (B, step), |q|^2 still missing
+            if ask.codes is not None and self.codes is not None:
+                tile.masked_fill_(ask.codes[:, None] == self.codes[None, start : start + step], torch.inf)
+            if ask.own is not None:
+                here = (ask.own >= start) & (ask.own < start + len(part))
+                tile[here.nonzero()[:, 0], ask.own[here] - start] = torch.inf
+            value, index = tile.topk(min(width, len(part)), dim=1, largest=False)
+            index = torch.where(value.isinf(), -1, index + start)
+            best, pick = torch.cat([best, value], 1).topk(width, dim=1, largest=False)
+            found = torch.cat([found, index], 1).gather(1, pick)
+        return found, best + view.square().sum(1, keepdim=True)
+
+
+class _Faiss:
+    """A faiss index; what must not be found is left out of lists that are long enough to afford it."""
+
+    def __init__(
+        self,
+        table: NDArray[np.float32],
+        codes: NDArray[np.int64] | None,
+        place: torch.device,
+        method: str,
+        seed: int,
+    ) -> None:
+        import faiss
+
+        self.codes, self.on_gpu = codes, place.type == "cuda"
+        num_samples, dim = table.shape
+        index: Any = faiss.IndexFlatL2(dim)
+        if method == "approximate" and num_samples >= _MIN_IVF_SAMPLES:
+            num_cells = int(2 * num_samples**0.5)
+            index = faiss.IndexIVFFlat(index, dim, num_cells, faiss.METRIC_L2)
+            index.cp.seed, index.cp.max_points_per_centroid = seed, 64
+            index.cp.min_points_per_centroid = 1
+            index.nprobe = max(16, num_cells // 8)
+        if self.on_gpu:
+            self.resources = faiss.StandardGpuResources()
+            index = faiss.index_cpu_to_gpu(self.resources, place.index or 0, index)
+        table = np.ascontiguousarray(table)
+        if not index.is_trained:
+            index.train(table)
+        index.add(table)
+        self.index, self.num_samples = index, num_samples
+
+    def propose(self, view: Tensor, ask: _Questions, width: int) -> tuple[Tensor, Tensor]:
+        """(B, D) queries to (B, width) indices (-1: none) and rounded squared distances (inf: none)."""
+        queries = np.ascontiguousarray(view.cpu().numpy())
+        width = min(width, self.num_samples)
+        found = np.full((len(queries), width), -1, dtype=np.int64)
+        best = np.full((len(queries), width), np.inf, dtype=np.float32)
+        todo = np.arange(len(queries))
+        longest = min(self.num_samples, _FAISS_GPU_MAX_K) if self.on_gpu else self.num_samples
+        surplus = min(_FIRST_SURPLUS, int(ask.excluded.max(initial=0)))
+        while len(todo):
+            length = min(width + surplus, longest)
+            value, index = self.index.search(queries[todo], length)
+            wrong = index < 0
+            if ask.own is not None:
+                wrong |= index == ask.own.cpu().numpy()[todo, None]
+            if ask.codes is not None and self.codes is not None:
+                wrong |= self.codes[index] == ask.codes.cpu().numpy()[todo, None]
+            front = np.argsort(wrong, axis=1, kind="stable")[:, :width]  # the good ones, still in order
+            wrong = np.take_along_axis(wrong, front, 1)
+            found[todo] = np.where(wrong, -1, np.take_along_axis(index, front, 1))
+            best[todo] = np.where(wrong, np.inf, np.take_along_axis(value, front, 1))
+            short = wrong.any(axis=1) & (length < np.minimum(width + ask.excluded[todo], longest))
+            todo, surplus = todo[short], 4 * surplus
+        return torch.from_numpy(found).to(view.device), torch.from_numpy(best).to(view.device)
+
+
+def _measure(
+    table: Tensor, views: list[Tensor], found: list[Tensor], k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best of (B, K) candidates per view: (B, k) indices, squared distances by differences, flips."""
+    width = found[0].shape[1]
+    step = max(1, 2**24 // (width * table.shape[1]))
+    squares = torch.full((len(views[0]), width * len(views)), torch.inf, device=table.device)
+    for v, (view, index) in enumerate(zip(views, found, strict=True)):
+        for start in range(0, len(view), step):
+            part = index[start : start + step]
+            gap = table[part.clamp_min(0)] - view[start : start + step, None]  # (b, K, D)
+            square = gap.square_().sum(2).masked_fill_(part < 0, torch.inf)
+            squares[start : start + step, v * width : (v + 1) * width] = square
+    index = torch.cat(found, 1)
+    flip = (torch.arange(index.shape[1], device=table.device) >= width).expand_as(index)
+    squares, index, flip = _sorted(squares, index, flip)
+    if len(views) > 1:  # an index that both views proposed counts once, at its nearer distance
+        order = index.argsort(dim=1, stable=True)
+        squares, index, flip = (part.gather(1, order) for part in (squares, index, flip))
+        squares[:, 1:].masked_fill_(index[:, 1:] == index[:, :-1], torch.inf)
+        squares, index, flip = _sorted(squares, index, flip)
+    squares, index, flip = squares[:, :k], index[:, :k], flip[:, :k]
+    missing = k - index.shape[1]
+    if missing > 0:
+        pad = torch.nn.functional.pad
+        squares = pad(squares, (0, missing), value=torch.inf)
+        index, flip = pad(index, (0, missing)), pad(flip, (0, missing))
+    empty = squares.isinf()
+    return index.masked_fill(empty, -1), squares.clone(), flip.masked_fill(empty, False)
+
+
+def _sorted(squares: Tensor, index: Tensor, flip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows by (squared distance, index, flip)."""
+    columns = (squares, index, flip.to(torch.uint8))
+    for least_first in (2, 1, 0):
+        order = columns[least_first].argsort(dim=1, stable=True)
+        columns = (columns[0].gather(1, order), columns[1].gather(1, order), columns[2].gather(1, order))
+    return columns[0], columns[1], columns[2].bool()
+
+
+def _ambiguous(
+    tiles: _Tiles,
+    views: list[Tensor],
+    squares: Tensor,
+    proposals: list[tuple[Tensor, Tensor]],
+    width: int,
+    available: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """(B,) whether rounding may have kept one of the k nearest off the list of candidates."""
+    if width >= len(tiles.table):
+        return np.zeros(len(squares), dtype=bool)
+    last = squares.gather(1, torch.from_numpy(np.maximum(available - 1, 0)).to(squares.device)[:, None])[:, 0]
+    rounding = 2 * torch.finfo(torch.float32).eps * max(8.0, tiles.table.shape[1] ** 0.5)
+    unsure = torch.zeros(len(squares), dtype=torch.bool, device=squares.device)
+    for view, (_, best) in zip(views, proposals, strict=True):
+        unsure |= last >= best[:, -1] - rounding * (view.square().sum(1) + tiles.max_square)
+    return unsure.cpu().numpy() & (available > 0)
+
+
+def _surplus(k: int, num_samples: int, method: str) -> int:
+    """How many candidates to measure for k neighbours."""
+    return min(num_samples, k + max(8, k // 4) if method == "exact" else 4 * k + 32)
+
+
+def _principal_directions(database: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """(D, 256) orthonormal: where a sample of the data varies most (randomised range finder)."""
+    generator = np.random.default_rng(seed)
+    rows = np.sort(generator.choice(len(database), min(len(database), 8192), replace=False))
+    sample = torch.from_numpy(database[rows])
+    sample = sample - sample.mean(0)
+    probe = torch.from_numpy(generator.standard_normal((database.shape[1], _REDUCED_DIM), dtype=np.float32))
+    basis = torch.linalg.qr(sample.T @ (sample @ probe)).Q
+    return torch.linalg.qr(sample.T @ (sample @ basis)).Q.contiguous().numpy()
+
+
+def _row_squares(table: Tensor) -> Tensor:
+    step = max(1, 2**24 // table.shape[1])
+    return torch.cat([table[start : start + step].square().sum(1) for start in range(0, len(table), step)])
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32 inside, whatever the caller trains with."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _queries(
+    database: NDArray[np.float32], queries: ArrayLike | None, query_features: Any, mirrored: Any
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float32], NDArray[np.float32] | None]:
+    """The queries' dataset indices (None: they are not of the dataset), and the rows to pick them from."""
+    if queries is not None and query_features is not None:
+        raise ValueError("give queries (dataset indices) or query_features (vectors), not both")
+    vectors, rows = database, None
+    if query_features is not None:
+        vectors = as_features(query_features, "query_features")
+        if vectors.shape[1] != database.shape[1]:
+            raise ValueError(
+                f"query_features must have {database.shape[1]} dimensions like features, got {vectors.shape}"
+            )
+    elif queries is None:
+        rows = np.arange(len(database), dtype=np.int64)
+    else:
+        rows = np.asarray(queries)
+        if rows.size == 0:
+            rows = rows.astype(np.int64)
+        if rows.dtype.kind not in "iu":
+            raise TypeError(f"queries must be integer dataset indices, got dtype {rows.dtype}")
+        if rows.ndim != 1:
+            raise ValueError(f"queries must have shape (Q,), got {rows.shape}")
+        rows = rows.astype(np.int64)
+        outside = rows[(rows < 0) | (rows >= len(database))]
+        if len(outside):
+            raise ValueError(f"queries must lie in 0..{len(database) - 1}, got {outside[0]}")
+    if mirrored is None:
+        return rows, vectors, None
+    mirrors = as_features(mirrored, "mirrored")
+    if mirrors.shape != vectors.shape:
+        whose = "features" if query_features is None else "query_features"
+        raise ValueError(f"mirrored must have the shape {vectors.shape} of {whose}, got {mirrors.shape}")
+    return rows, vectors, mirrors
+
+
+def _source_codes(
+    sources: Any, query_sources: Any, num_samples: int, rows: NDArray[np.int64] | None, num_vectors: int
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+    """Sources as consecutive numbers, of the samples and of the queries."""
+    if query_sources is not None and (sources is None or rows is not None):
+        raise ValueError(
+            "query_sources need sources and query_features: samples of the dataset have their own"
+        )
+    if sources is None:
+        return None, None
+    names = np.asarray(sources)
+    if names.shape != (num_samples,):
+        raise ValueError(f"sources must have shape ({num_samples},) to match features, got {names.shape}")
+    if rows is not None:
+        codes = np.unique(names, return_inverse=True)[1].astype(np.int64)
+        return codes, codes[rows]
+    if query_sources is None:
+        raise ValueError("sources leave out the query's own source: query_features need query_sources too")
+    query_names = np.asarray(query_sources)
+    if query_names.shape != (num_vectors,):
+        raise ValueError(
+            f"query_sources must have shape ({num_vectors},) like query_features, got {query_names.shape}"
+        )
+    if (names.dtype.kind in "US") != (query_names.dtype.kind in "US"):
+        raise TypeError(
+            f"sources and query_sources must be of one type, got {names.dtype} and {query_names.dtype}"
+        )
+    codes = np.unique(np.concatenate([names, query_names]), return_inverse=True)[1].astype(np.int64)
+    return codes[:num_samples], codes[num_samples:]
+
+
+def _num_excluded(
+    codes: NDArray[np.int64] | None, query_codes: NDArray[np.int64] | None, num_queries: int, own: bool
+) -> NDArray[np.int64]:
+    """(Q,) how many samples each query must not find."""
+    if codes is None or query_codes is None:
+        return np.full(num_queries, int(own), dtype=np.int64)
+    counts = np.bincount(codes, minlength=int(query_codes.max(initial=0)) + 1)
+    return counts[query_codes].astype(np.int64)
+
+
+def _choose_backend(backend: str, place: torch.device) -> bool:
+    """Whether faiss is to be used."""
+    _option(backend, ("auto", "faiss", "torch"), "backend")
+    there = find_spec("faiss") is not None
+    if backend != "faiss":
+        return backend == "auto" and there and place.type == "cpu"
+    if not there:
+        raise ImportError('backend="faiss" needs faiss: pip install faiss-cpu, or use backend="torch"')
+    if place.type == "cuda":
+        import faiss
+
+        if not hasattr(faiss, "StandardGpuResources"):
+            raise ValueError(f'this faiss has no GPU support, got device="{place}": use backend="torch"')
+    return True
+
+
+def _device(device: str | torch.device) -> torch.device:
+    place = torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f'device "{place}" asked for, but torch sees no GPU: use device="cpu"')
+    return place
+
+
+def _option(value: str, known: tuple[str, ...], name: str) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _count(value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
