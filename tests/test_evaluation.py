@@ -1,0 +1,230 @@
+"""The retrieval protocol, against scikit-learn's ROC in plain loops."""
+
+import doctest
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_curve
+
+from pml_posets import evaluation
+from pml_posets.evaluation import (
+    RetrievalLabels,
+    mean_interpolated_roc,
+    retrieval_auc,
+    retrieval_report,
+    retrieval_roc,
+)
+
+GRID = np.linspace(0, 1, 101)
+
+
+def loop_curve(scores, positive):
+    fpr, tpr, _ = roc_curve(positive, scores, drop_intermediate=False)
+    # 1e-9 to the right: a grid point that meets a vertical step takes its upper end, whatever the rounding.
+    return np.interp(GRID + 1e-9, fpr, tpr)
+
+
+def loop_reference(features, mirrored, labels):
+    curves = []
+    for anchor, pos, neg, pos_flip, neg_flip in zip(
+        labels.anchors, labels.pos_ids, labels.neg_ids, labels.pos_flips, labels.neg_flips, strict=True
+    ):
+        scores, truth = [], []
+        for ids, flips, value in ((pos, pos_flip, 1), (neg, neg_flip, 0)):
+            for i, flip in zip(ids, flips, strict=True):
+                other = mirrored[i] if flip else features[i]
+                a = features[anchor]
+                scores.append(float(a @ other / np.linalg.norm(a) / np.linalg.norm(other)))
+                truth.append(value)
+        curves.append(loop_curve(np.array(scores), np.array(truth)))
+    mean = np.mean(curves, axis=0)
+    return mean, float(np.sum((mean[1:] + mean[:-1]) / 2) * 0.01)
+
+
+def random_labels(rng, n, num_anchors, flips=True):
+    pos = [rng.integers(0, n, rng.integers(1, 14)) for _ in range(num_anchors)]
+    neg = [rng.integers(0, n, rng.integers(1, 30)) for _ in range(num_anchors)]
+    pos_flips = [rng.integers(0, 2, len(p)) for p in pos] if flips else None
+    neg_flips = [rng.integers(0, 2, len(p)) for p in neg] if flips else None
+    return RetrievalLabels(rng.integers(0, n, num_anchors), pos, neg, pos_flips, neg_flips)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_matches_the_plain_loop(seed):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(60, 8)).astype(np.float32)
+    mirrored = rng.normal(size=(60, 8)).astype(np.float32)
+    labels = random_labels(rng, 60, 17)
+    curve = retrieval_roc(features, labels, mirrored=mirrored)
+    tpr, auc = loop_reference(features.astype(np.float64), mirrored.astype(np.float64), labels)
+    np.testing.assert_allclose(curve.tpr, tpr, atol=1e-6)
+    assert curve.auc == pytest.approx(auc, abs=1e-6)
+    assert curve.anchor_auc.shape == (17,)
+    assert curve.anchor_auc.mean() == pytest.approx(curve.auc)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4, 1000])
+def test_ties_match_scikit_learn(levels):
+    rng = np.random.default_rng(levels)
+    for _ in range(40):
+        num_pos, num_neg = rng.integers(1, 12, 2)
+        scores = rng.integers(0, levels, num_pos + num_neg) / 8.0
+        positive = rng.permutation(np.arange(num_pos + num_neg) < num_pos)
+        got = mean_interpolated_roc(scores[None], positive[None])[0]
+        np.testing.assert_allclose(got, loop_curve(scores, positive), atol=1e-6)
+
+
+def test_ten_against_ten_equals_numpy_interp_exactly_on_the_grid():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scores, positive = rng.normal(size=20), rng.permutation(np.arange(20) < 10)
+        fpr, tpr, _ = roc_curve(positive, scores)  # drop_intermediate: collinear points change nothing
+        got = mean_interpolated_roc(scores[None], positive[None])[0]
+        np.testing.assert_allclose(got, np.interp(GRID, fpr, tpr), atol=1e-12)
+
+
+def test_padding_changes_nothing():
+    rng = np.random.default_rng(3)
+    scores, positive = rng.normal(size=(4, 9)), np.arange(9) < np.array([[2], [3], [4], [8]])
+    plain = mean_interpolated_roc(scores, positive)
+    padded = np.concatenate([np.full((4, 3), 99.0), scores, np.full((4, 2), -99.0)], axis=1)
+    flags = np.concatenate([np.ones((4, 3), bool), positive, np.zeros((4, 2), bool)], axis=1)
+    valid = np.zeros((4, 14), bool)
+    valid[:, 3:12] = True
+    np.testing.assert_array_equal(mean_interpolated_roc(padded, flags, valid), plain)
+
+
+def test_worked_by_hand():
+    # Ranks: positive, a tie of negative and positive, negative: (0, .5), a diagonal to (.5, 1), then flat.
+    curve = mean_interpolated_roc([[3.0, 2.0, 2.0, 1.0]], [[True, False, True, False]])[0]
+    np.testing.assert_allclose(curve[[0, 25, 50, 100]], [0.5, 0.75, 1.0, 1.0])
+
+
+def test_ends_of_the_scale():
+    features = np.array([[1, 0], [0.9, 0.1], [0, 1]])
+    assert retrieval_auc(features, RetrievalLabels([0], [[1]], [[2]])) == 1.0
+    # The step at FPR 1 is upright: half a grid cell is left under it.
+    assert retrieval_auc(features, RetrievalLabels([0], [[2]], [[1]])) == pytest.approx(0.005)
+    assert retrieval_auc(features, RetrievalLabels([0], [[1]], [[1]])) == pytest.approx(0.5)
+
+
+def test_flips_and_similarities():
+    features = np.array([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
+    mirrored = np.array([[0.0, 1.0], [1.0, 0.0], [5.0, 5.0]])
+    labels = RetrievalLabels([0], [[1]], [[2]], [[1]], [[0]])
+    assert retrieval_auc(features, labels, mirrored=mirrored) == 1.0
+    assert retrieval_auc(features, RetrievalLabels([0], [[1]], [[2]]), mirrored=mirrored) < 0.1
+    assert retrieval_auc(features, RetrievalLabels([0], [[2]], [[1]]), similarity="dot") == 1.0
+    assert retrieval_auc(features, RetrievalLabels([0], [[1]], [[2]]), similarity="euclidean") == 1.0
+    own = retrieval_auc(
+        features, RetrievalLabels([0], [[1]], [[2]]), similarity=lambda a, b: -np.abs(a - b).sum(1)
+    )
+    assert own == 1.0
+    with pytest.raises(ValueError, match="ask for the mirror image, but mirrored is None"):
+        retrieval_auc(features, labels)
+    with pytest.raises(ValueError, match="shape of features"):
+        retrieval_auc(features, labels, mirrored=mirrored[:2])
+
+
+def test_invariances():
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(50, 6)).astype(np.float32)
+    labels = random_labels(rng, 50, 11, flips=False)
+    curve = retrieval_roc(torch.from_numpy(features), labels)
+    np.testing.assert_array_equal(curve.tpr, retrieval_roc(features, labels).tpr)
+    scaled = retrieval_roc(features * rng.uniform(0.5, 2, (50, 1)).astype(np.float32), labels)
+    np.testing.assert_allclose(scaled.tpr, curve.tpr, atol=1e-9)
+    order = rng.permutation(50)
+    place = np.argsort(order)
+    moved = RetrievalLabels(
+        place[labels.anchors], [place[p] for p in labels.pos_ids], [place[p] for p in labels.neg_ids]
+    )
+    np.testing.assert_allclose(retrieval_roc(features[order], moved).tpr, curve.tpr, atol=1e-12)
+    extended = np.concatenate([np.zeros((7, 6), np.float32), features])
+    np.testing.assert_array_equal(retrieval_roc(extended, labels.shifted(7)).tpr, curve.tpr)
+
+
+def test_chunks_do_not_matter(monkeypatch):
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(50, 6)).astype(np.float32)
+    mirrored = rng.normal(size=(50, 6)).astype(np.float32)
+    labels = random_labels(rng, 50, 11)
+    whole = retrieval_roc(features, labels, mirrored=mirrored)
+    monkeypatch.setattr(evaluation, "_PAIR_CHUNK", 7)
+    np.testing.assert_array_equal(retrieval_roc(features, labels, mirrored=mirrored).tpr, whole.tpr)
+
+
+def test_random_scores_lie_near_one_half():
+    rng = np.random.default_rng(5)
+    curves = mean_interpolated_roc(rng.normal(size=(4000, 20)), np.arange(20)[None].repeat(4000, 0) < 10)
+    assert np.mean((curves[:, 1:] + curves[:, :-1]) / 2) == pytest.approx(0.5045, abs=0.01)
+
+
+def test_report_is_the_mean_of_categories():
+    rng = np.random.default_rng(4)
+    features = rng.normal(size=(60, 8))
+    small, large = random_labels(rng, 60, 3, flips=False), random_labels(rng, 60, 21, flips=False)
+    report = retrieval_report(features, {"small": small, "large": large})
+    assert list(report.per_category) == ["small", "large"]
+    assert report.per_category["small"] == retrieval_auc(features, small)
+    assert report.auc == pytest.approx((retrieval_auc(features, small) + retrieval_auc(features, large)) / 2)
+    np.testing.assert_allclose(report.mean.tpr, (report.curves["small"].tpr + report.curves["large"].tpr) / 2)
+    assert report.mean.anchor_auc.shape == (24,)
+    np.testing.assert_allclose(report.mean.fpr, GRID, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (
+            lambda: RetrievalLabels([0, 1], [[1]], [[2], [3]]),
+            ValueError,
+            "one list for each of 2 anchors, found",
+        ),
+        (lambda: RetrievalLabels([0], [[]], [[2]]), ValueError, "pos_ids must not be empty"),
+        (lambda: RetrievalLabels([0], [[1]], [[-2]]), ValueError, "ids from 0, found -2"),
+        (lambda: RetrievalLabels([0.5], [[1]], [[2]]), TypeError, "integer ids"),
+        (lambda: RetrievalLabels([[0]], [[1]], [[2]]), ValueError, "one-dimensional"),
+        (
+            lambda: RetrievalLabels([0], [[1]], [[2]], [[1, 0]], [[1]]),
+            ValueError,
+            r"pos_flips\[0\] must have shape",
+        ),
+        (lambda: RetrievalLabels([0], [[1]], [[2]], [[2]], [[1]]), ValueError, "0 and 1 only"),
+        (lambda: RetrievalLabels([0], [[1]], [[2]], [[1], [1]]), ValueError, "with 2 lists of flips"),
+    ],
+)
+def test_bad_labels(make, error, text):
+    with pytest.raises(error, match=text):
+        make()
+
+
+def test_bad_input():
+    labels = RetrievalLabels([0], [[1]], [[2]])
+    features = np.eye(3)
+    with pytest.raises(ValueError, match="sample 2, but features has 2 rows"):
+        retrieval_roc(features[:2], labels)
+    with pytest.raises(ValueError, match="at least one anchor"):
+        retrieval_roc(features, RetrievalLabels([], [], []))
+    with pytest.raises(ValueError, match="similarity must be one of"):
+        retrieval_roc(features, labels, similarity="manhattan")
+    with pytest.raises(ValueError, match="similarity must give shape"):
+        retrieval_roc(features, labels, similarity=lambda a, b: a)
+    with pytest.raises(ValueError, match="at least one category"):
+        retrieval_report(features, {})
+    with pytest.raises(ValueError, match="category 'jump': labels name sample 9"):
+        retrieval_report(features, {"jump": RetrievalLabels([9], [[1]], [[2]])})
+    with pytest.raises(ValueError, match=r"must be finite"):
+        retrieval_roc(np.full((3, 3), np.nan), labels)
+    with pytest.raises(ValueError, match="share one shape"):
+        mean_interpolated_roc([[1.0, 2.0]], [[True]])
+    with pytest.raises(ValueError, match="a positive and a negative, row 1 has 2 and 0"):
+        mean_interpolated_roc([[1.0, 2.0]] * 2, [[True, False], [True, True]])
+    with pytest.raises(ValueError, match="scores must not be NaN"):
+        mean_interpolated_roc([[np.nan, 2.0]], [[True, False]])
+    assert retrieval_auc(np.zeros((3, 3)), labels) == pytest.approx(0.5)  # no direction: every score is 0
+
+
+def test_docstring_examples():
+    assert doctest.testmod(evaluation).failed == 0
