@@ -1,0 +1,76 @@
+"""Randomness that is derived, not carried: every random step is a function of a few whole numbers.
+
+A run that draws the randomness of step t from (seed, round, t) needs no generator state in its checkpoints,
+and neither workers nor what ran before can change what step t sees.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derive_seeds(*parts: int, count: int = 1) -> list[int]:
+    """Seeds that depend on nothing but the given numbers, and look unrelated if one of them differs.
+
+    Args:
+        parts: whole numbers from 0, for example (seed, round, iteration).
+        count: how many seeds. Default 1.
+
+    Returns:
+        `count` integers in 0..2^63 - 1.
+
+    Raises:
+        ValueError: if a part is negative.
+
+    Example:
+        >>> derive_seeds(0, 1) == derive_seeds(0, 1), derive_seeds(0, 1) == derive_seeds(1, 0)
+        (True, False)
+    """
+    if min(parts, default=0) < 0:
+        raise ValueError(f"seeds are derived from whole numbers >= 0, got {parts}")
+    state = np.random.SeedSequence([len(parts), *parts]).generate_state(count, np.uint64)
+    return [int(word >> np.uint64(1)) for word in state]
+
+
+def seed_everything(seed: int, accelerators: bool = True) -> None:
+    """Seed the global generators of torch, numpy and random, which augmentations and dropout draw from.
+
+    Args:
+        seed: an integer in 0..2^64 - 1.
+        accelerators: also those of the accelerators. Default True; without them it takes 20 us.
+    """
+    if accelerators:
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - augmentations of others draw from it
+    random.seed(seed)
+
+
+@contextmanager
+def preserved_randomness(accelerators: bool = True) -> Iterator[None]:
+    """Give the global generators back as they were, whatever is drawn or seeded inside.
+
+    Args:
+        accelerators: also those of the accelerators. Default True.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with preserved_randomness():
+        ...     seed_everything(7)
+        >>> torch.equal(before, torch.get_rng_state())
+        True
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    devices: list[int] | None = None if accelerators else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
