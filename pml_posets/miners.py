@@ -1,0 +1,215 @@
+"""NearestMedoidMiner: pairs of samples and class representatives, for PosetLoss and PML's own tuple losses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pytorch_metric_learning.distances.base_distance import BaseDistance
+from pytorch_metric_learning.miners import BaseMiner
+
+from .representatives import (
+    Anchors,
+    batch_medoids,
+    check_batch,
+    check_count,
+    check_distance,
+    check_option,
+    default_distance,
+    full_precision,
+    positive_mask,
+    squared_distances,
+)
+
+if TYPE_CHECKING:
+    from .posets import Posets
+
+__all__ = ["NearestMedoidMiner"]
+
+
+class NearestMedoidMiner(BaseMiner):
+    """Pair each sample with the medoids of its Z nearest classes against the other medoids: (a1, p, a2, n).
+
+    **Unbound** (posets=None), labels are class ids from 0, and -1 for an unassigned sample. The
+    representatives are the medoids of the classes in the batch, or in ref_emb if that is given; an unassigned
+    anchor's positives are its `num_nearest` nearest ones, an assigned anchor's is its own class's (for the
+    medoid: itself). All other representatives are negatives. `loss(e, y)` and `loss(e, y, miner(e, y))` of a
+    `PosetLoss` agree if both have the same `num_nearest`, `anchors` and distance.
+
+    **Bound** to `Posets`, by `posets=` or by `bind` at each new round, the labels channel carries **dataset
+    indices** (ref_labels too), as PML's trainers can pass them on. Classes, medoids and nearest classes are
+    then those fixed for the round, whatever the embeddings say now: representatives are the medoids of the
+    round that lie in the batch (of several copies the first), the positives of an unassigned sample are those
+    of its first `num_nearest` `Posets.nearest_classes` that lie in it. A sample without a positive there is
+    no anchor. A loss given along with this tuple still expects class ids, `posets.labels[indices]`.
+
+    Args:
+        num_nearest: Z, at least 1, and at most that of the posets. Default 2 (the paper: 2 or more).
+        anchors: "all" (default): assigned samples are anchors too. "unassigned": the paper's L2.
+        posets: the `Posets` to be bound to, or None (default).
+        **kwargs: PML's distance and collect_stats. The default distance is that of `PosetLoss`,
+            LpDistance(normalize_embeddings=True, p=2, power=2); a bound miner takes no distance at all.
+
+    Returns:
+        Of `forward(embeddings, labels, ref_emb=None, ref_labels=None)`: a1, p, a2, n, int64 tensors on the
+        embeddings' device. a1 and a2 index embeddings, p and n index ref_emb (embeddings if None). Every
+        anchor appears in a1; all are empty without an anchor or a representative. Memory is linear in samples
+        times representatives.
+
+    Raises:
+        TypeError, ValueError: as `PosetLoss`; for dataset indices outside the posets, and posets with too few
+            nearest classes.
+
+    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), sections 3.3 and
+    3.4, the pairs of Eq. 4; bound, the R^(m) of Eq. 6.
+    Differs from the paper: unbound, representatives are those of the batch; assigned samples are anchors by
+    default.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.1], [0.5, 0.6]])
+        >>> labels = torch.tensor([0, 0, 1, 2, -1])
+        >>> a1, p, a2, n = NearestMedoidMiner(anchors="unassigned")(embeddings, labels)
+        >>> a1.tolist(), p.tolist(), a2.tolist(), n.tolist()
+        ([4, 4], [0, 2], [4], [3])
+    """
+
+    def __init__(
+        self,
+        num_nearest: int = 2,
+        anchors: Anchors = "all",
+        posets: Posets | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_distance(self.distance)
+        self.num_nearest = check_count("num_nearest", num_nearest)
+        self.anchors = check_option("anchors", anchors, Anchors)
+        self.add_to_recordable_attributes(name="num_nearest", is_stat=False)
+        self.bind(posets)
+
+    def get_default_distance(self) -> BaseDistance:
+        """Squared Euclidean distance of L2-normalised embeddings."""
+        return default_distance()
+
+    def bind(self, posets: Posets | None) -> None:
+        """Take classes and representatives from `posets` from now on; None: from the batch again.
+
+        Args:
+            posets: anything with `labels` (N,), `medoids` (C,) and `nearest_classes` (N, Z), as `Posets` has
+                them.
+
+        Raises:
+            TypeError: if one of the three is missing.
+            ValueError: for shapes that do not match, or Z below `num_nearest`.
+
+        Example:
+            >>> from types import SimpleNamespace
+            >>> nearest_classes = [[0], [0], [1], [1]]
+            >>> labels, medoids = [0, 0, 1, -1], [1, 2]
+            >>> posets = SimpleNamespace(labels=labels, medoids=medoids, nearest_classes=nearest_classes)
+            >>> miner = NearestMedoidMiner(num_nearest=1)
+            >>> miner.bind(posets)
+            >>> a1, p, _, _ = miner(torch.zeros(3, 2), torch.tensor([3, 2, 1]))  # dataset indices
+            >>> a1.tolist(), p.tolist()
+            ([0, 1, 2], [1, 1, 2])
+        """
+        tables: tuple[torch.Tensor, ...] = ()
+        if posets is not None:
+            missing = [name for name in ("labels", "medoids", "nearest_classes") if not hasattr(posets, name)]
+            if missing:
+                raise TypeError(
+                    f"posets must be a pml_posets.posets.Posets, got {type(posets).__name__} without "
+                    f"{', '.join(missing)}: build them by Posets.build(features, labels)"
+                )
+            labels, medoids, nearest = (
+                torch.from_numpy(np.ascontiguousarray(table, np.int64))
+                for table in (posets.labels, posets.medoids, posets.nearest_classes)
+            )
+            if labels.ndim != 1 or medoids.ndim != 1 or nearest.ndim != 2 or len(nearest) != len(labels):
+                raise ValueError(
+                    "posets must have labels (N,), medoids (C,) and nearest_classes (N, Z), got "
+                    f"{tuple(labels.shape)}, {tuple(medoids.shape)}, {tuple(nearest.shape)}"
+                )
+            if nearest.shape[1] < self.num_nearest:
+                raise ValueError(
+                    f"posets must have at least num_nearest={self.num_nearest} nearest classes a sample, got "
+                    f"{nearest.shape[1]}: build them with num_nearest={self.num_nearest} or more"
+                )
+            tables = (labels, medoids, nearest[:, : self.num_nearest].contiguous())
+        self.posets = posets
+        self._tables = tables
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The pairs (a1, p, a2, n) of a batch; shapes and errors as in the class's description."""
+        if labels is None or (ref_emb is not None and ref_labels is None):
+            missing = "labels" if labels is None else "ref_labels"
+            raise ValueError(f"{missing} must be given, got None: the miner finds the classes by them")
+        check_batch(embeddings, labels, ref_emb, ref_labels, lowest=0 if self._tables else -1)
+        if self._tables:
+            self._check_indices(labels, ref_labels)
+        return super().forward(embeddings, labels, ref_emb, ref_labels)
+
+    def _check_indices(self, *indices: torch.Tensor | None) -> None:
+        num_samples = len(self._tables[0])
+        for index in indices:
+            if index is None or index.numel() == 0 or torch.compiler.is_compiling():
+                continue
+            largest = int(index.max())
+            if largest >= num_samples:
+                raise ValueError(
+                    f"labels of a bound miner are dataset indices in 0..{num_samples - 1}, found {largest}: "
+                    "pass indices, or bind the posets of this dataset"
+                )
+
+    def mine(
+        self, embeddings: torch.Tensor, labels: torch.Tensor, ref_emb: torch.Tensor, ref_labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `forward` returns; called by PML without gradient."""
+        if self._tables:
+            representatives, positives = self._of_round(labels.long(), ref_labels.long())
+        else:
+            representatives, positives = self._of_batch(embeddings, labels, ref_emb, ref_labels)
+        negatives = positives.any(dim=1, keepdim=True) & ~positives
+        a1, p = positives.nonzero(as_tuple=True)
+        a2, n = negatives.nonzero(as_tuple=True)
+        return a1, representatives[p], a2, representatives[n]
+
+    def _of_batch(
+        self, embeddings: torch.Tensor, labels: torch.Tensor, ref_emb: torch.Tensor, ref_labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Representatives, (K,) indices into ref_emb, and who is pulled to them, (B, K) bool."""
+        with torch.autocast(device_type=embeddings.device.type, enabled=False):
+            x, ref = full_precision(embeddings, ref_emb)
+            medoids, classes = batch_medoids(ref, ref_labels, self.distance)
+            if medoids.numel() == 0 or len(x) == 0:
+                return medoids, torch.zeros(len(x), medoids.numel(), dtype=torch.bool, device=x.device)
+            sq_dist = squared_distances(self.distance, x, ref[medoids])  # (B, K)
+            return medoids, positive_mask(sq_dist, labels, classes, self.num_nearest, self.anchors)
+
+    def _of_round(self, index: torch.Tensor, ref_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for dataset indices, by the bound posets."""
+        if self._tables[0].device != index.device:
+            self._tables = tuple(table.to(index.device) for table in self._tables)
+        class_of, medoids, nearest = self._tables
+        ref_class = class_of[ref_index]  # (R,)
+        place = (ref_class >= 0).nonzero().squeeze(1)
+        place = place[medoids[ref_class[place]] == ref_index[place]]  # medoids of the round in the batch
+        classes, order = torch.sort(ref_class[place], stable=True)
+        first = torch.ones_like(classes, dtype=torch.bool)
+        first[1:] = classes[1:] != classes[:-1]
+        classes, representatives = classes[first], place[order][first]  # (K,)
+
+        own = class_of[index][:, None]  # (B, 1)
+        wanted = nearest[index]  # (B, Z)
+        if self.anchors == "all":
+            wanted = torch.where(own >= 0, own, wanted)
+        else:
+            wanted = wanted.masked_fill(own >= 0, -1)
+        return representatives, (wanted[:, :, None] == classes).any(dim=1)
