@@ -1,4 +1,4 @@
-"""NearestMedoidMiner: pairs of samples and class representatives, for PosetLoss and PML's own tuple losses."""
+"""NearestMedoidMiner: pairs of samples and class representatives, for PosetLoss and PML's tuple losses."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class NearestMedoidMiner(BaseMiner):
                     f"{', '.join(missing)}: build them by Posets.build(features, labels)"
                 )
             labels, medoids, nearest = (
-                torch.from_numpy(np.ascontiguousarray(table, np.int64))
+                torch.from_numpy(np.array(table, dtype=np.int64))
                 for table in (posets.labels, posets.medoids, posets.nearest_classes)
             )
             if labels.ndim != 1 or medoids.ndim != 1 or nearest.ndim != 2 or len(nearest) != len(labels):

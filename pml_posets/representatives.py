@@ -214,7 +214,7 @@ def check_batch(
                 f"ref_emb must have {embeddings.shape[1]} columns like embeddings {tuple(embeddings.shape)}, "
                 f"got {tuple(ref_emb.shape)}: embed both with the same model"
             )
-    if ref_labels is not None and ref_labels is not labels:
+    if ref_labels is not None and not (ref_labels is labels and ref_emb is embeddings):
         _check_labels("ref_labels", ref_labels, "ref_emb", ref_emb, lowest)
 
 

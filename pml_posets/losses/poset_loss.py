@@ -125,9 +125,9 @@ class PosetLoss(BaseMetricLossFunction):
         num_nearest: Z, at least 1. Default 2 (the paper: 2 or more).
         sigma: a number above 0, in units of the distance, or None (default): sigma^2 is the mean squared
             distance of the batch's assigned samples to the medoid of their class (medoids count, with 0),
-            detached, at least min_sigma^2. Without any such sample it is taken over ref_emb, and without
-            labels over the pairs (a1, p). For normalised embeddings sigma^2 is the temperature of a softmax
-            over cosines.
+            detached, at least min_sigma^2. With a tuple: to what it holds of their class. Without any such
+            sample it is taken over ref_emb, and without labels over the pairs (a1, p). For normalised
+            embeddings sigma^2 is the temperature of a softmax over cosines.
         gamma: the margin, at least 0. Default 0. In squared distance for "paper" and "additive", in units of
             the exponent for "magnet".
         margin: "paper" (default), "magnet" or "additive".
@@ -301,12 +301,12 @@ class PosetLoss(BaseMetricLossFunction):
         if labels is not None and ref_labels is not None:
             classes = ref_labels[pairs.columns]  # (K,)
             own = _same_class(labels, classes)
-            if ref_labels is not labels and not own.any():
+            if not own.any():
                 members = (ref_labels >= 0).nonzero().squeeze(1)
                 sq_dist = squared_distances(self.distance, ref[members], ref[pairs.columns])
                 own = _same_class(ref_labels[members], classes)
-            if not own.any():
-                sq_dist, own = pairs.sq_dist, None
+                if not own.any():
+                    sq_dist, own = pairs.sq_dist, None
         mask = pairs.positives if own is None else own
         mean = sq_dist.masked_fill(~mask, 0).sum() / mask.sum()
         return mean.clamp_min(self.min_sigma**2)

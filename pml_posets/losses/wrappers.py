@@ -107,6 +107,7 @@ class PosetSelfSupervisedLoss(SelfSupervisedLoss):
         loss: a `PosetLoss` with anchors="all".
         symmetric: True (default): both views are anchors, the first view represents the class. False: the
             second view represents, the first are anchors.
+        **kwargs: of PML's `SelfSupervisedLoss`.
 
     Raises:
         TypeError: if `loss` is no `PosetLoss`.
