@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from .neighbors import as_features
+
+ArrayLike: TypeAlias = "np.ndarray | torch.Tensor"
 
 BLOCK_BYTES = 1 << 26  # rows gathered at a time
 _SMALL_CLASS = 32  # up to this size distances are differences, above it centred matrix products in float64

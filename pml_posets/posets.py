@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from .classes import (
     BLOCK_BYTES,
+    ArrayLike,
     ClassMembers,
     as_count,
     as_flips,
@@ -33,8 +34,6 @@ from .classes import (
 from .neighbors import as_features, search
 
 __all__ = ["Posets", "medoids", "relabel"]
-
-ArrayLike: TypeAlias = "np.ndarray | torch.Tensor"
 
 _FORMAT = 1  # of the file that save() writes
 _DAMAGE = (ValueError, TypeError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
