@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
 
 import numpy as np
+from torch.utils.data import BatchSampler
 
 from .posets import Posets
+from .seeding import derive_seeds
 
 
 class PosetBatches:
@@ -150,3 +154,34 @@ def _quotas(sizes: np.ndarray, per_class: int, total: int) -> np.ndarray:
 def _choose(rng: np.random.Generator, values: np.ndarray, count: int) -> np.ndarray:
     """Up to `count` different values at random."""
     return rng.choice(values, min(count, values.size), replace=False) if values.size else values
+
+
+class SeededBatches(BatchSampler):
+    """The batches of some iterations of a run, each index with the seed of its sample's augmentation.
+
+    Iteration i has batch i % E of epoch i // E, E the sampler's length; no earlier iteration need have run.
+    The pairs (index, seed) are keys of `pml_posets.datasets.IndexedDataset`.
+
+    Args:
+        sampler: a batch sampler with `set_epoch`, whose batches are a function of the epoch.
+        seeds: numbers from which, with the iteration, the seeds are derived.
+        first: the first iteration, from 0.
+        last: the one after the last.
+    """
+
+    def __init__(self, sampler: Any, seeds: tuple[int, ...], first: int, last: int) -> None:
+        self.source, self.seeds, self.first, self.last = sampler, seeds, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        length = len(self.source)
+        batches: Iterator[list[int]] = iter(())
+        for iteration in range(self.first, self.last):
+            if iteration == self.first or iteration % length == 0:
+                self.source.set_epoch(iteration // length)
+                batches = islice(iter(self.source), iteration % length, None)
+            batch = next(batches)
+            seeds = derive_seeds(*self.seeds, iteration, count=len(batch))
+            yield list(zip(batch, seeds, strict=True))

@@ -57,7 +57,7 @@ def preserved_randomness(accelerators: bool = True) -> Iterator[None]:
     """Give the global generators back as they were, whatever is drawn or seeded inside.
 
     Args:
-        accelerators: also those of the accelerators. Default True.
+        accelerators: also that of the current GPU, if it is in use. Default True.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -67,7 +67,8 @@ def preserved_randomness(accelerators: bool = True) -> Iterator[None]:
         True
     """
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    devices: list[int] | None = None if accelerators else []
+    started = accelerators and torch.cuda.is_available() and torch.cuda.is_initialized()
+    devices = [torch.cuda.current_device()] if started else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield
