@@ -1,11 +1,12 @@
-"""Nearest neighbours, exact or approximate: the one place that knows faiss.
+"""Nearest neighbours, exact or approximate.
 
 A search runs in two steps. A backend (faiss, or tiles of matrix products in torch) proposes a few more
 candidates than were asked for; then one shared step measures those again by plain differences, keeps the
-nearer of a sample and its mirror image, and sorts by (distance, index). That is why the backends give the same
-answer. No step ever holds an N x N matrix.
+nearer of a sample and its mirror image, and sorts by (distance, index). That is why the backends give the
+same answer. No step ever holds an N x N matrix.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +18,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .proposals import MIN_IVF_SAMPLES, FaissIndex, Questions, Tiles, principal_directions
+
 Method = Literal["exact", "approximate"]
 Backend = Literal["auto", "faiss", "torch"]
-
-_FAISS_GPU_MAX_K = 2048  # the longest list that a faiss index on a GPU returns
-_FIRST_SURPLUS = 1024  # how many samples of a query's own source are fetched beyond the asked ones at first
-_REDUCED_DIM = 256  # the approximate search looks for candidates in this many principal directions
-_MIN_IVF_SAMPLES = 20_000  # below this, looking at every reduced sample is cheap
 
 
 def as_features(features: ArrayLike | Tensor, name: str = "features") -> NDArray[np.float32]:
@@ -114,9 +112,10 @@ def search(
         sources: (N,) ints or strings; samples of the query's own source (itself among them) are left out.
         query_sources: (Q,) the sources of query_features; needed exactly when both of those are given.
         exclude_self: whether a sample is left out of its own list (by index: equal copies of it stay).
-        method: "exact", or "approximate": candidates come from the first 256 principal directions (by an
-            inverted file from 20,000 samples on, with faiss), several times more than asked for, and are then
-            measured in full.
+        method: "exact", or "approximate": candidates, several times more than asked for, are the nearest in
+            the first principal directions (up to 1024, for longer features from 32,768 samples on) and by an
+            inverted file (from 200,000 samples on, faiss only); they are then measured in full. Fewer
+            samples are searched exactly, because that is faster.
         backend: "faiss", "torch" or "auto" (faiss on the CPU where it is installed, otherwise torch).
         device: where to compute, e.g. "cpu" or "cuda:0".
         chunk_size: queries handled at once; None: 1024 on a CPU, 8192 on a GPU. Memory grows with it.
@@ -125,8 +124,8 @@ def search(
 
     Returns:
         Neighbors. Deterministic; of equal distances the lower index comes first, and a pair that is equally
-        near with and without mirroring is not flipped. Backends agree, except on which of many (more than about
-        4 k) exactly equal distances they list.
+        near with and without mirroring is not flipped. Backends agree, except on which of many (more than
+        about 4 k) exactly equal distances they list.
 
     Raises:
         TypeError: indices are not integers or features not numbers.
@@ -151,172 +150,91 @@ def search(
     use_faiss = _choose_backend(backend, place)
     _option(method, ("exact", "approximate"), "method")
     num_queries = len(vectors) if rows is None else len(rows)
-    chunk = (
-        _count(chunk_size, "chunk_size")
-        if chunk_size is not None
-        else (8192 if place.type == "cuda" else 1024)
-    )
-
-    table = torch.from_numpy(database).to(place)
-    table_codes = None if codes is None else torch.from_numpy(codes).to(place)
-    exact = _Tiles(table, table_codes)
-    proposer: _Tiles | _Faiss
-    reduce = None
-    if method == "approximate" and database.shape[1] > _REDUCED_DIM and len(database) > _REDUCED_DIM:
-        reduce = _principal_directions(database, seed)
-    if use_faiss:
-        small = database if reduce is None else database @ reduce
-        proposer = _Faiss(small, codes, place, method, seed)
-    else:
-        proposer = (
-            exact if reduce is None else _Tiles(table @ torch.from_numpy(reduce).to(place), table_codes)
-        )
-
-    excluded = _num_excluded(codes, query_codes, num_queries, rows is not None and exclude_self)
+    if chunk_size is None:
+        chunk_size = 8192 if place.type == "cuda" else 1024
+    chunk_size = _count(chunk_size, "chunk_size")
+    own = rows if exclude_self else None
+    excluded = _num_excluded(codes, query_codes, num_queries, own is not None)
     available = np.minimum(k, len(database) - excluded)
     indices = np.full((num_queries, k), -1, dtype=np.int64)
     distances = np.full((num_queries, k), np.inf, dtype=np.float32)
     flips = np.zeros((num_queries, k), dtype=bool)
     order = np.argsort(excluded, kind="stable")  # queries that need equally long lists go together
-    starts: Any = range(0, num_queries, chunk)
+    starts: Any = range(0, num_queries, chunk_size)
     if progress:
         from tqdm.auto import tqdm
 
         starts = tqdm(starts, desc="neighbours", unit="chunk")
     with torch.no_grad(), torch.autocast(place.type, enabled=False), _full_precision():
+        finder = _Finder(database, codes, k, method, use_faiss, place, seed)
         for start in starts:
-            block = order[start : start + chunk]
-            ask = _Questions(
-                own=torch.from_numpy(rows[block]).to(place) if rows is not None and exclude_self else None,
+            block = order[start : start + chunk_size]
+            ask = Questions(
+                own=None if own is None else torch.from_numpy(own[block]).to(place),
                 codes=None if query_codes is None else torch.from_numpy(query_codes[block]).to(place),
                 excluded=excluded[block],
             )
             picked = block if rows is None else rows[block]
-            views = [
-                torch.from_numpy(part[picked]).to(place) for part in (vectors, mirrors) if part is not None
-            ]
-            width = _surplus(k, len(database), method)
-            seen = views if reduce is None else [view @ torch.from_numpy(reduce).to(place) for view in views]
-            proposals = [proposer.propose(view, ask, width) for view in seen]
-            answer = _measure(table, views, [found for found, _ in proposals], k)
-            if method == "exact":
-                unsure = _ambiguous(exact, views, answer[1], proposals, width, available[block])
-            else:
-                unsure = (answer[0] >= 0).sum(1).cpu().numpy() < available[block]
-            if unsure.any():  # again, in double precision, with longer lists
-                which = torch.from_numpy(np.flatnonzero(unsure)).to(place)
-                again = [view[which] for view in views]
-                found = [exact.propose(view, ask.pick(which), 4 * width, torch.float64)[0] for view in again]
-                for old, new in zip(answer, _measure(table, again, found, k), strict=True):
-                    old[which] = new
-            indices[block], flips[block] = answer[0].cpu().numpy(), answer[2].cpu().numpy()
-            distances[block] = answer[1].sqrt().cpu().numpy()
+            views = [torch.from_numpy(x[picked]).to(place) for x in (vectors, mirrors) if x is not None]
+            index, square, flip = finder.find(views, ask, available[block])
+            indices[block], flips[block] = index.cpu().numpy(), flip.cpu().numpy()
+            distances[block] = square.sqrt().cpu().numpy()
     return Neighbors(indices, distances, None if mirrors is None else flips)
 
 
-@dataclass(frozen=True)
-class _Questions:
-    """What B queries must not find: their own indices, their own source codes; and how many that is."""
-
-    own: Tensor | None
-    codes: Tensor | None
-    excluded: NDArray[np.int64]
-
-    def pick(self, which: Tensor) -> "_Questions":
-        own = None if self.own is None else self.own[which]
-        codes = None if self.codes is None else self.codes[which]
-        return _Questions(own, codes, self.excluded[which.cpu().numpy()])
-
-
-class _Tiles:
-    """Exhaustive search by tiles of |x|^2 - 2 q.x, the lists merged from tile to tile."""
-
-    def __init__(self, table: Tensor, codes: Tensor | None) -> None:
-        self.table, self.codes = table, codes
-        self.squares = _row_squares(table)  # (N,)
-        self.max_square = float(self.squares.max())
-        self.tile = 2**28 if table.device.type == "cuda" else 2**24  # numbers held at once
-
-    def propose(
-        self, view: Tensor, ask: _Questions, width: int, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
-        """(B, D) queries to (B, width) indices (-1: none) and rounded squared distances (inf: none)."""
-        view = view.to(dtype)
-        width = min(width, len(self.table))
-        best = view.new_full((len(view), width), torch.inf)
-        found = torch.full((len(view), width), -1, dtype=torch.int64, device=view.device)
-        step = max(width, self.tile // max(1, len(view)))
-        for start in range(0, len(self.table), step):
-            part = self.table[start : start + step].to(dtype)
-            squares = self.squares[start : start + step] if dtype == torch.float32 else part.square().sum(1)
-            tile = torch.addmm(squares, view, part.T, alpha=-2)  # (B, step), |q|^2 still missing
-            if ask.codes is not None and self.codes is not None:
-                tile.masked_fill_(ask.codes[:, None] == self.codes[None, start : start + step], torch.inf)
-            if ask.own is not None:
-                here = (ask.own >= start) & (ask.own < start + len(part))
-                tile[here.nonzero()[:, 0], ask.own[here] - start] = torch.inf
-            value, index = tile.topk(min(width, len(part)), dim=1, largest=False)
-            index = torch.where(value.isinf(), -1, index + start)
-            best, pick = torch.cat([best, value], 1).topk(width, dim=1, largest=False)
-            found = torch.cat([found, index], 1).gather(1, pick)
-        return found, best + view.square().sum(1, keepdim=True)
-
-
-class _Faiss:
-    """A faiss index; what must not be found is left out of lists that are long enough to afford it."""
+class _Finder:
+    """Proposes, measures, and asks again in double precision where rounding may have misled the proposal."""
 
     def __init__(
         self,
-        table: NDArray[np.float32],
+        database: NDArray[np.float32],
         codes: NDArray[np.int64] | None,
-        place: torch.device,
+        k: int,
         method: str,
+        use_faiss: bool,
+        place: torch.device,
         seed: int,
     ) -> None:
-        import faiss
+        with warnings.catch_warnings():  # a memory map is read-only, and is only read
+            warnings.filterwarnings("ignore", message=".*not writable.*")
+            self.table = torch.from_numpy(database).to(place)
+        table_codes = None if codes is None else torch.from_numpy(codes).to(place)
+        self.exact = Tiles(self.table, table_codes)
+        approximate = method == "approximate"
+        self.directions = principal_directions(self.table, seed) if approximate else None
+        cells = approximate and use_faiss and len(database) >= MIN_IVF_SAMPLES
+        self.k, self.approximate = k, cells or self.directions is not None
+        self.width = min(len(database), 4 * k + 64 if self.approximate else k + max(8, k // 4))
+        self.proposer: Tiles | FaissIndex = self.exact
+        if use_faiss:
+            small = database if self.directions is None else (self.table @ self.directions).cpu().numpy()
+            self.proposer = FaissIndex(small, codes, place, cells, seed)
+        elif self.directions is not None:
+            self.proposer = Tiles(self.table @ self.directions, table_codes)
 
-        self.codes, self.on_gpu = codes, place.type == "cuda"
-        num_samples, dim = table.shape
-        index: Any = faiss.IndexFlatL2(dim)
-        if method == "approximate" and num_samples >= _MIN_IVF_SAMPLES:
-            num_cells = int(2 * num_samples**0.5)
-            index = faiss.IndexIVFFlat(index, dim, num_cells, faiss.METRIC_L2)
-            index.cp.seed, index.cp.max_points_per_centroid = seed, 64
-            index.cp.min_points_per_centroid = 1
-            index.nprobe = max(16, num_cells // 8)
-        if self.on_gpu:
-            self.resources = faiss.StandardGpuResources()
-            index = faiss.index_cpu_to_gpu(self.resources, place.index or 0, index)
-        table = np.ascontiguousarray(table)
-        if not index.is_trained:
-            index.train(table)
-        index.add(table)
-        self.index, self.num_samples = index, num_samples
-
-    def propose(self, view: Tensor, ask: _Questions, width: int) -> tuple[Tensor, Tensor]:
-        """(B, D) queries to (B, width) indices (-1: none) and rounded squared distances (inf: none)."""
-        queries = np.ascontiguousarray(view.cpu().numpy())
-        width = min(width, self.num_samples)
-        found = np.full((len(queries), width), -1, dtype=np.int64)
-        best = np.full((len(queries), width), np.inf, dtype=np.float32)
-        todo = np.arange(len(queries))
-        longest = min(self.num_samples, _FAISS_GPU_MAX_K) if self.on_gpu else self.num_samples
-        surplus = min(_FIRST_SURPLUS, int(ask.excluded.max(initial=0)))
-        while len(todo):
-            length = min(width + surplus, longest)
-            value, index = self.index.search(queries[todo], length)
-            wrong = index < 0
-            if ask.own is not None:
-                wrong |= index == ask.own.cpu().numpy()[todo, None]
-            if ask.codes is not None and self.codes is not None:
-                wrong |= self.codes[index] == ask.codes.cpu().numpy()[todo, None]
-            front = np.argsort(wrong, axis=1, kind="stable")[:, :width]  # the good ones, still in order
-            wrong = np.take_along_axis(wrong, front, 1)
-            found[todo] = np.where(wrong, -1, np.take_along_axis(index, front, 1))
-            best[todo] = np.where(wrong, np.inf, np.take_along_axis(value, front, 1))
-            short = wrong.any(axis=1) & (length < np.minimum(width + ask.excluded[todo], longest))
-            todo, surplus = todo[short], 4 * surplus
-        return torch.from_numpy(found).to(view.device), torch.from_numpy(best).to(view.device)
+    def find(
+        self, views: list[Tensor], ask: Questions, available: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, D) queries and maybe their mirror images to (B, k) indices, squared distances and flips."""
+        proposer, seen = self.proposer, views
+        if isinstance(proposer, FaissIndex) and not proposer.can(ask, self.width):
+            proposer = self.exact
+        elif self.directions is not None:
+            seen = [view @ self.directions for view in views]
+        proposals = [proposer.propose(view, ask, self.width) for view in seen]
+        answer = _measure(self.table, views, [found for found, _ in proposals], self.k)
+        if self.approximate:
+            unsure = (answer[0] >= 0).sum(1).cpu().numpy() < available
+        else:
+            unsure = _ambiguous(self.exact, views, answer[1], proposals, available)
+        if unsure.any():
+            which = torch.from_numpy(np.flatnonzero(unsure)).to(self.table.device)
+            again = [view[which] for view in views]
+            asked = ask.pick(which)
+            found = [self.exact.propose(view, asked, 4 * self.width, torch.float64)[0] for view in again]
+            for old, new in zip(answer, _measure(self.table, again, found, self.k), strict=True):
+                old[which] = new
+        return answer
 
 
 def _measure(
@@ -324,7 +242,8 @@ def _measure(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k best of (B, K) candidates per view: (B, k) indices, squared distances by differences, flips."""
     width = found[0].shape[1]
-    step = max(1, 2**24 // (width * table.shape[1]))
+    held = 2**26 if table.device.type == "cuda" else 2**18  # numbers at once; on a CPU they fit its cache
+    step = max(1, held // (width * table.shape[1]))
     squares = torch.full((len(views[0]), width * len(views)), torch.inf, device=table.device)
     for v, (view, index) in enumerate(zip(views, found, strict=True)):
         for start in range(0, len(view), step):
@@ -360,15 +279,14 @@ def _sorted(squares: Tensor, index: Tensor, flip: Tensor) -> tuple[Tensor, Tenso
 
 
 def _ambiguous(
-    tiles: _Tiles,
+    tiles: Tiles,
     views: list[Tensor],
     squares: Tensor,
     proposals: list[tuple[Tensor, Tensor]],
-    width: int,
     available: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
     """(B,) whether rounding may have kept one of the k nearest off the list of candidates."""
-    if width >= len(tiles.table):
+    if proposals[0][0].shape[1] == len(tiles.table):
         return np.zeros(len(squares), dtype=bool)
     last = squares.gather(1, torch.from_numpy(np.maximum(available - 1, 0)).to(squares.device)[:, None])[:, 0]
     rounding = 2 * torch.finfo(torch.float32).eps * max(8.0, tiles.table.shape[1] ** 0.5)
@@ -376,27 +294,6 @@ def _ambiguous(
     for view, (_, best) in zip(views, proposals, strict=True):
         unsure |= last >= best[:, -1] - rounding * (view.square().sum(1) + tiles.max_square)
     return unsure.cpu().numpy() & (available > 0)
-
-
-def _surplus(k: int, num_samples: int, method: str) -> int:
-    """How many candidates to measure for k neighbours."""
-    return min(num_samples, k + max(8, k // 4) if method == "exact" else 4 * k + 32)
-
-
-def _principal_directions(database: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """(D, 256) orthonormal: where a sample of the data varies most (randomised range finder)."""
-    generator = np.random.default_rng(seed)
-    rows = np.sort(generator.choice(len(database), min(len(database), 8192), replace=False))
-    sample = torch.from_numpy(database[rows])
-    sample = sample - sample.mean(0)
-    probe = torch.from_numpy(generator.standard_normal((database.shape[1], _REDUCED_DIM), dtype=np.float32))
-    basis = torch.linalg.qr(sample.T @ (sample @ probe)).Q
-    return torch.linalg.qr(sample.T @ (sample @ basis)).Q.contiguous().numpy()
-
-
-def _row_squares(table: Tensor) -> Tensor:
-    step = max(1, 2**24 // table.shape[1])
-    return torch.cat([table[start : start + step].square().sum(1) for start in range(0, len(table), step)])
 
 
 @contextmanager
