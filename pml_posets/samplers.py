@@ -67,6 +67,9 @@ class PseudoLabelSampler(BatchSampler):
     - a sample stands in a batch twice only if the classes have too few members in all to fill it. They are
       then repeated evenly (augmentation tells them apart). Unassigned samples never are.
 
+    With `views` above 1 all this holds of the batch_size / views samples that are drawn; these then stand in
+    the batch one view after another.
+
     Without unassigned samples the home classes are drawn at random. Classes in no poset are drawn as often as
     their number demands. Without any class a batch is a random set of samples.
 
@@ -80,13 +83,14 @@ class PseudoLabelSampler(BatchSampler):
         batch_size: B, at most N. Default 128.
         num_nearest: Z, how many nearest classes an unassigned sample has. Default 2; the paper has Z >= 2.
         samples_per_class: members of a home class in a batch, its medoid included. Default 4.
+        views: how often each drawn sample stands in a batch, each time augmented anew. Default 1.
         unassigned_fraction: largest part of a batch for unassigned samples, 0..1. Default 0.5; 0: none.
         grouping: a `PseudoLabelProvider`. Default: `SurrogateGrouping()`.
         assignment: refines the labels (`RelaxedAssignment`, Eq. 5). Default None: the grouping's labels stay.
         warm_start: from the second round on, True (default, the paper's): `assignment` starts from the labels
             of the round before, and the grouping is not called again; False: every round groups anew, then
             refines. Without an assignment every round groups anew.
-        sources: (N,) source of each sample, passed on to the grouping. Default None.
+        sources: (N,) source of each sample, passed on to the grouping and heeded by the posets. Default None.
         mirrored: (N, D) float32, features of the mirrored images. Default None.
         num_batches: batches in an epoch. Default: N // batch_size.
         seed: from 0. Default 0.
@@ -120,6 +124,7 @@ class PseudoLabelSampler(BatchSampler):
         num_nearest: int = 2,
         samples_per_class: int = 4,
         unassigned_fraction: float = 0.5,
+        views: int = 1,
         grouping: PseudoLabelProvider | None = None,
         assignment: Any = None,
         warm_start: bool = True,
@@ -135,6 +140,7 @@ class PseudoLabelSampler(BatchSampler):
         self.num_nearest = as_count(num_nearest, "num_nearest")
         self.samples_per_class = as_count(samples_per_class, "samples_per_class")
         self.unassigned_fraction = float(unassigned_fraction)
+        self.views = as_count(views, "views")
         self.grouping = grouping if grouping is not None else _default_grouping()
         self.assignment = assignment
         self.warm_start = warm_start
@@ -142,11 +148,13 @@ class PseudoLabelSampler(BatchSampler):
         self.seed = as_count(seed, "seed", least=0)
         self.epoch = 0
         self.uses_mirrored = mirrored is not None
-        if self.batch_size > self.num_samples:
+        if self.batch_size > self.num_samples * self.views:
             raise ValueError(
                 f"a batch must not be larger than the dataset, got batch_size={self.batch_size} for "
                 f"{self.num_samples} samples: lower batch_size"
             )
+        if self.batch_size % self.views:
+            raise ValueError(f"batch_size must be a multiple of views={views}, got {batch_size}")
         if not 0 <= self.unassigned_fraction <= 1:
             raise ValueError(f"unassigned_fraction must be in 0..1, got {unassigned_fraction}")
         if self.sources is not None and self.sources.shape != (self.num_samples,):
@@ -161,7 +169,7 @@ class PseudoLabelSampler(BatchSampler):
                 raise TypeError(f"{what} must be an instance, got the class: write {part.__name__}(...)")
             if not callable(getattr(part, "fit_predict", None)):
                 raise TypeError(f"{what} must have a method fit_predict, got {type(part).__name__}")
-        default = self.num_samples // self.batch_size
+        default = max(1, self.num_samples // self.batch_size)
         self.num_batches = default if num_batches is None else as_count(num_batches, "num_batches")
         self._waiting: Any = (features, as_mirrored(mirrored, features))
         self._posets: Posets | None = None
@@ -211,7 +219,13 @@ class PseudoLabelSampler(BatchSampler):
             seed_everything(derive_seeds(self.seed, round_)[0], accelerators=False)
             labels, flips = self._group(features, mirrored)
             posets = Posets.build(
-                features, labels, self.num_nearest, mirrored=mirrored, flips=flips, round=round_
+                features,
+                labels,
+                self.num_nearest,
+                mirrored=mirrored,
+                flips=flips,
+                sources=self.sources,
+                round=round_,
             )
         self._posets, self._waiting = posets, None
         return posets
@@ -241,10 +255,12 @@ class PseudoLabelSampler(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         posets, epoch = self.posets, self.epoch
-        batches = PosetBatches(posets, self.batch_size, self.samples_per_class, self.unassigned_fraction)
+        size = self.batch_size // self.views
+        batches = PosetBatches(posets, size, self.samples_per_class, self.unassigned_fraction)
         self.epoch += 1
         for b in range(self.num_batches):
-            yield batches.draw(np.random.default_rng([self.seed, posets.round, epoch, b])).tolist()
+            drawn = batches.draw(np.random.default_rng([self.seed, posets.round, epoch, b]))
+            yield drawn.tolist() * self.views
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass be this epoch, from 0."""

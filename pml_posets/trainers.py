@@ -30,7 +30,16 @@ from .seeding import derive_seeds, preserved_randomness, seed_everything
 
 __all__ = ["JointTrainer", "PseudoLabelLoss", "PseudoLabelMiner", "keep_groups"]
 
-_STEP, _SAMPLES, _HEADS = range(3)  # what a derived seed is for
+_STEP, _SAMPLES, _HEADS, _GROUPS = range(4)  # what a derived seed is for
+_SAMPLER_SETTINGS = (
+    "batch_size",
+    "num_batches",
+    "num_nearest",
+    "samples_per_class",
+    "unassigned_fraction",
+    "views",
+    "seed",
+)
 
 
 def keep_groups(joint: JointTrainer) -> None:
@@ -356,6 +365,7 @@ class JointTrainer:
 
     def _y_step(self) -> None:
         """New groups from the features of the current network, and all that hangs on them."""
+        seed_everything(derive_seeds(self.seed, _GROUPS, self.round)[0])
         previous = self.sampler.posets
         if self.round > 0:
             found = self.feature_fn(self)
@@ -363,7 +373,7 @@ class JointTrainer:
                 self.sampler.regroup(*(found if isinstance(found, tuple) else (found,)))
                 self._parts.forget_memories()
         posets = self.sampler.posets
-        if posets.num_classes == 0:
+        if posets.num_classes == 0 and not any(map(_learns_without_classes, self.loss_funcs.values())):
             raise ValueError(
                 f"the grouping formed no class of {posets.num_samples} samples in round {self.round}, so "
                 "there is nothing to learn: loosen it (smaller min_size, larger top_fraction)"
@@ -513,6 +523,10 @@ def _same_classes(before: Posets, after: Posets) -> bool:
         return before is after
     both = (before.labels >= 0) & (after.labels >= 0)
     return bool(both.any() and np.mean(before.labels[both] == after.labels[both]) >= 0.5)
+
+
+def _learns_without_classes(loss: torch.nn.Module) -> bool:
+    return not isinstance(loss, PseudoLabelLoss) or loss.unassigned == "own"
 
 
 def _checked_options(trainer_class: type[Any], options: dict[str, Any]) -> dict[str, Any]:

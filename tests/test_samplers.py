@@ -157,6 +157,16 @@ def test_only_unassigned_brings_the_medoids_alone():
         assert len(batch) - len(assigned) >= 30
 
 
+def test_views_stand_one_after_another():
+    labels = np.arange(40) % 5 - 1
+    batches = list(sampler_of(labels, 24, views=3))
+    single = list(sampler_of(labels, 8, num_batches=1))
+    assert len(batches) == 1
+    assert batches[0] == single[0] * 3
+    small = sampler_of([-1, -1, -1], 6, views=2)  # each sample twice
+    assert [sorted(batch) for batch in small] == [[0, 0, 1, 1, 2, 2]]
+
+
 def test_posets_of_thousands_are_cut_down():
     labels = np.full(5000, -1)
     labels[:6] = np.repeat([0, 1, 2], 2)
@@ -331,6 +341,8 @@ def test_a_failed_regrouping_keeps_the_old_groups():
     [
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"batch_size": 8}, ValueError, "batch_size=8 for 6 samples"),
+        ({"batch_size": 3, "views": 2}, ValueError, "multiple of views=2, got 3"),
+        ({"views": 0}, ValueError, "views must be at least 1"),
         ({"batch_size": 2.0}, TypeError, "batch_size must be an integer"),
         ({"num_nearest": 0}, ValueError, "num_nearest must be at least 1"),
         ({"samples_per_class": 0}, ValueError, "samples_per_class"),

@@ -279,6 +279,30 @@ def test_what_losses_see():
     assert joint.mining_funcs["tuple_miner"].posets is joint.posets
 
 
+def test_views_of_each_image_need_no_class():
+    seen = []
+
+    class Views(NTXentLoss):
+        def forward(self, embeddings, labels, *rest):
+            first, second = embeddings.detach().chunk(2)
+            seen.append((labels.chunk(2), bool((first != second).any(dim=1).all())))
+            return super().forward(embeddings, labels, *rest)
+
+    joint = make(
+        loss_funcs={"metric_loss": PseudoLabelLoss(Views(), unassigned="own")},
+        grouping=GivenLabels(np.full(NUM, -1)),
+        sampler_options={"views": 2},
+        feature_fn=keep_groups,
+    )
+    joint.train()
+    assert len(seen) == 10
+    for (first, second), differ in seen:
+        assert torch.equal(first, second)
+        assert first.unique().numel() == 6
+        assert differ  # augmented anew
+    assert joint.history[-1]["total_loss"] > 0
+
+
 def test_memories_are_emptied_when_groups_change():
     filled = []
     memory = PosetCrossBatchMemory(PosetLoss(), 8, memory_size=500)
@@ -565,6 +589,25 @@ def test_killed_after_any_iteration(at, tmp_path, uninterrupted):
     joint = full(output_dir=tmp_path)
     joint.train(resume=True)
     assert_same_run(joint, uninterrupted)
+
+
+def test_randomness_of_the_y_step_is_derived_too(tmp_path):
+    def noisy(joint):
+        return joint.extract() + 0.1 * torch.randn(NUM, 8).numpy()
+
+    given = []
+
+    class Watching(Growing):
+        def fit_predict(self, features, labels=None):
+            given.append(features)
+            return super().fit_predict(features, labels)
+
+    make(feature_fn=noisy, grouping=Watching()).train()
+    make(feature_fn=noisy, num_rounds=1, output_dir=tmp_path).train()
+    torch.manual_seed(9)
+    make(feature_fn=noisy, grouping=Watching(), output_dir=tmp_path).train(resume=True)
+    assert len(given) == 3
+    assert np.array_equal(given[1], given[2])
 
 
 @pytest.mark.parametrize("what", ["start_of_round_hook", "end_of_epoch_hook", "feature_fn"])
