@@ -1,0 +1,149 @@
+"""Augmentation of whole batches, on the device they are on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["BatchAugmentation"]
+
+
+class BatchAugmentation(nn.Module):
+    """Normalises a batch of images and, in training mode, moves and recolours each of them at random.
+
+    Put it in front of a trunk: `nn.Sequential(BatchAugmentation(), trunk)`. In evaluation mode the images are
+    only normalised. Every amount is drawn evenly from its range, for each image on its own. About its centre
+    an image is sheared, rotated and magnified; then the centre is shifted. One bilinear resampling does all
+    of it, in pixels, so that angles hold on images that are not square. What comes in from outside the image
+    is 0 after normalisation, the mean colour.
+
+    Args:
+        scale: range of the magnification, both above 0. Default (1.0, 1.41).
+        rotation: largest angle, to either side, degrees in 0..180. Default 10.
+        shear: largest lean of upright lines, to either side, degrees in 0..89. Default 4.
+        translation: largest shift of the image's centre, to any side, as part of the image's width and
+            height, in 0..1. Default 15 / 227.
+        brightness: how far the image may fade towards the mean colour or away from it, as a factor off 1, in
+            0..1. Default 0: off.
+        colour: standard deviation of a shift of each channel, in units of `std`, from 0. Default 0: off.
+        grey: part of the images that lose their colour, in 0..1. Default 0: off.
+        mean, std: of the three channels, for pixels in [0, 1]. Default: those of ImageNet.
+
+    Shapes: (B, 3, H, W), uint8 in 0..255 or floating point in [0, 1] -> (B, 3, H, W) float32. Randomness
+    comes from torch's global generator of the CPU, whatever the device: `torch.manual_seed` fixes it.
+
+    Raises:
+        ValueError: for a range out of bounds, or a batch that is not (B, 3, H, W).
+        TypeError: for a batch that is neither uint8 nor floating point.
+
+    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 4.1.1;
+    scale, rotation, shear and translation are those of the authors' public code.
+    Differs from the paper: the mean colour is subtracted, not a mean image, and the channels are divided by
+    their deviation; brightness, colour and grey are options of ours.
+
+    Example:
+        >>> augment = BatchAugmentation().eval()
+        >>> augment(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        scale: tuple[float, float] = (1.0, 1.41),
+        rotation: float = 10.0,
+        shear: float = 4.0,
+        translation: float = 15 / 227,
+        brightness: float = 0.0,
+        colour: float = 0.0,
+        grey: float = 0.0,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
+            raise ValueError(f"scale must be a range of two numbers above 0, got {scale}: try (1.0, 1.41)")
+        for name, value, top in (
+            ("rotation", rotation, 180.0),
+            ("shear", shear, 89.0),
+            ("translation", translation, 1.0),
+            ("brightness", brightness, 1.0),
+            ("colour", colour, 1e6),
+            ("grey", grey, 1.0),
+        ):
+            if not 0 <= value <= top:
+                raise ValueError(f"{name} must lie in 0..{top:g}, got {value}")
+        for name, values in (("mean", mean), ("std", std)):
+            if (
+                len(values) != 3
+                or not all(map(math.isfinite, values))
+                or (name == "std" and min(values) <= 0)
+            ):
+                positive = " above 0" if name == "std" else ""
+                raise ValueError(f"{name} must be three numbers{positive}, one a channel, got {values}")
+        self.scale, self.rotation, self.shear, self.translation = scale, rotation, shear, translation
+        self.brightness, self.colour, self.grey = brightness, colour, grey
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalise, and in training mode augment: (B, 3, H, W) -> (B, 3, H, W) float32."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"images must have shape (B, 3, H, W), got {tuple(images.shape)}: convert them to RGB"
+            )
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(
+                f"images must be uint8 in 0..255 or floating point in [0, 1], got {images.dtype}: "
+                "convert them with .to(torch.uint8)"
+            )
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        images = (images - self.mean) / self.std
+        if not self.training or len(images) == 0:
+            return images
+        return self._recolour(self._move(images))
+
+    def extra_repr(self) -> str:
+        """Every setting, so that what is named after the `repr` of a network changes with them."""
+        names = ("scale", "rotation", "shear", "translation", "brightness", "colour", "grey")
+        settings = [f"{name}={getattr(self, name)}" for name in names]
+        channels = [f"{name}={getattr(self, name).flatten().tolist()}" for name in ("mean", "std")]
+        return ", ".join(settings + channels)
+
+    def _move(self, images: torch.Tensor) -> torch.Tensor:
+        count, _, height, width = images.shape
+        zoom = self._uniform(count, *self.scale).reciprocal()  # of the sampling grid
+        angle = self._uniform(count, -self.rotation, self.rotation).mul(math.pi / 180)
+        lean = self._uniform(count, -self.shear, self.shear).mul(math.pi / 180).tan()
+        shift = self._uniform(2 * count, -2 * self.translation, 2 * self.translation).view(count, 2, 1)
+        # The grid asks where a pixel of the result comes from: shift, magnification, rotation, shear undone.
+        cos, sin = zoom * angle.cos(), zoom * angle.sin()
+        back = torch.stack([cos + lean * sin, sin - lean * cos, -sin, cos], dim=1).view(count, 2, 2)
+        back[:, 0, 1] *= height / width  # the grid runs from -1 to 1 on both sides
+        back[:, 1, 0] *= width / height
+        matrix = torch.cat([back, -back @ shift], dim=2).to(images.device)  # (B, 2, 3)
+        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, align_corners=False)
+
+    def _recolour(self, images: torch.Tensor) -> torch.Tensor:
+        count = len(images)
+        if self.brightness:
+            factor = self._uniform(count, 1 - self.brightness, 1 + self.brightness)
+            images = images * factor.view(-1, 1, 1, 1).to(images.device)
+        if self.colour:
+            images = images + (torch.randn(count, 3, 1, 1) * self.colour).to(images.device)
+        if self.grey:
+            chosen = (torch.rand(count) < self.grey).view(-1, 1, 1, 1).to(images.device)
+            without = (images * self.std + self.mean).mean(dim=1, keepdim=True)  # as pixels
+            images = torch.where(chosen, (without - self.mean) / self.std, images)
+        return images
+
+    @staticmethod
+    def _uniform(count: int, low: float, high: float) -> torch.Tensor:
+        return torch.empty(count).uniform_(low, high)
