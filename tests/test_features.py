@@ -1,0 +1,165 @@
+"""Features of a network: order, mirror images, modes, randomness, and models that go wrong."""
+
+import doctest
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pml_posets import features as module
+from pml_posets.features import extract, similarity
+
+
+def images(num: int = 11, size: int = 6) -> torch.Tensor:
+    return torch.rand(num, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Draws from every global generator, as random transforms do."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        noise = torch.rand(1) + np.random.rand() + random.random()  # noqa: NPY002
+        return torch.full((3, 4, 4), float(index)) + noise
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5))
+    return nn.Sequential(trunk, nn.Linear(64, 7))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_rows_are_in_dataset_order(num_workers):
+    model, data = network(), images()
+    labelled = list(zip(data, range(11), strict=True))
+    rows = extract(model, labelled, batch_size=4, num_workers=num_workers, normalize=False, progress=False)
+    assert rows.shape == (11, 7)
+    assert rows.dtype == np.float32
+    model.eval()
+    with torch.no_grad():
+        expected = torch.cat([model(image[None]) for image in data])
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+    unit = extract(model, data, batch_size=4, num_workers=num_workers, progress=False)
+    np.testing.assert_allclose(unit, nn.functional.normalize(expected), atol=1e-5)
+
+
+def test_mirror_images():
+    model, data = network(), images()
+    rows, mirrored = extract(model, data, batch_size=3, mirror=True, progress=False)
+    np.testing.assert_allclose(rows, extract(model, data, progress=False), atol=1e-6)
+    np.testing.assert_allclose(mirrored, extract(model, data.flip(-1), progress=False), atol=1e-6)
+    assert np.abs(rows - mirrored).max() > 1e-3
+
+
+def test_maps_are_flattened():
+    rows = extract(nn.Identity(), images(2), normalize=False, progress=False)
+    np.testing.assert_array_equal(rows, images(2).flatten(1))
+
+
+def test_every_mode_is_restored():
+    model = network()
+    model[0][1].eval()  # batch norm frozen in a model that trains
+    modes = [part.training for part in model.modules()]
+    statistics = model[0][1].running_mean.clone()
+    extract(model, images(), progress=False)
+    assert [part.training for part in model.modules()] == modes
+    assert torch.equal(statistics, model[0][1].running_mean)
+    assert all(weight.grad is None for weight in model.parameters())
+    broken = nn.Sequential(model, nn.Linear(3, 3))
+    with pytest.raises(RuntimeError):
+        extract(broken, images(), progress=False)
+    assert [part.training for part in model.modules()] == modes
+    assert broken.training
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_randomness_is_untouched_and_the_same_every_time(num_workers):
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    random.seed(3)
+
+    def state():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+
+    before = state()
+    first = extract(nn.Flatten(), Noisy(), num_workers=num_workers, normalize=False, progress=False)
+    assert state() == before
+    torch.rand(5)
+    again = extract(nn.Flatten(), Noisy(), num_workers=num_workers, normalize=False, progress=False)
+    np.testing.assert_array_equal(first, again)
+
+
+def test_half_precision_only_where_it_helps():
+    class Kinds(nn.Flatten):
+        def forward(self, x):
+            assert not torch.is_autocast_enabled("cpu")
+            return super().forward(x).to(torch.bfloat16)
+
+    assert extract(Kinds(), images(2), amp=True, progress=False).dtype == np.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("amp", [False, True])
+def test_on_a_gpu(amp):
+    model = network()
+    expected = extract(model, images(), mirror=True, progress=False)
+    found = extract(model, images(), mirror=True, progress=False, device="cuda", amp=amp)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-3 if amp else 1e-5)
+    large = nn.Sequential(model, nn.Linear(7, 2)).cuda()
+    large[1].weight.data.fill_(1e6)  # overflows in half precision
+    assert np.isfinite(extract(large, images(), amp=amp, progress=False)).all()
+
+
+def test_features_that_are_not_finite():
+    data = images()
+    data[7, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"the features of dataset\[7\] hold a NaN or an infinite value"):
+        extract(nn.Flatten(), data, batch_size=3, progress=False)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="at least one sample"):
+        extract(nn.Flatten(), [])
+    with pytest.raises(TypeError, match="a length and items by index, got generator"):
+        extract(nn.Flatten(), (image for image in images()))
+    with pytest.raises(TypeError, match=r"must yield image tensors .*got ndarray"):
+        extract(nn.Flatten(), [np.zeros((3, 4, 4))], progress=False)
+    with pytest.raises(
+        TypeError, match=r"model must return a tensor \(11, \.\.\.\) for 11 images, got \(3, 3\)"
+    ):
+        extract(nn.Sequential(nn.Flatten(), Fixed()), images(), progress=False)
+    with pytest.raises(TypeError, match="got tuple"):
+        extract(nn.AdaptiveMaxPool2d(1, return_indices=True), images(), progress=False)
+
+
+class Fixed(nn.Module):
+    def forward(self, x):
+        return torch.eye(3)
+
+
+def test_progress_bar(capfd):
+    extract(nn.Flatten(), images())
+    assert "11/11" in capfd.readouterr().err
+    extract(nn.Flatten(), images(), progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_similarity():
+    a, b = np.random.default_rng(0).standard_normal((2, 5, 3))
+    found = similarity(a, b, scale=2.0)
+    for i in range(5):
+        assert found[i] == pytest.approx(np.exp(-np.sqrt(((a[i] - b[i]) ** 2).sum()) / 2))
+    assert similarity(a, a).tolist() == [1] * 5
+    for scale in (0, -1, np.nan):
+        with pytest.raises(ValueError, match="scale must be positive"):
+            similarity(a, b, scale=scale)
+
+
+def test_examples_run():
+    assert doctest.testmod(module).failed == 0
