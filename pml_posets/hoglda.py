@@ -37,8 +37,8 @@ class HOGLDA:
         block_size: side of a block, cells; blocks lie one cell apart. Default 2.
         num_orientations: bins over 180 degrees. Default 9. The defaults give 11 x 11 blocks of 36 values.
         ridge: shrinkage as a multiple of the mean eigenvalue, >= 0, usually 0.01 to 30; towards infinity the
-            features become plain HOG minus mu. Default 10: with crops of persons, nearest neighbours by posture
-            were best there, and worse than plain HOG's below 1.
+            features become plain HOG minus mu. Default 10: with crops of persons, nearest neighbours by
+            posture were best there, and worse than plain HOG's below 1.
         whiten: False leaves L^-1 out: HOG minus mu. Default True.
         normalize: scale rows to unit length, so that ||a - b||^2 = 2 - 2 cos(a, b). Default True.
 
@@ -83,7 +83,7 @@ class HOGLDA:
         self.mean_: np.ndarray | None = None
         self.covariance_: np.ndarray | None = None
         self.ridge_: float | None = None
-        self._factor: torch.Tensor | None = None
+        self._factor: tuple[float, torch.Tensor] | None = None  # of which ridge
 
     @property
     def num_features(self) -> int:
@@ -258,7 +258,7 @@ class HOGLDA:
 
     def _whitener(self) -> torch.Tensor:
         """(D, D) float32 lower triangular L."""
-        if self._factor is None:
+        if self._factor is None or self._factor[0] != self.ridge:
             whole = torch.from_numpy(block_toeplitz(np.asarray(self.covariance_)))
             mean_eigenvalue = float(whole.diagonal().mean())
             ridge, added = max(self.ridge, _LEAST_RIDGE), 0.0
@@ -268,8 +268,8 @@ class HOGLDA:
                 if not failed:
                     break
                 added, ridge = ridge, 2 * ridge
-            self.ridge_, self._factor = ridge, factor.float()
-        return self._factor
+            self.ridge_, self._factor = ridge, (self.ridge, factor.float())
+        return self._factor[1]
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

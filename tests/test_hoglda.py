@@ -116,6 +116,9 @@ def test_options(fitted):
     shrunk = HOGLDA(image_size=32, ridge=1e7)
     shrunk.mean_, shrunk.covariance_ = fitted.mean_, fitted.covariance_
     unit = expected / np.linalg.norm(expected)
+    shrunk.ridge = 1.0
+    assert np.abs(shrunk.transform(images, progress=False)[0] - unit).max() > 0.01
+    shrunk.ridge = 1e7  # the factor follows
     np.testing.assert_allclose(shrunk.transform(images, progress=False)[0], unit, atol=1e-4)
 
 
