@@ -169,6 +169,7 @@ class Posets:
         *,
         mirrored: ArrayLike | None = None,
         flips: Any = None,
+        sources: Any = None,
         round: int = 0,
         backend: Literal["auto", "faiss", "torch"] = "auto",
         device: str | torch.device = "cpu",
@@ -185,6 +186,9 @@ class Posets:
             num_nearest: Z, from 1. Default 2; the paper has Z >= 2.
             mirrored: (N, D) float32, features of the mirrored images; None (default) without.
             flips: (N,) bool of the assigned samples, as `SurrogateGrouping.flips_`; None (default): none.
+            sources: (N,) source of each sample, ints or strings: a class whose medoid is of a sample's own
+                source is not among its nearest, unless it is its own class. Frames of one video are near
+                because they share person and scene. None (default): all classes count.
             round: the round of the joint optimisation. Default 0.
             backend: of the search, see `pml_posets.neighbors.search`.
             device: of the search. Default "cpu".
@@ -202,6 +206,11 @@ class Posets:
         labels = as_labels(labels, num_samples)
         flips = as_flips(flips, num_samples, mirrored)
         num_nearest = as_count(num_nearest, "num_nearest")
+        codes = None if sources is None else np.unique(np.asarray(sources), return_inverse=True)[1]
+        if codes is not None and codes.shape != (num_samples,):
+            raise ValueError(
+                f"sources must have shape ({num_samples},) to match the features, got {codes.shape}"
+            )
         found = _medoids(features, mirrored, flips, ClassMembers.of(labels))
         nearest = np.full((num_samples, num_nearest), -1, np.int64)
         distances = np.full((num_samples, num_nearest), np.inf, np.float32)
@@ -210,13 +219,19 @@ class Posets:
             representatives = oriented(features, mirrored, flips, found)  # (C, D)
             k = min(int(num_nearest), found.size)
             settings: dict[str, Any] = {"backend": backend, "device": device}
+            if codes is not None:
+                settings["sources"] = codes[found]
             for rows in _row_chunks(features, whole=mirrored is None):
+                if codes is not None:
+                    settings["query_sources"] = codes[rows]
                 queries = features if mirrored is None else oriented(features, mirrored, flips, rows)
                 got = search(representatives, k, query_features=queries, **settings)
                 nearest[rows, :k], distances[rows, :k] = got.indices, got.distances
                 free = rows[labels[rows] < 0]
                 if mirrored is None or not free.size:
                     continue
+                if codes is not None:
+                    settings["query_sources"] = codes[free]
                 got = search(representatives, k, query_features=mirrored[free], **settings)
                 flips[free] = got.distances[:, 0] < distances[free, 0]
                 turned = flips[free]

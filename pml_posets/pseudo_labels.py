@@ -8,6 +8,7 @@ told the posets of each round; what has none stands behind one of these two.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from .posets import Posets
 from .representatives import check_option
 
-__all__ = ["PseudoLabelLoss", "PseudoLabelMiner"]
+__all__ = ["PseudoLabelLoss", "PseudoLabelMiner", "WeightedLosses"]
 
 Unassigned = Literal["drop", "keep", "own"]
 
@@ -207,6 +208,63 @@ class PseudoLabelMiner(_Adapter):
             if name == "inner" or name.startswith("__"):
                 raise
             return getattr(self.inner, name)
+
+
+class WeightedLosses(torch.nn.Module):
+    """A weighted sum of losses that take dataset indices, as one loss: sum_k w_k L_k.
+
+    Args:
+        losses: modules with a method `bind` (`PseudoLabelLoss`, `FeatureLoss`), by name.
+        weights: a number from 0 for each name; a loss of weight 0 is left out. Default None: all 1.
+
+    Raises:
+        TypeError: for a loss without `bind`.
+        ValueError: for weights that do not go with the losses, or none above 0.
+
+    Source: Eq. 2 is such a sum; this one goes into a single place of a PML trainer.
+    Differs from the paper: in nothing known.
+
+    Example:
+        >>> import numpy as np
+        >>> from pml_posets.losses import FeatureLoss, PosetLoss
+        >>> features = np.float32([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [0.7, 0.7]])
+        >>> poset = PseudoLabelLoss(PosetLoss(sigma=0.5), unassigned="keep")
+        >>> parts = {"poset": poset, "feature": FeatureLoss(2, features)}
+        >>> both = WeightedLosses(parts, {"poset": 1.0, "feature": 3.0})
+        >>> both.bind(Posets.build(features, [0, 0, 1, -1]))
+        >>> both(torch.from_numpy(features), torch.arange(4)).item() > 0
+        True
+    """
+
+    def __init__(
+        self, losses: Mapping[str, torch.nn.Module], weights: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__()
+        weights = {name: 1.0 for name in losses} if weights is None else dict(weights)
+        if sorted(weights) != sorted(losses) or any(not weight >= 0 for weight in weights.values()):
+            raise ValueError(
+                "weights must be numbers from 0 with the names of the losses, "
+                f"{sorted(losses)}, got {weights}"
+            )
+        if not any(weights.values()):
+            raise ValueError("all weights are 0, so there is no loss: give one above 0")
+        for name, loss in losses.items():
+            if not hasattr(loss, "bind"):
+                raise TypeError(f"the loss {name} takes no dataset indices: put it into PseudoLabelLoss")
+        self.weights = {name: float(weight) for name, weight in weights.items() if weight}
+        self.losses = torch.nn.ModuleDict({name: losses[name] for name in self.weights})
+
+    def bind(self, posets: Store) -> None:
+        """Bind every loss."""
+        for loss in self.losses.values():
+            loss.bind(posets)  # type: ignore[operator]
+
+    def forward(self, embeddings: torch.Tensor, indices: torch.Tensor, *rest: Any) -> torch.Tensor:
+        """The sum for (B, D) embeddings and (B,) dataset indices; the rest goes to every loss."""
+        total = embeddings[:0].sum()
+        for name, loss in self.losses.items():
+            total = total + self.weights[name] * loss(embeddings, indices, *rest)
+        return total
 
 
 _SIDES = {

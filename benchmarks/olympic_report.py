@@ -1,0 +1,176 @@
+"""What olympic.py shows at its end: the table beside the paper's, and the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pml_posets.evaluation import RetrievalResult
+from pml_posets.plots import Tile, image_rows, loss_curves, roc_curves, save_figure
+
+from .common import Result, summary, table, write_text
+
+# Table 1 of the paper: mean AUC on Olympic Sports, 227 px. Their cliques began from ImageNet weights; their
+# triplets are Shuffle & Learn.
+PAPER = {"hog-lda": 0.62, "alexnet-imagenet": 0.65, "cliques": 0.83, "triplet": 0.63, "posets": 0.78}
+
+
+def auc_table(results: Sequence[Result]) -> str:
+    """Mean AUC of each method over its seeds, beside the paper's, and how far each round came."""
+    found = summary(results, "auc")
+    num_rounds = max((_rounds(r) for r in results), default=0)
+    rounds = [summary(results, f"auc_round_{k + 1}") for k in range(num_rounds)]
+    shown = sorted({0, 1, num_rounds - 1} & set(range(num_rounds)))
+    header = ["method", "AUC", "seeds", *(f"round {k + 1}" for k in shown), "paper (Olympic Sports)"]
+    rows = []
+    for method, (mean, deviation, count) in found.items():
+        spread = f" ± {deviation:.3f}" if count > 1 else ""
+        by_round = [f"{rounds[k][method][0]:.3f}" if method in rounds[k] else "" for k in shown]
+        paper = f"{PAPER[method]:.2f}" if method in PAPER else ""
+        rows.append([method, f"{mean:.3f}{spread}", str(count), *by_round, paper])
+    return table(header, rows)
+
+
+def category_table(results: Sequence[Result]) -> str:
+    """AUC of each category (mean over seeds) for each method."""
+    names = sorted({key for r in results for key in r.metrics if key.startswith("auc/")})
+    methods = list(dict.fromkeys(r.method for r in results))
+    by_name = {name: summary(results, name) for name in names}
+    rows = [
+        [name.removeprefix("auc/"), *(f"{by_name[name][m][0]:.3f}" if m in by_name[name] else "" for m in methods)]
+        for name in names
+    ]
+    return table(["category", *methods], rows)
+
+
+def write(
+    folder: Path,
+    results: Sequence[Result],
+    rocs: Mapping[str, RetrievalResult],
+    trainers: Mapping[str, Any],
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    postures: Any,
+) -> str:
+    """Write table.md and the pictures; returns the main table.
+
+    Args:
+        folder: the output folder.
+        results: all rows.
+        rocs: method to its curves, of the first seed.
+        trainers: method to its trainer at the end, of the first seed.
+        features: of "before" and "after" training, with those of the mirror images, of the first seed; may be
+            empty.
+        postures: the data (`olympic.Postures`).
+    """
+    main = auc_table(results)
+    write_text(folder / "table.md", f"{main}\n\n{category_table(results)}\n")
+    curves = {name: (roc.mean.fpr, roc.mean.tpr) for name, roc in rocs.items()}
+    save_figure(roc_curves(curves, title=f"Posture retrieval, {postures.name}"), folder / "roc.png")
+    trained = {name: joint for name, joint in trainers.items() if joint.history}
+    if trained:
+        save_figure(_losses(trained), folder / "loss.png")
+    if features:
+        save_figure(_neighbours(features, postures), folder / "neighbours.png")
+        rows = _posets(features["after"][0], postures)
+        if rows:
+            title = "Posets: between two medoids of a sequence (red), frames of other sequences in order"
+            save_figure(image_rows(rows, title), folder / "posets.png")
+    return main
+
+
+def _rounds(result: Result) -> int:
+    return max((int(k.rsplit("_", 1)[1]) for k in result.metrics if k.startswith("auc_round_")), default=0)
+
+
+def _losses(trainers: Mapping[str, Any]) -> Any:
+    """Fig. 4: the total loss of the methods that share an objective, else of every method."""
+    shared = [name for name in ("posets", "posets-fixed") if name in trainers]
+    chosen = shared or list(trainers)
+    names = {"posets": "joint groups", "posets-fixed": "fixed groups"}
+    curves = {
+        names.get(name, name): np.array([row["total_loss"] for row in trainers[name].history])
+        for name in chosen
+    }
+    first = trainers[chosen[0]]
+    starts = np.searchsorted([row["round"] for row in first.history], np.arange(first.num_rounds))
+    figure = loss_curves(curves, starts.tolist())
+    step = first.history[0]["iteration"] if first.history else 1
+    figure.axes[0].set_xlabel(f"iteration / {step:.0f}")
+    return figure
+
+
+def _neighbours(
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]], postures: Any, num_queries: int = 5, k: int = 7
+) -> Any:
+    """Queries, and their nearest labelled frames of other sources before and after training."""
+    tree = postures.tree
+    used = np.flatnonzero(np.abs(features["after"][0]).sum(1) > 0)
+    labels = tree.dataset_labels()
+    names = sorted(labels)
+    picked = [names[i] for i in np.linspace(0, len(names) - 1, min(num_queries, len(names))).astype(int)]
+    rows: dict[str, list[Tile]] = {}
+    for name in picked:
+        query = int(labels[name].anchors[len(labels[name].anchors) // 2])
+        others = used[tree.sources[used] != tree.sources[query]]
+        for when, (plain, mirrored) in features.items():
+            scores = np.stack([plain[others] @ plain[query], mirrored[others] @ plain[query]])
+            best = np.argsort(-scores.max(0), kind="stable")[:k]
+            row = [Tile(postures.images[query], name, "tab:red")]
+            for i in best:
+                image = postures.images[int(others[i])]
+                flip = scores[1, i] > scores[0, i]
+                same = tree.frame_categories[others[i]] == tree.frame_categories[query]
+                caption = f"{scores[:, i].max():.2f}{' flip' if flip else ''}"
+                row.append(Tile(image.flip(-1) if flip else image, caption, "tab:green" if same else None))
+            rows[f"{name}\n{when}"] = row
+    return image_rows(rows, "Nearest frames of other sources (green: the same category)")
+
+
+def _posets(features: np.ndarray, postures: Any, gap: int = 8, num_rows: int = 3) -> dict[str, list[Tile]]:
+    """Fig. 5: two frames of one sequence, `gap` apart; frames of other sources between them, in order.
+
+    The order is by the difference of the similarities to the two ends. The frames shown are, at evenly spaced
+    differences, those most similar to both ends together.
+    """
+    tree = postures.tree
+    used = np.flatnonzero(np.abs(features).sum(1) > 0)
+    rows: dict[str, list[Tile]] = {}
+    for sequence in np.unique(tree.sequences[used]):
+        inside = used[tree.sequences[used] == sequence]
+        inside = inside[np.argsort(tree.frame_numbers[inside], kind="stable")]
+        whole = np.flatnonzero(tree.sequences == sequence)
+        whole = whole[np.argsort(tree.frame_numbers[whole], kind="stable")]
+        place = {int(frame): i for i, frame in enumerate(whole)}
+        ends = next(
+            ((a, b) for a in inside for b in inside if place[int(b)] - place[int(a)] == gap), None
+        )
+        if ends is None:
+            continue
+        first, last = int(ends[0]), int(ends[1])
+        others = used[tree.sources[used] != tree.sources[first]]
+        to_first, to_last = features[others] @ features[first], features[others] @ features[last]
+        turn, near = to_last - to_first, to_last + to_first
+        span = 1 - float(features[first] @ features[last])
+        if span < 0.02 or len(others) < 50:
+            continue
+        between = []
+        for target in np.linspace(-0.7 * span, 0.7 * span, gap - 1):
+            fit = near - 4 * np.abs(turn - target)
+            fit[np.isin(others, between)] = -np.inf
+            between.append(int(others[fit.argmax()]))
+        truth = whole[place[first] : place[last] + 1]
+        red = {first, last}
+        name = tree.sequence_names[int(sequence)].rsplit("/", 1)[-1]
+        rows[f"{name}\nits own frames"] = [
+            Tile(postures.images[int(i)], "", "tab:red" if int(i) in red else "tab:blue") for i in truth
+        ]
+        ordered = [first, *between, last]
+        rows[f"{name}\nthe poset"] = [
+            Tile(postures.images[i], "", "tab:red" if i in red else "tab:green") for i in ordered
+        ]
+        if len(rows) >= 2 * num_rows:
+            break
+    return rows

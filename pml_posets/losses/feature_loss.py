@@ -1,0 +1,125 @@
+"""FeatureLoss: the embedding of an image must tell given features of it, by a linear map that is learned too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..classes import ArrayLike, as_mirrored
+from ..neighbors import as_features
+from ..posets import Posets
+from ..representatives import check_batch
+
+__all__ = ["FeatureLoss"]
+
+
+class FeatureLoss(nn.Module):
+    """Pulls a linear map of each normalised embedding towards given features of the sample, by their cosine.
+
+        L3(x_i) = 1 - cos( W phi(x_i) / |phi(x_i)| + b,  f_i )
+
+    with f the first K principal directions of the given features (HOG-LDA, say). Classes and posets pass on
+    the few nearest of the first similarities; this passes on all of them at once, for every sample, whether
+    assigned or not, and so gives a network from scratch a footing in a few hundred steps. What it cannot
+    teach is anything the features do not know.
+
+    It takes dataset indices in PML's labels channel, like everything with a method `bind`, and goes into
+    `JointTrainer` as it is, alone or in a `WeightedLosses`. W and b are learned: give an optimizer for
+    "metric_loss".
+
+    Args:
+        embedding_dim: D', the width of the embeddings.
+        features: (N, D) float32, in dataset order.
+        mirrored: (N, D) float32, those of the mirrored images; needed where posets with flips are bound.
+        num_components: K, at most min(N, D). Default 256.
+
+    Shapes: embeddings (B, D') floating point, indices (B,) integers -> a scalar, in [0, 2]; without samples
+    0, with a gradient path.
+
+    Raises:
+        TypeError, ValueError: for features or embeddings that are not finite or do not match, indices out of
+            range, posets with flips without mirrored features.
+
+    Source: none, an addition.
+    Differs from the paper: the paper has no such term; there HOG-LDA only makes the first groups.
+
+    Example:
+        >>> features = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+        >>> loss = FeatureLoss(8, features, num_components=4)
+        >>> loss(torch.randn(5, 8), torch.arange(5)).ndim
+        0
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        features: ArrayLike,
+        mirrored: ArrayLike | None = None,
+        num_components: int = 256,
+    ) -> None:
+        super().__init__()
+        features = as_features(features)
+        mirrored = as_mirrored(mirrored, features)
+        num_components = min(num_components, *features.shape)
+        if num_components < 1 or embedding_dim < 1:
+            raise ValueError(
+                f"num_components and embedding_dim must be 1 or more, got {num_components} and {embedding_dim}"
+            )
+        directions = _principal_directions(features, num_components)  # (D, K)
+        # No buffers: the tables belong to the data and stay out of logs, state dicts and the device.
+        self._targets = torch.from_numpy(features @ directions)  # (N, K)
+        self._mirrored = None if mirrored is None else torch.from_numpy(mirrored @ directions)
+        self._flips: torch.Tensor | None = None
+        self.map = nn.Linear(embedding_dim, num_components)
+
+    def bind(self, posets: Posets) -> None:
+        """Heed the flips of these posets: a mirrored sample must tell its mirrored features."""
+        if posets.num_samples != len(self._targets):
+            raise ValueError(
+                f"the posets have {posets.num_samples} samples, the features {len(self._targets)}: "
+                "do both belong to one dataset?"
+            )
+        flipped = bool(posets.flips.any())
+        if flipped and self._mirrored is None:
+            raise ValueError("the posets mirror some samples: give FeatureLoss the mirrored features too")
+        self._flips = torch.from_numpy(posets.flips) if flipped else None
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        indices: torch.Tensor,
+        indices_tuple: Any = None,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The mean over the batch; the tuple of a miner is of no use to it and passed over."""
+        check_batch(embeddings, indices, lowest=0)
+        if ref_emb is not None or ref_labels is not None:
+            raise ValueError("FeatureLoss looks at one sample at a time: it takes no ref_emb")
+        if not len(embeddings):
+            return embeddings.sum()
+        chosen, last = indices.detach().cpu().long(), len(self._targets) - 1
+        if int(chosen.max()) > last:
+            raise ValueError(
+                f"dataset indices must be in 0..{last}, got {int(chosen.max())}: "
+                "does the dataset yield (image, index)?"
+            )
+        targets = self._targets[chosen]  # (B, K)
+        if self._flips is not None and self._mirrored is not None:
+            targets = torch.where(self._flips[chosen][:, None], self._mirrored[chosen], targets)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            told = self.map(F.normalize(embeddings.to(self.map.weight.dtype)))
+            return (1 - F.cosine_similarity(told, targets.to(told), dim=1)).mean()
+
+
+def _principal_directions(features: np.ndarray, count: int, sample: int = 20_000) -> np.ndarray:
+    """(D, K) orthonormal, of the uncentred features: cosines are about 0 as they stand."""
+    step = -(-len(features) // sample)
+    rows = torch.from_numpy(features[::step]).double()
+    if rows.shape[0] < rows.shape[1]:
+        return torch.linalg.svd(rows, full_matrices=False).Vh[:count].T.float().numpy()
+    return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -count:].flip(1).float().numpy()
