@@ -350,3 +350,23 @@ def test_real_frames(shared_data):
 
 def test_examples_run():
     assert doctest.testmod(hoglda).failed == doctest.testmod(hog).failed == 0
+
+
+def test_window_weighs_blocks_by_their_distance_from_the_centre(tmp_path):
+    images = pictures(4)
+    plain = HOGLDA(image_size=32, whiten=False, normalize=False).fit_background(
+        images, num_patches=20, progress=False
+    )
+    windowed = HOGLDA(image_size=32, whiten=False, normalize=False, window=(0.2, 0.5))
+    windowed.mean_, windowed.covariance_ = plain.mean_, plain.covariance_
+    ratio = windowed.transform(images, progress=False) / plain.transform(images, progress=False)
+    ratio = np.nanmean(ratio, axis=0).reshape(3, 3, 36)
+    offset = 8 / 32  # the blocks' centres lie at 8, 16 and 24 of 32 pixels
+    for row, y in enumerate((-offset, 0, offset)):
+        for column, x in enumerate((-offset, 0, offset)):
+            expected = np.exp(-0.5 * ((x / 0.2) ** 2 + (y / 0.5) ** 2))
+            np.testing.assert_allclose(ratio[row, column], expected, rtol=1e-4)
+    windowed.save(tmp_path / "w.npz")
+    assert HOGLDA.load(tmp_path / "w.npz").window == (0.2, 0.5)
+    with pytest.raises(ValueError, match="window must be two numbers above 0"):
+        HOGLDA(window=(0.2, 0.0))
