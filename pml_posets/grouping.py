@@ -9,41 +9,50 @@ import torch
 
 from .classes import ArrayLike, as_count, as_mirrored
 from .estimator import Estimator
-from .groups import Groups, Space, blocks, merge, unique_groups
+from .groups import Groups, Space, blocks, quantile_distances
+from .merging import disjoint, merge, unique_groups
 from .neighbors import Neighbors, as_features, search
-
-_BLOCK_NUMBERS = 1 << 24  # distances to the sample held at a time
 
 
 class SurrogateGrouping(Estimator):
     """Group samples into small, compact, mutually similar surrogate classes; the rest stays unassigned.
 
-    1. Neighbours: the `max_neighbors` nearest of each sample x_i, of other sources if sources are given, each in
-       the better of its two orientations if mirrored features are given.
+    1. Neighbours: the `max_neighbors` nearest of each sample x_i, of other sources if sources are given,
+       each in the better of its two orientations if mirrored features are given.
     2. Radius r_i: the distance within which the nearest `top_fraction` of all (other sources') samples lie.
-    3. Growth: a group begins at each x_i and takes, one at a time, the neighbour whose farthest member of the group
-       is nearest, in units of the smaller of both radii, as long as every pair (j, k) of the group is mutually
-       similar: ||x_j - x_k|| <= min(r_j, r_k). It never takes two samples of one source.
-    4. Merging: see `pml_posets.groups.merge`.
-    5. One label a sample: the group in which its mean similarity to the other members is highest keeps it. Groups
-       left with fewer than min_size dissolve, the less similar half of them at a time, which gives their samples
-       back to the other groups that hold them.
-    6. Steering: the num_classes most compact classes stay; where there are fewer, steps 4 and 5 are tried with
-       smaller groups. Classes then lose their least similar members until their mean size is mean_size.
+    3. Growth: a group begins at each x_i and takes, one at a time, the neighbour whose farthest member of
+       the group is nearest, in units of the smaller of both radii, as long as every pair (j, k) of the group
+       is mutually similar: ||x_j - x_k|| <= min(r_j, r_k). It never takes two samples of one source.
+    4. Merging: see `pml_posets.merging.merge`.
+    5. One label a sample: the group in which its mean similarity to the other members is highest keeps it.
+       Groups left with fewer than min_size dissolve, the less similar half of them at a time, which gives
+       their samples back to the other groups that hold them.
+    6. Steering: where classes are smaller than mean_size, step 5 is done with larger limits than min_size.
+       The num_classes most compact classes stay; where there are fewer, steps 4 and 5 are tried with smaller
+       groups. Classes then lose their least similar members until they are no larger than mean_size on
+       average.
 
     Similarity is exp(-distance / scale), a group's compactness its mean over the pairs of the group.
 
     Args:
-        num_classes: classes to keep, from 1; None (default) keeps all. The paper: 20,000. Fewer come out where the
-            samples do not make as many.
+        num_classes: classes to keep, from 1; None (default) keeps all. The paper: 20,000. Fewer come out
+            where the samples do not make as many.
         min_size: t, members of a class at least, from 2. Default 3.
         max_size: members of a group at most, while growing and when merged. Default 16.
-        mean_size: members of a class on average, at most: None (default) leaves what comes out. The paper: 8.
-            Where classes come out smaller, raise max_size, or max_neighbors.
-        top_fraction: share of the samples that count as similar to a sample, in (0, 1]. Default and paper: 0.05.
-            At least the min_size - 1 nearest count. Smaller is more compact: fewer, smaller, purer classes.
+        mean_size: members of a class on average, between min_size and max_size; None (default) leaves what
+            comes out. The paper: 8. If both are given and cannot both be had, num_classes comes first.
+        top_fraction: share of the samples that count as similar to a sample, in (0, 1]. Default and paper:
+            0.05. Smaller is more compact: fewer, smaller, purer classes.
+        min_neighbors: nearest samples that count as similar at least, from 1, which matters for small sets
+            (below 200 samples with the defaults). Default 10.
         max_neighbors: neighbours that are candidates for a sample's group, from min_size - 1. Default 32.
-        merge_overlap: share of the smaller group from which two groups overlap highly, in (0, 1]. Default 0.5.
+        merge_overlap: share of the smaller group from which two groups overlap highly, in (0, 1]. Default
+            0.5.
+        max_widening: how much wider than a group its union with the next sample or group may be, from 1: a
+            group stops growing at the first step, from min_size on, that multiplies its diameter by more,
+            and two groups stay apart whose union has a mean distance more than so many times that of the
+            tighter one. Default 2.0; np.inf leaves the paper's rules alone. Real features rarely come near
+            it: it keeps strangers out of tight clusters that are smaller than max_size.
         scale: of the similarity, above 0. Default and paper: 1.0.
         one_per_source: heed sources, if given. Default True; False ignores them.
         method: of the neighbour search, "exact" (default) or "approximate".
@@ -52,9 +61,10 @@ class SurrogateGrouping(Estimator):
         random_state: seed, from 0. Default 0. The same seed and input give the same labels.
 
     Attributes:
-        labels_: (N,) int64, -1 for unassigned, else 0..num_classes_ - 1, numbered by each class's lowest index.
-        flips_: (N,) bool, True where a sample stands in its class mirrored; all False without mirrored features.
-            At most half of a class is mirrored.
+        labels_: (N,) int64, -1 for unassigned, else 0..num_classes_ - 1, numbered by each class's lowest
+            index.
+        flips_: (N,) bool, True where a sample stands in its class mirrored; all False without mirrored
+            features. At most half of a class is mirrored.
         num_classes_: C. It is 0, and all labels are -1, if no group of min_size forms.
         compactness_: (C,) float64, mean similarity over the pairs of each class.
         radii_: (N,) float32, r_i.
@@ -65,21 +75,21 @@ class SurrogateGrouping(Estimator):
         TypeError, ValueError: by `fit` and `fit_predict`, for an option out of its range, fewer samples than
             min_size, features that are not finite, arrays that do not match.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.1; sources
-        and mirror images are in the authors' code only.
+    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.1;
+        sources and mirror images are in the authors' code only.
 
-    Differs from the paper: neighbourhoods hold at most max_neighbors; groups at most max_size; merging in passes of
-        many pairs at once; the text leaves open how overlapping groups come to one label a sample (step 5), how the
-        number and size of classes were set (step 6) and which of two constituents the stopping rule means (here the
-        looser one).
+    Differs from the paper: neighbourhoods hold at most max_neighbors; groups at most max_size; merging in
+        passes of many pairs at once; the text leaves open how overlapping groups come to one label a sample
+        (step 5), how the number and size of classes were set (step 6) and which of two constituents the
+        stopping rule means (here the looser one).
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> centres = rng.normal(size=(10, 1, 8))
         >>> features = (centres + 0.01 * rng.normal(size=(10, 6, 8))).reshape(60, 8)
         >>> labels = SurrogateGrouping(top_fraction=0.1).fit_predict(features)
-        >>> labels.reshape(10, 6)[2], labels.max() + 1
-        (array([2, 2, 2, 2, 2, 2]), np.int64(10))
+        >>> labels.reshape(10, 6)[2], len(set(labels))
+        (array([2, 2, 2, 2, 2, 2]), 10)
     """
 
     labels_: np.ndarray
@@ -97,8 +107,10 @@ class SurrogateGrouping(Estimator):
         max_size: int = 16,
         mean_size: float | None = None,
         top_fraction: float = 0.05,
+        min_neighbors: int = 10,
         max_neighbors: int = 32,
         merge_overlap: float = 0.5,
+        max_widening: float = 2.0,
         scale: float = 1.0,
         one_per_source: bool = True,
         method: Literal["exact", "approximate"] = "exact",
@@ -111,8 +123,10 @@ class SurrogateGrouping(Estimator):
         self.max_size = max_size
         self.mean_size = mean_size
         self.top_fraction = top_fraction
+        self.min_neighbors = min_neighbors
         self.max_neighbors = max_neighbors
         self.merge_overlap = merge_overlap
+        self.max_widening = max_widening
         self.scale = scale
         self.one_per_source = one_per_source
         self.method = method
@@ -133,8 +147,8 @@ class SurrogateGrouping(Estimator):
             features: (N, D) float32 array or tensor, in dataset order, N >= min_size.
             sources: (N,) ints or strings, for example the video of each frame; None (default): no rule.
             mirrored: (N, D) float32, features of the mirrored images; None (default): no mirroring.
-            neighbors: what `search(features, k, sources=..., mirrored=...)` found, if that is there already; its k
-                stands in for max_neighbors. None (default) searches.
+            neighbors: what `search(features, k, sources=..., mirrored=...)` found, if that is there already;
+                its k stands in for max_neighbors. None (default) searches.
 
         Returns:
             labels_, (N,) int64.
@@ -176,11 +190,11 @@ class SurrogateGrouping(Estimator):
         space = Space.of(table, mirror, self.scale, self.device)
         with torch.no_grad(), torch.autocast(space.table.device.type, enabled=False):
             self.radii_ = self._radii(space, neighbors, codes)
-            grown = _grow(space, neighbors, self.radii_, codes, self.max_size)
+            grown = self._grow(space, neighbors, codes)
             classes = self._classes_of_number(grown, space, codes)
             classes = self._trim(self._most_compact(classes, space), space)
-            classes = _upright(classes.pick(np.argsort(_lowest(classes), kind="stable")))
-            self.compactness_ = classes.compactness(space)
+            classes = classes.pick(np.argsort(classes.lowest, kind="stable")).upright()
+            self.compactness_ = classes.means(space)[0]
         self.num_classes_ = len(classes.members)
         self.labels_ = np.full(num_samples, -1, np.int64)
         self.flips_ = np.zeros(num_samples, bool)
@@ -192,10 +206,13 @@ class SurrogateGrouping(Estimator):
     def _check(self) -> None:
         as_count(self.min_size, "min_size", least=2)
         as_count(self.max_size, "max_size", least=self.min_size)
+        as_count(self.min_neighbors, "min_neighbors")
         as_count(self.max_neighbors, "max_neighbors", least=self.min_size - 1)
         as_count(self.random_state, "random_state", least=0)
         if self.num_classes is not None:
             as_count(self.num_classes, "num_classes")
+        if not self.max_widening >= 1:
+            raise ValueError(f"max_widening must be at least 1, got {self.max_widening!r}")
         for name, value in (("top_fraction", self.top_fraction), ("merge_overlap", self.merge_overlap)):
             if not 0 < value <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {value!r}")
@@ -217,15 +234,13 @@ class SurrogateGrouping(Estimator):
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     def _radii(self, space: Space, neighbors: Neighbors, codes: np.ndarray | None) -> np.ndarray:
-        """(N,) float32: from the list of neighbours where it is long enough, from a sample of all otherwise."""
+        """(N,) float32, from the list of neighbours where that is long enough, else from a sample of all."""
         num_samples, k = neighbors.indices.shape
         counts = np.ones(num_samples, np.int64) if codes is None else np.bincount(codes)[codes]
         available = num_samples - counts  # samples that may be neighbours
         rank = np.ceil(self.top_fraction * available - 1e-9).astype(np.int64)
-        rank = np.minimum(np.maximum(rank, self.min_size - 1), available)
-        listed = np.minimum(
-            np.maximum(rank, 1), (neighbors.indices >= 0).sum(axis=1)
-        )  # 0: it has no neighbour
+        rank = np.minimum(np.maximum(rank, self.min_neighbors), available)
+        listed = np.minimum(rank, (neighbors.indices >= 0).sum(axis=1))  # 0: it has no neighbour
         radii = neighbors.distances[np.arange(num_samples), np.maximum(listed, 1) - 1].copy()
         radii[listed == 0] = 0
         far = np.flatnonzero(rank > k)
@@ -236,19 +251,56 @@ class SurrogateGrouping(Estimator):
         if size < num_samples:
             rng = np.random.default_rng(self.random_state)
             chosen = np.sort(rng.choice(num_samples, size, replace=False))
-        radii[far] = np.maximum(radii[far], _quantile_distance(space, far, chosen, self.top_fraction, codes))
+        radii[far] = np.maximum(radii[far], quantile_distances(space, far, chosen, self.top_fraction, codes))
         return radii
 
+    def _grow(self, space: Space, neighbors: Neighbors, codes: np.ndarray | None) -> Groups:
+        """A group of mutually similar samples around each sample, in the order in which it grew."""
+        num_samples, k = neighbors.indices.shape
+        place = space.table.device
+        members = np.full((num_samples, min(self.max_size, k + 1)), -1, np.int64)
+        flips = np.zeros(members.shape, bool)
+        members[:, 0] = np.arange(num_samples)
+        for block in blocks(num_samples, (k + 1) ** 2):
+            index = np.concatenate([members[block, :1], neighbors.indices[block]], axis=1)  # (b, k + 1)
+            flip = np.zeros(index.shape, bool)
+            if neighbors.flips is not None:
+                flip[:, 1:] = neighbors.flips[block]
+            reach = torch.from_numpy(self.radii_[np.maximum(index, 0)]).to(place)
+            limit = torch.minimum(reach[:, :, None], reach[:, None, :])
+            far = space.distances(index, flip).div_(limit.clamp_min_(torch.finfo(torch.float32).tiny))
+            outside = torch.from_numpy(index < 0).to(place)
+            source = None if codes is None else torch.from_numpy(codes[np.maximum(index, 0)]).to(place)
+            row = torch.arange(len(index), device=place)
+            farthest = far[:, 0].masked_fill(outside, torch.inf)  # (b, k + 1), each candidate to the group
+            farthest[:, 0] = torch.inf
+            diameter = torch.zeros(len(index), device=place)
+            for position in range(1, members.shape[1]):
+                nearest, pick = farthest.min(dim=1)
+                taken = nearest <= 1
+                if position >= self.min_size:
+                    taken &= nearest <= self.max_widening * diameter
+                chosen = taken.cpu().numpy().nonzero()[0]
+                if not chosen.size:
+                    break
+                slot = pick.cpu().numpy()[chosen]
+                members[block][chosen, position] = index[chosen, slot]
+                flips[block][chosen, position] = flip[chosen, slot]
+                diameter = torch.maximum(diameter, nearest)
+                farthest = torch.maximum(farthest, far[row, pick])
+                farthest[row, pick] = torch.inf
+                farthest[~taken] = torch.inf
+                if source is not None:
+                    farthest.masked_fill_(source == source[row, pick][:, None], torch.inf)
+        return Groups(members, flips)
+
     def _classes_of_number(self, grown: Groups, space: Space, codes: np.ndarray | None) -> Groups:
-        """Classes from groups of the largest size (up to max_size) that gives num_classes, or the most there are."""
-        size, best = self.max_size, self._classes(grown, self.max_size, space, codes)
-        self.max_size_ = size
+        """Classes from groups of the largest size that gives num_classes, or of the one that gives most."""
+        best, self.max_size_ = self._classes(grown, self.max_size, space, codes), self.max_size
+        if self.num_classes is None or len(best.members) >= self.num_classes:
+            return best
         low, high = self.min_size, self.max_size - 1
-        while (
-            self.num_classes is not None
-            and low <= high
-            and (len(best.members) < self.num_classes or self.max_size_ < self.max_size)
-        ):
+        while low <= high:
             size = (low + high) // 2
             tried = self._classes(grown, size, space, codes)
             enough = len(tried.members) >= self.num_classes
@@ -263,13 +315,30 @@ class SurrogateGrouping(Estimator):
         large = groups.sizes >= self.min_size
         owner = np.where(large, np.cumsum(large) - 1, -1)
         groups, owner = unique_groups(groups.pick(large), owner)
-        groups = merge(groups, owner, space, overlap=self.merge_overlap, max_size=size, codes=codes)
-        return _disjoint(groups, groups.similarities(space), self.min_size)
+        groups = merge(
+            groups,
+            owner,
+            space,
+            overlap=self.merge_overlap,
+            widening=self.max_widening,
+            max_size=size,
+            codes=codes,
+        )
+        score = groups.measure(space)[0]
+        classes = disjoint(groups, score, self.min_size)
+        for least in range(self.min_size + 1, size + 1):
+            if self.mean_size is None or not classes.sizes.size or classes.sizes.mean() >= self.mean_size:
+                break
+            larger = disjoint(groups, score, least)
+            if len(larger.members) < (self.num_classes or 1):
+                break
+            classes = larger
+        return classes
 
     def _most_compact(self, classes: Groups, space: Space) -> Groups:
         if self.num_classes is None or len(classes.members) <= self.num_classes:
             return classes
-        order = np.lexsort((_lowest(classes), -classes.compactness(space)))
+        order = np.lexsort((classes.lowest, -classes.means(space)[0]))
         return classes.pick(order[: self.num_classes])
 
     def _trim(self, classes: Groups, space: Space) -> Groups:
@@ -281,14 +350,14 @@ class SurrogateGrouping(Estimator):
         if surplus <= 0:
             return classes
         there = classes.members >= 0
-        score = np.where(there, classes.similarities(space), np.inf)
+        score = np.where(there, classes.measure(space)[0], np.inf)
         order = np.argsort(score, axis=1, kind="stable")  # (C, S), least similar first
         rank = np.argsort(order, axis=1, kind="stable")
         loose = np.flatnonzero((there & (rank < (sizes - self.min_size)[:, None])).reshape(-1))
         dropped = loose[np.argsort(score.reshape(-1)[loose], kind="stable")[:surplus]]
         members, flips = classes.members.copy(), classes.flips.copy()
         members.reshape(-1)[dropped], flips.reshape(-1)[dropped] = -1, False
-        return _packed(Groups(members, flips))
+        return Groups(members, flips).packed()
 
 
 def _check_neighbors(neighbors: Neighbors, num_samples: int, mirrored: bool) -> None:
@@ -306,114 +375,3 @@ def _check_neighbors(neighbors: Neighbors, num_samples: int, mirrored: bool) -> 
         )
     if mirrored != (neighbors.flips is not None):
         raise ValueError("neighbors and mirrored do not match: give both with mirror images, or neither")
-
-
-def _quantile_distance(
-    space: Space, rows: np.ndarray, chosen: np.ndarray, fraction: float, codes: np.ndarray | None
-) -> np.ndarray:
-    """(R,) distance within which the fraction of the chosen samples lies, own source and self left out."""
-    others = space.rows(chosen, np.zeros(chosen.size, bool))
-    centre = others.mean(0)
-    others = others - centre
-    squares = others.square().sum(1)
-    result = np.zeros(rows.size, np.float32)
-    step = max(1, _BLOCK_NUMBERS // max(chosen.size, space.table.shape[1]))
-    for first in range(0, rows.size, step):
-        part = rows[first : first + step]
-        gaps: torch.Tensor | None = None
-        for flipped in (False, True)[: 1 if space.mirror is None else 2]:
-            views = space.rows(part, np.full(part.size, flipped)) - centre
-            found = torch.addmm(squares, views, others.T, alpha=-2).add_(views.square().sum(1)[:, None])
-            gaps = found if gaps is None else torch.minimum(gaps, found)
-        assert gaps is not None
-        left_out = part[:, None] == chosen if codes is None else codes[part][:, None] == codes[chosen]
-        squared = gaps.clamp_min_(0).cpu().numpy()
-        squared[left_out] = np.inf
-        count = chosen.size - left_out.sum(axis=1)
-        rank = np.maximum(np.ceil(fraction * count - 1e-9).astype(np.int64), 1) - 1
-        squared.partition(np.unique(rank), axis=1)
-        result[first : first + step] = np.sqrt(squared[np.arange(part.size), rank])
-    return np.where(np.isfinite(result), result, 0)
-
-
-def _grow(
-    space: Space, neighbors: Neighbors, radii: np.ndarray, codes: np.ndarray | None, max_size: int
-) -> Groups:
-    """A group of mutually similar samples around each sample, in the order in which it grew."""
-    num_samples, k = neighbors.indices.shape
-    place = space.table.device
-    members = np.full((num_samples, min(max_size, k + 1)), -1, np.int64)
-    flips = np.zeros(members.shape, bool)
-    members[:, 0] = np.arange(num_samples)
-    for block in blocks(num_samples, (k + 1) ** 2):
-        index = np.concatenate([members[block, :1], neighbors.indices[block]], axis=1)  # (b, k + 1)
-        flip = np.zeros(index.shape, bool)
-        if neighbors.flips is not None:
-            flip[:, 1:] = neighbors.flips[block]
-        reach = torch.from_numpy(radii[np.maximum(index, 0)]).to(place)
-        limit = torch.minimum(reach[:, :, None], reach[:, None, :])
-        far = space.distances(index, flip).div_(limit.clamp_min_(torch.finfo(torch.float32).tiny))
-        outside = torch.from_numpy(index < 0).to(place)
-        source = None if codes is None else torch.from_numpy(codes[np.maximum(index, 0)]).to(place)
-        row = torch.arange(len(index), device=place)
-        farthest = far[:, 0].masked_fill(outside, torch.inf)  # (b, k + 1), from each candidate to the group
-        farthest[:, 0] = torch.inf
-        for position in range(1, members.shape[1]):
-            nearest, pick = farthest.min(dim=1)
-            taken = (nearest <= 1).cpu().numpy()
-            if not taken.any():
-                break
-            chosen = np.flatnonzero(taken)
-            slot = pick.cpu().numpy()[chosen]
-            members[block][chosen, position] = index[chosen, slot]
-            flips[block][chosen, position] = flip[chosen, slot]
-            farthest = torch.maximum(farthest, far[row, pick])
-            farthest[row, pick] = torch.inf
-            if source is not None:
-                farthest.masked_fill_(source == source[row, pick][:, None], torch.inf)
-    return Groups(members, flips)
-
-
-def _disjoint(groups: Groups, score: np.ndarray, min_size: int) -> Groups:
-    """Each sample in the group of its highest score; groups below min_size dissolve, half of them at a time."""
-    group, slot = np.nonzero(groups.members >= 0)
-    sample, value = groups.members[group, slot], score[group, slot]
-    order = np.lexsort((group, -value, sample))
-    group, slot, sample, value = group[order], slot[order], sample[order], value[order]
-    num_groups = len(groups.members)
-    alive = np.ones(num_groups, bool)
-    while True:
-        open_ = np.flatnonzero(alive[group])
-        keep = open_[np.unique(sample[open_], return_index=True)[1]]
-        sizes = np.bincount(group[keep], minlength=num_groups)
-        small = np.flatnonzero(alive & (sizes < min_size))
-        if not small.size:
-            break
-        total = np.bincount(group[keep], weights=value[keep], minlength=num_groups)
-        mean = total[small] / np.maximum(sizes[small], 1)
-        worst = np.lexsort((small, mean, sizes[small]))[: max(1, (small.size + 1) // 2)]
-        alive[small[worst]] = False
-    members = np.full(groups.members.shape, -1, np.int64)
-    flips = np.zeros(members.shape, bool)
-    members[group[keep], slot[keep]] = sample[keep]
-    flips[group[keep], slot[keep]] = groups.flips[group[keep], slot[keep]]
-    return _packed(Groups(members[alive], flips[alive]))
-
-
-def _packed(groups: Groups) -> Groups:
-    """Members to the front of each row, in their order."""
-    front = np.argsort(groups.members < 0, axis=1, kind="stable")
-    return Groups(np.take_along_axis(groups.members, front, 1), np.take_along_axis(groups.flips, front, 1))
-
-
-def _lowest(groups: Groups) -> np.ndarray:
-    """(G,) the lowest index of each group."""
-    if not groups.members.size:
-        return np.zeros(len(groups.members), np.int64)
-    return np.where(groups.members < 0, np.iinfo(np.int64).max, groups.members).min(axis=1)
-
-
-def _upright(groups: Groups) -> Groups:
-    """Turn over the groups of which more than half is mirrored."""
-    turned = 2 * groups.flips.sum(axis=1) > groups.sizes
-    return Groups(groups.members, (groups.flips ^ turned[:, None]) & (groups.members >= 0))
