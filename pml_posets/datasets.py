@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -61,7 +61,8 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
 
     A key is an index, or a pair (index, seed). With a seed, the global generators of torch, numpy and random
     are seeded before the sample is loaded and put back afterwards: its augmentation is then a function of the
-    seed alone, whatever the number of workers and whatever was drawn before.
+    seed alone, whatever the number of workers and whatever was drawn before. A dataset that loads a whole
+    batch at once (by `__getitems__`) is asked to, with the seed of the batch's first sample.
 
     Args:
         dataset: yields an image, or a tuple or list whose first element is the image (labels are left out).
@@ -119,20 +120,31 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> list[tuple[Any, int]]:
         """A batch at once, as torch's data loader asks for it: the generators are put back only once."""
-        if not any(isinstance(key, (tuple, list)) for key in keys):
-            return [self._load(int(key)) for key in keys]  # type: ignore[arg-type]
-        samples = []
+        indices = [int(key[0] if isinstance(key, (tuple, list)) else key) for key in keys]
+        seeds = [key[1] if isinstance(key, (tuple, list)) else None for key in keys]
+        if outside := [index for index in (min(indices), max(indices)) if not 0 <= index < len(self)]:
+            raise IndexError(f"index must be in 0..{len(self) - 1}, got {outside[0]}")
+        if seeds == [None] * len(seeds):
+            return list(zip(self._images(indices), indices, strict=True))
         with preserved_randomness(accelerators=False):
-            for key in keys:
-                index, seed = key  # type: ignore[misc]
-                seed_everything(seed, accelerators=False)
-                samples.append(self._load(index))
-        return samples
+            return list(zip(self._images(indices, seeds), indices, strict=True))
 
-    def _load(self, index: int) -> tuple[Any, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index must be in 0..{len(self) - 1}, got {index}")
-        image = self.dataset[index]
+    def _images(self, indices: list[int], seeds: Sequence[int | None] = ()) -> Iterator[Any]:
+        """The images, each after its seed if there are any."""
+        at_once = getattr(self.dataset, "__getitems__", None)
+        if at_once is not None and len(indices) > 1:
+            if seeds and seeds[0] is not None:
+                seed_everything(seeds[0], accelerators=False)
+            loaded = at_once(indices)
+            yield from (self._finish(sample, index) for sample, index in zip(loaded, indices, strict=True))
+            return
+        for i, index in enumerate(indices):
+            if seeds and (seed := seeds[i]) is not None:
+                seed_everything(seed, accelerators=False)
+            yield self._finish(self.dataset[index], index)
+
+    def _finish(self, image: Any, index: int) -> Any:
+        """The image of a sample, mirrored if it is to be."""
         if isinstance(image, dict):
             raise TypeError(
                 f"a sample must be an image or (image, ...), got a dict with the keys {sorted(image)}: "
@@ -143,7 +155,7 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
         flips = self._flips
         if flips is not None and (flips(index) if callable(flips) else flips[index]):
             image = mirror(image)
-        return image, index
+        return image
 
 
 class ImageList(Dataset[Any]):

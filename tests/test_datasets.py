@@ -71,6 +71,30 @@ def test_a_seed_alone_decides_the_augmentation(num_workers):
     assert torch.equal(first[1], data[(5, 12)][0])  # alone as in a batch, in this process as in a worker
 
 
+class AtOnce(Noisy):
+    """Loads a batch at once."""
+
+    def __getitems__(self, indices):
+        self.asked = indices
+        return [self[index] for index in indices]
+
+
+def test_a_dataset_that_loads_batches_is_asked_to():
+    plain = AtOnce()
+    data = IndexedDataset(plain, flips=np.arange(12) == 5)
+    seed_everything(1)
+    first = data.__getitems__([(3, 11), (5, 12)])
+    assert plain.asked == [3, 5]
+    again = data.__getitems__([(3, 11), (5, 99)])
+    assert [index for _, index in first] == [3, 5]
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
+    other = data.__getitems__([(3, 10), (5, 12)])
+    assert not torch.equal(first[0][0], other[0][0])
+    data.flips = None
+    assert torch.equal(data.__getitems__([(3, 11), (5, 12)])[1][0], first[1][0].flip(-1))
+    assert len({float(image[0, 0, 0]) for image, _ in data.__getitems__([3, 3, 3])}) == 3
+
+
 def test_a_seeded_sample_leaves_the_generators_alone():
     data = IndexedDataset(Noisy())
     seed_everything(5)
