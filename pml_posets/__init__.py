@@ -10,11 +10,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BatchAugmentation": "augmentation",
     "HOGLDA": "features",
+    "ImageStore": "image_store",
     "JointTrainer": "trainers",
     "NearestMedoidMiner": "miners",
+    "PosetCrossBatchMemory": "losses",
     "PosetLoss": "losses",
+    "PosetSelfSupervisedLoss": "losses",
     "Posets": "posets",
+    "PseudoLabelLoss": "pseudo_labels",
+    "PseudoLabelMiner": "pseudo_labels",
     "PseudoLabelSampler": "samplers",
     "RelaxedAssignment": "assignment",
     "SurrogateGrouping": "grouping",

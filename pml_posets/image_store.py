@@ -98,7 +98,7 @@ class ImageStore(Dataset[torch.Tensor]):
         """The images; None if there is no file, or one that is damaged."""
         try:
             images = np.load(self.path, mmap_mode="r")
-        except (FileNotFoundError, ValueError, EOFError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
             return None
         return images.view(np.ndarray) if images.shape == self.shape and images.dtype == np.uint8 else None
 
@@ -111,7 +111,6 @@ class ImageStore(Dataset[torch.Tensor]):
             batch_size=64,
             num_workers=num_workers,
             collate_fn=np.stack,
-            generator=torch.Generator(),  # its own: the global one stays as it is
         )
         header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
         try:
@@ -137,7 +136,8 @@ class ImageStore(Dataset[torch.Tensor]):
             with self._writing():
                 os.replace(part, self.path)
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

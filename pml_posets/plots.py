@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 __all__ = ["Tile", "image_rows", "loss_curves", "roc_curves", "save_figure"]
 
@@ -212,7 +211,7 @@ def _figure(width: float, height: float) -> Any:
 
 def _pixels(image: Any) -> np.ndarray:
     """The image as (H, W, 3) uint8."""
-    if isinstance(image, torch.Tensor):
+    if hasattr(image, "detach"):  # a tensor: torch is not imported for this
         pixels = image.detach().cpu().numpy()
         pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
     else:
