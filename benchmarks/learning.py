@@ -15,11 +15,9 @@ from pytorch_metric_learning.miners import TripletMarginMiner
 from torch import nn
 from torch.utils.data import BatchSampler
 
-from pml_posets.assignment import RelaxedAssignment
 from pml_posets.augmentation import BatchAugmentation
 from pml_posets.grouping import SurrogateGrouping
 from pml_posets.losses import FeatureLoss, PosetLoss
-from pml_posets.miners import NearestMedoidMiner
 from pml_posets.posets import Posets
 from pml_posets.pseudo_labels import PseudoLabelLoss, WeightedLosses
 from pml_posets.samplers import PseudoLabelSampler
@@ -259,13 +257,21 @@ def _pseudo_label_sampler(method: Method, start: Start, recipe: Recipe, seed: in
         num_nearest=recipe.num_nearest,
         unassigned_fraction=recipe.unassigned_fraction if method == "posets" else 0.0,
         grouping=grouping,
-        assignment=RelaxedAssignment(min_size=recipe.min_size, random_state=seed) if recipe.refine else None,
+        assignment=_assignment(recipe, seed),
         warm_start=recipe.refine,
         sources=start.sources,
         mirrored=start.mirrored,
         num_batches=recipe.iterations,
         seed=seed,
     )
+
+
+def _assignment(recipe: Recipe, seed: int) -> Any:
+    if not recipe.refine:
+        return None
+    from pml_posets.assignment import RelaxedAssignment
+
+    return RelaxedAssignment(min_size=recipe.min_size, random_state=seed)
 
 
 def _metric_loss(method: Method, start: Start, recipe: Recipe) -> nn.Module:

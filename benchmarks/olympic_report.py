@@ -10,12 +10,32 @@ import numpy as np
 
 from pml_posets.evaluation import RetrievalResult
 from pml_posets.plots import Tile, image_rows, loss_curves, roc_curves, save_figure
+from pml_posets.trainers import JointTrainer
 
 from .common import Result, summary, table, write_text
 
 # Table 1 of the paper: mean AUC on Olympic Sports, 227 px. Their cliques began from ImageNet weights; their
 # triplets are Shuffle & Learn.
 PAPER = {"hog-lda": 0.62, "alexnet-imagenet": 0.65, "cliques": 0.83, "triplet": 0.63, "posets": 0.78}
+
+
+class Shown:
+    """What the pictures are drawn from: the first seed of each method."""
+
+    def __init__(self) -> None:
+        self.rocs: dict[str, RetrievalResult] = {}
+        self.trainers: dict[str, JointTrainer] = {}
+        self.features: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def add(self, method: str, roc: RetrievalResult, joint: JointTrainer | None, features: Any) -> None:
+        """Note a method: its curves, its trainer if it learned; features of the untrained and the trained."""
+        self.rocs[method] = roc
+        if joint is not None:
+            self.trainers[method] = joint
+        if method == "random":
+            self.features["before"] = features
+        if method == "posets":
+            self.features["after"] = features
 
 
 def auc_table(results: Sequence[Result]) -> str:
@@ -40,43 +60,36 @@ def category_table(results: Sequence[Result]) -> str:
     methods = list(dict.fromkeys(r.method for r in results))
     by_name = {name: summary(results, name) for name in names}
     rows = [
-        [name.removeprefix("auc/"), *(f"{by_name[name][m][0]:.3f}" if m in by_name[name] else "" for m in methods)]
+        [
+            name.removeprefix("auc/"),
+            *(f"{by_name[name][m][0]:.3f}" if m in by_name[name] else "" for m in methods),
+        ]
         for name in names
     ]
     return table(["category", *methods], rows)
 
 
-def write(
-    folder: Path,
-    results: Sequence[Result],
-    rocs: Mapping[str, RetrievalResult],
-    trainers: Mapping[str, Any],
-    features: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    postures: Any,
-) -> str:
+def write(folder: Path, results: Sequence[Result], shown: Shown, postures: Any) -> str:
     """Write table.md and the pictures; returns the main table.
 
     Args:
         folder: the output folder.
         results: all rows.
-        rocs: method to its curves, of the first seed.
-        trainers: method to its trainer at the end, of the first seed.
-        features: of "before" and "after" training, with those of the mirror images, of the first seed; may be
-            empty.
+        shown: of the first seed.
         postures: the data (`olympic.Postures`).
     """
     main = auc_table(results)
     write_text(folder / "table.md", f"{main}\n\n{category_table(results)}\n")
-    curves = {name: (roc.mean.fpr, roc.mean.tpr) for name, roc in rocs.items()}
+    curves = {name: (roc.mean.fpr, roc.mean.tpr) for name, roc in shown.rocs.items()}
     save_figure(roc_curves(curves, title=f"Posture retrieval, {postures.name}"), folder / "roc.png")
-    trained = {name: joint for name, joint in trainers.items() if joint.history}
+    trained = {name: joint for name, joint in shown.trainers.items() if joint.history}
     if trained:
         save_figure(_losses(trained), folder / "loss.png")
-    if features:
-        save_figure(_neighbours(features, postures), folder / "neighbours.png")
-        rows = _posets(features["after"][0], postures)
+    if "after" in shown.features:
+        save_figure(_neighbours(shown.features, postures), folder / "neighbours.png")
+        rows = _posets(shown.features["after"][0], postures)
         if rows:
-            title = "Posets: between two medoids of a sequence (red), frames of other sequences in order"
+            title = "Posets: between two frames of a sequence (red), frames of other sequences in order"
             save_figure(image_rows(rows, title), folder / "posets.png")
     return main
 
@@ -112,10 +125,11 @@ def _neighbours(
     names = sorted(labels)
     picked = [names[i] for i in np.linspace(0, len(names) - 1, min(num_queries, len(names))).astype(int)]
     rows: dict[str, list[Tile]] = {}
+    moments = {when: features[when] for when in ("before", "after") if when in features}
     for name in picked:
         query = int(labels[name].anchors[len(labels[name].anchors) // 2])
         others = used[tree.sources[used] != tree.sources[query]]
-        for when, (plain, mirrored) in features.items():
+        for when, (plain, mirrored) in moments.items():
             scores = np.stack([plain[others] @ plain[query], mirrored[others] @ plain[query]])
             best = np.argsort(-scores.max(0), kind="stable")[:k]
             row = [Tile(postures.images[query], name, "tab:red")]
@@ -144,9 +158,7 @@ def _posets(features: np.ndarray, postures: Any, gap: int = 8, num_rows: int = 3
         whole = np.flatnonzero(tree.sequences == sequence)
         whole = whole[np.argsort(tree.frame_numbers[whole], kind="stable")]
         place = {int(frame): i for i, frame in enumerate(whole)}
-        ends = next(
-            ((a, b) for a in inside for b in inside if place[int(b)] - place[int(a)] == gap), None
-        )
+        ends = next(((a, b) for a in inside for b in inside if place[int(b)] - place[int(a)] == gap), None)
         if ends is None:
             continue
         first, last = int(ends[0]), int(ends[1])

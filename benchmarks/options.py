@@ -34,6 +34,7 @@ class RunOptions:
     initial: str
     window: tuple[float, float] | None
     hog_size: int
+    components: int
     preset: str
     recipe: Recipe
     seeds: tuple[int, ...]
@@ -69,18 +70,24 @@ def parse(description: str, arguments: Sequence[str] | None) -> RunOptions:
         description=description.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--data-root", type=Path, help="a tree in the Olympic Sports layout; without: drawn figures")
+    data.add_argument(
+        "--data-root", type=Path, help="a tree in the Olympic Sports layout; without: drawn figures"
+    )
     data.add_argument("--categories", nargs="+", help="use these categories only")
     data.add_argument("--skip-unreadable", action="store_true", help="count unreadable images and go on")
     data.add_argument("--figures", choices=("full", "tiny"), default="full", help="size of the drawn data")
     run = parser.add_argument_group("run")
-    run.add_argument("--method", nargs="+", choices=(*EVERY_METHOD, "all"), help="default: what shows that it learns")
+    run.add_argument(
+        "--method", nargs="+", choices=(*EVERY_METHOD, "all"), help="default: what shows that it learns"
+    )
     run.add_argument("--output", type=Path, help="default: a new folder under runs/")
     run.add_argument("--cache", type=Path, help="decoded images and HOG; default: runs/cache")
     run.add_argument("--resume", action="store_true", help="go on with the run in --output")
     run.add_argument("--seed", type=int, nargs="+", help="default: 0 1 2 on drawn figures, else 0")
     run.add_argument("--device", default="auto")
-    run.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes that load images")
+    run.add_argument(
+        "--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes that load images"
+    )
     run.add_argument("--layer", choices=alexnet.LAYERS, default="fc7", help="the features that are scored")
     run.add_argument("--no-round-scores", action="store_true", help="score after the last round only")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -89,12 +96,17 @@ def parse(description: str, arguments: Sequence[str] | None) -> RunOptions:
     first = parser.add_argument_group("first similarities")
     first.add_argument("--initial", choices=("hog-lda", "hog", "hog-window"), default="hog-window")
     first.add_argument(
-        "--window", type=float, nargs=2, metavar=("X", "Y"), default=(0.18, 0.55),
+        "--window", type=float, nargs=2, metavar=("X", "Y"), default=(0.2, 0.6),
         help="standard deviations of the window, as parts of the image's sides",
     )  # fmt: skip
     first.add_argument("--hog-size", type=int, default=96, help="side of the images HOG sees, px")
+    first.add_argument(
+        "--components", type=int, default=256, help="principal directions of HOG that are kept"
+    )
     recipe = parser.add_argument_group("recipe", "each overrides the preset")
-    recipe.add_argument("--preset", choices=tuple(PRESETS), help="default: small; figures without --data-root")
+    recipe.add_argument(
+        "--preset", choices=tuple(PRESETS), help="default: small; figures without --data-root"
+    )
     _add_recipe_options(recipe)
     got = parser.parse_args(arguments)
 
@@ -117,7 +129,9 @@ def parse(description: str, arguments: Sequence[str] | None) -> RunOptions:
     if "all" in methods:
         methods = tuple(m for m in EVERY_METHOD if m != "alexnet-imagenet" or got.imagenet_weights)
     if "alexnet-imagenet" in methods and got.imagenet_weights is None:
-        raise ValueError("--method alexnet-imagenet needs --imagenet-weights FILE (torchvision's alexnet .pth)")
+        raise ValueError(
+            "--method alexnet-imagenet needs --imagenet-weights FILE (torchvision's alexnet .pth)"
+        )
     return RunOptions(
         data_root=got.data_root,
         categories=tuple(got.categories) if got.categories else None,
@@ -131,6 +145,7 @@ def parse(description: str, arguments: Sequence[str] | None) -> RunOptions:
         initial=got.initial,
         window=tuple(got.window) if got.initial == "hog-window" else None,
         hog_size=got.hog_size,
+        components=got.components,
         preset=preset,
         recipe=chosen,
         seeds=seeds,

@@ -9,10 +9,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from .cache import FeatureCache
+from .classes import ArrayLike, as_count, as_mirrored
 from .hoglda import HOGLDA, unit_rows
+from .neighbors import as_features
 from .seeding import preserved_randomness, seed_everything
 
-__all__ = ["HOGLDA", "FeatureCache", "extract", "similarity"]
+__all__ = ["HOGLDA", "FeatureCache", "extract", "principal_components", "similarity"]
 
 
 def similarity(a: np.ndarray, b: np.ndarray, scale: float = 1.0) -> np.ndarray:
@@ -50,7 +52,7 @@ def extract(
     device: str | torch.device | None = None,
     mirror: bool = False,
     normalize: bool = True,
-    amp: bool = True,
+    amp: bool | torch.dtype = True,
     progress: bool = True,
 ) -> Any:
     """Features of a network, in dataset order.
@@ -68,8 +70,8 @@ def extract(
         device: where to compute; the model is moved there, and stays. None (default): where it is.
         mirror: also features of the horizontally mirrored images. Default False.
         normalize: scale rows to unit length. Default True.
-        amp: half precision on a GPU (a batch that overflows is done again in full). Default True; no effect
-            on a CPU.
+        amp: mixed precision: a dtype (torch.bfloat16, torch.float16) for any device; True (default): float16
+            on a GPU, none on a CPU; False: none. A batch that overflows is done again in full.
         progress: show a progress bar. Default True.
 
     Returns:
@@ -100,7 +102,9 @@ def extract(
     else:
         place = torch.device(device)
         model.to(place)
-    half = amp and place.type == "cuda"
+    half = amp if isinstance(amp, torch.dtype) else None
+    if amp is True and place.type == "cuda":
+        half = torch.float16
     modes = [(module, module.training) for module in model.modules()]
     views: list[np.ndarray] = []
     try:
@@ -136,6 +140,55 @@ def extract(
     return (views[0], views[1]) if mirror else views[0]
 
 
+def principal_components(
+    features: ArrayLike,
+    count: int,
+    mirrored: ArrayLike | None = None,
+    *,
+    normalize: bool = True,
+    seed: int = 0,
+) -> Any:
+    """Features in their first principal directions: shorter rows with nearly the same cosines.
+
+    The directions are those of the features as they are, not centred, taken from up to 20,000 rows by a
+    randomised decomposition. HOG loses next to nothing at 256, and a neighbour search gains in proportion.
+
+    Args:
+        features: (N, D) float32.
+        count: directions to keep, from 1; all D where there are no more.
+        mirrored: (N, D) float32, features of the mirrored images, brought into the same directions.
+        normalize: scale rows to unit length. Default True.
+        seed: of the decomposition. Default 0.
+
+    Returns:
+        (N, count) float32, or two of them with `mirrored`.
+
+    Raises:
+        TypeError, ValueError: for features that are wrong or do not match, or count < 1.
+
+    Source: none, an addition. Differs from the paper: it does not reduce its features.
+
+    Example:
+        >>> features = np.random.default_rng(0).normal(size=(50, 3)) @ np.eye(3, 40)
+        >>> principal_components(features, 3).shape
+        (50, 3)
+    """
+    count = as_count(count, "count")
+    views = [as_features(features)]
+    if mirrored is not None:
+        views.append(as_mirrored(mirrored, views[0]))
+    if count < views[0].shape[1]:
+        rows = torch.from_numpy(views[0][:: -(-len(views[0]) // 20_000)])
+        with preserved_randomness():
+            seed_everything(seed)
+            extra = min(count + 16, *rows.shape)
+            directions = torch.svd_lowrank(rows, q=extra, niter=3)[2][:, :count].numpy()  # (D, count)
+        views = [view @ directions for view in views]
+    if normalize:
+        views = [unit_rows(np.array(view)) for view in views]
+    return views[0] if mirrored is None else (views[0], views[1])
+
+
 def _stack_images(items: list[Any]) -> torch.Tensor:
     images = [item[0] if isinstance(item, tuple | list) else item for item in items]
     for image in images:
@@ -147,9 +200,11 @@ def _stack_images(items: list[Any]) -> torch.Tensor:
     return torch.stack(images)
 
 
-def _forward(model: torch.nn.Module, images: torch.Tensor, half: bool, start: int) -> np.ndarray:
+def _forward(
+    model: torch.nn.Module, images: torch.Tensor, half: torch.dtype | None, start: int
+) -> np.ndarray:
     """(B, D) float32 of one batch; `start` is the index of its first sample."""
-    with torch.autocast(images.device.type, dtype=torch.float16, enabled=half):
+    with torch.autocast(images.device.type, dtype=half, enabled=half is not None):
         out = model(images)
     if not isinstance(out, torch.Tensor) or out.ndim < 2 or len(out) != len(images):
         found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__qualname__
@@ -159,8 +214,8 @@ def _forward(model: torch.nn.Module, images: torch.Tensor, half: bool, start: in
     rows = out.float().flatten(1)
     finite = rows.isfinite().all(1)
     if not bool(finite.all()):
-        if half:
-            return _forward(model, images, False, start)
+        if half is not None:
+            return _forward(model, images, None, start)
         index = start + int((~finite).nonzero()[0])
         raise ValueError(
             f"the features of dataset[{index}] hold a NaN or an infinite value: has training diverged, or "

@@ -257,15 +257,33 @@ class HOGLDA:
         mean, covariance = np.asarray(self.mean_), np.asarray(self.covariance_)
         return {**arrays, "mean": mean, "covariance": covariance, "hoglda_format": np.array(_FORMAT)}
 
+    def finish(self, centred: np.ndarray) -> np.ndarray:
+        """Features of HOGs from which mu is taken already: whitened, windowed and scaled as the settings say.
+
+        With it one description serves several settings: transform with whiten=False, normalize=False and no
+        window, then change the attributes `whiten`, `ridge`, `window` and `normalize` and finish.
+
+        Args:
+            centred: (N, D) float32, h - mu.
+
+        Returns:
+            (N, D) float32, a new array.
+        """
+        if not len(centred):
+            return centred.copy()
+        return np.concatenate([self._finish(centred[i : i + 2048]) for i in range(0, len(centred), 2048)])
+
     def _project(self, rows: np.ndarray) -> np.ndarray:
         """(B, D) HOGs to (B, D) features."""
-        rows = rows - np.tile(np.asarray(self.mean_, np.float32), self.grid.side**2)
+        return self._finish(rows - np.tile(np.asarray(self.mean_, np.float32), self.grid.side**2))
+
+    def _finish(self, rows: np.ndarray) -> np.ndarray:
         if self.whiten:
             solved = torch.linalg.solve_triangular(self._whitener(), torch.from_numpy(rows).T, upper=False)
             rows = solved.T.contiguous().numpy()
         if self.window is not None:
             rows = rows * self._window_weights()
-        return unit_rows(rows) if self.normalize else rows
+        return unit_rows(np.array(rows)) if self.normalize else rows
 
     def _window_weights(self) -> np.ndarray:
         """(D,) float32, the weight of each value's block."""

@@ -304,6 +304,7 @@ class JointTrainer:
             "device": self.device,
             "mirror": getattr(self.sampler, "uses_mirrored", False),
             "progress": self.progress,
+            "amp": True if self.autocast is None else self.autocast,
         }
         data = self.feature_dataset if dataset is None else dataset
         return extract(network, data, **{**defaults, **self.feature_options, **options})

@@ -1,15 +1,14 @@
-"""FeatureLoss: the embedding of an image must tell given features of it, by a linear map that is learned too."""
+"""FeatureLoss: an embedding must tell given features of its image, by a linear map that is learned too."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..classes import ArrayLike, as_mirrored
+from ..classes import ArrayLike, as_count, as_mirrored
 from ..neighbors import as_features
 from ..posets import Posets
 from ..representatives import check_batch
@@ -22,7 +21,8 @@ class FeatureLoss(nn.Module):
 
         L3(x_i) = 1 - cos( W phi(x_i) / |phi(x_i)| + b,  f_i )
 
-    with f the first K principal directions of the given features (HOG-LDA, say). Classes and posets pass on
+    with f the given features (HOG-LDA, say; wide ones are best brought down to a few hundred columns by
+    `pml_posets.features.principal_components`). Classes and posets pass on
     the few nearest of the first similarities; this passes on all of them at once, for every sample, whether
     assigned or not, and so gives a network from scratch a footing in a few hundred steps. What it cannot
     teach is anything the features do not know.
@@ -35,7 +35,6 @@ class FeatureLoss(nn.Module):
         embedding_dim: D', the width of the embeddings.
         features: (N, D) float32, in dataset order.
         mirrored: (N, D) float32, those of the mirrored images; needed where posets with flips are bound.
-        num_components: K, at most min(N, D). Default 256.
 
     Shapes: embeddings (B, D') floating point, indices (B,) integers -> a scalar, in [0, 2]; without samples
     0, with a gradient path.
@@ -49,32 +48,20 @@ class FeatureLoss(nn.Module):
 
     Example:
         >>> features = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
-        >>> loss = FeatureLoss(8, features, num_components=4)
+        >>> loss = FeatureLoss(8, features)
         >>> loss(torch.randn(5, 8), torch.arange(5)).ndim
         0
     """
 
-    def __init__(
-        self,
-        embedding_dim: int,
-        features: ArrayLike,
-        mirrored: ArrayLike | None = None,
-        num_components: int = 256,
-    ) -> None:
+    def __init__(self, embedding_dim: int, features: ArrayLike, mirrored: ArrayLike | None = None) -> None:
         super().__init__()
-        features = as_features(features)
-        mirrored = as_mirrored(mirrored, features)
-        num_components = min(num_components, *features.shape)
-        if num_components < 1 or embedding_dim < 1:
-            raise ValueError(
-                f"num_components and embedding_dim must be 1 or more, got {num_components} and {embedding_dim}"
-            )
-        directions = _principal_directions(features, num_components)  # (D, K)
+        targets = as_features(features)
+        turned = as_mirrored(mirrored, targets)
         # No buffers: the tables belong to the data and stay out of logs, state dicts and the device.
-        self._targets = torch.from_numpy(features @ directions)  # (N, K)
-        self._mirrored = None if mirrored is None else torch.from_numpy(mirrored @ directions)
+        self._targets = torch.from_numpy(targets)  # (N, D)
+        self._mirrored = None if turned is None else torch.from_numpy(turned)
         self._flips: torch.Tensor | None = None
-        self.map = nn.Linear(embedding_dim, num_components)
+        self.map = nn.Linear(as_count(embedding_dim, "embedding_dim"), targets.shape[1])
 
     def bind(self, posets: Posets) -> None:
         """Heed the flips of these posets: a mirrored sample must tell its mirrored features."""
@@ -108,18 +95,9 @@ class FeatureLoss(nn.Module):
                 f"dataset indices must be in 0..{last}, got {int(chosen.max())}: "
                 "does the dataset yield (image, index)?"
             )
-        targets = self._targets[chosen]  # (B, K)
+        targets = self._targets[chosen]  # (B, D)
         if self._flips is not None and self._mirrored is not None:
             targets = torch.where(self._flips[chosen][:, None], self._mirrored[chosen], targets)
         with torch.autocast(embeddings.device.type, enabled=False):
             told = self.map(F.normalize(embeddings.to(self.map.weight.dtype)))
             return (1 - F.cosine_similarity(told, targets.to(told), dim=1)).mean()
-
-
-def _principal_directions(features: np.ndarray, count: int, sample: int = 20_000) -> np.ndarray:
-    """(D, K) orthonormal, of the uncentred features: cosines are about 0 as they stand."""
-    step = -(-len(features) // sample)
-    rows = torch.from_numpy(features[::step]).double()
-    if rows.shape[0] < rows.shape[1]:
-        return torch.linalg.svd(rows, full_matrices=False).Vh[:count].T.float().numpy()
-    return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -count:].flip(1).float().numpy()
