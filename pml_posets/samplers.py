@@ -213,9 +213,8 @@ class PseudoLabelSampler(BatchSampler):
             )
         mirrored = as_mirrored(mirrored, features)
         round_ = 0 if self._posets is None else self._posets.round + 1
-        with preserved_randomness(
-            accelerators=False
-        ):  # providers without a seed of their own draw from these
+        with preserved_randomness(accelerators=False):
+            # Providers without a seed of their own draw from the global generators.
             seed_everything(derive_seeds(self.seed, round_)[0], accelerators=False)
             labels, flips = self._group(features, mirrored)
             posets = Posets.build(

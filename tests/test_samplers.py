@@ -324,6 +324,14 @@ def test_flips_of_the_provider_reach_the_posets():
     assert not sampler.posets.flips.any()
 
 
+def test_posets_heed_the_sources():
+    features = np.float32([[0.0], [0.1], [1.0], [1.1], [0.2]])
+    options = {"batch_size": 4, "num_nearest": 1, "grouping": GivenLabels([0, 0, 1, 1, -1])}
+    assert PseudoLabelSampler(features, **options).posets.nearest_classes[4].tolist() == [0]
+    other = PseudoLabelSampler(features, sources=[7, 7, 8, 8, 7], **options)
+    assert other.posets.nearest_classes[4].tolist() == [1]
+
+
 def test_a_failed_regrouping_keeps_the_old_groups():
     sampler = sampler_of([0, 0, 1, 1, -1, -1], 4)
     before = sampler.posets
