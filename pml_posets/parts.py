@@ -121,7 +121,7 @@ class TrainingParts:
     def _schedule(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         for key, given in self._given_schedulers.items():
             if key.partition("_scheduler_by_")[0] == name:
-                is_function = callable(given) and not hasattr(given, "step")
+                is_function = isinstance(given, type) or not hasattr(given, "step")
                 self.lr_schedulers[key] = given(optimizer) if is_function else given
 
     def state_dict(self) -> dict[str, Any]:
