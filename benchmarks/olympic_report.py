@@ -103,16 +103,14 @@ def _losses(trainers: Mapping[str, Any]) -> Any:
     shared = [name for name in ("posets", "posets-fixed") if name in trainers]
     chosen = shared or list(trainers)
     names = {"posets": "joint groups", "posets-fixed": "fixed groups"}
-    curves = {
-        names.get(name, name): np.array([row["total_loss"] for row in trainers[name].history])
-        for name in chosen
-    }
+    curves = {}
+    for name in chosen:
+        rows = trainers[name].history
+        iterations, losses = (np.array([row[key] for row in rows]) for key in ("iteration", "total_loss"))
+        curves[names.get(name, name)] = (iterations, losses)
     first = trainers[chosen[0]]
-    starts = np.searchsorted([row["round"] for row in first.history], np.arange(first.num_rounds))
-    figure = loss_curves(curves, starts.tolist())
-    step = first.history[0]["iteration"] if first.history else 1
-    figure.axes[0].set_xlabel(f"iteration / {step:.0f}")
-    return figure
+    starts = [number * first.iterations_per_round for number in range(first.num_rounds)]
+    return loss_curves(curves, starts)
 
 
 def _neighbours(
@@ -131,7 +129,8 @@ def _neighbours(
         others = used[tree.sources[used] != tree.sources[query]]
         for when, (plain, mirrored) in moments.items():
             scores = np.stack([plain[others] @ plain[query], mirrored[others] @ plain[query]])
-            best = np.argsort(-scores.max(0), kind="stable")[:k]
+            best = np.argsort(-scores.max(0), kind="stable")
+            best = best[_first_of_each(tree.sources[others[best]])][:k]
             row = [Tile(postures.images[query], name, "tab:red")]
             for i in best:
                 image = postures.images[int(others[i])]
@@ -143,16 +142,22 @@ def _neighbours(
     return image_rows(rows, "Nearest frames of other sources (green: the same category)")
 
 
+def _first_of_each(values: np.ndarray) -> np.ndarray:
+    """Where each value comes for the first time, in order."""
+    return np.sort(np.unique(values, return_index=True)[1])
+
+
 def _posets(features: np.ndarray, postures: Any, gap: int = 8, num_rows: int = 3) -> dict[str, list[Tile]]:
     """Fig. 5: two frames of one sequence, `gap` apart; frames of other sources between them, in order.
 
     The order is by the difference of the similarities to the two ends. The frames shown are, at evenly spaced
-    differences, those most similar to both ends together.
+    differences, those most similar to both ends together, one a source; one sequence a category is shown.
     """
     tree = postures.tree
     used = np.flatnonzero(np.abs(features).sum(1) > 0)
     rows: dict[str, list[Tile]] = {}
-    for sequence in np.unique(tree.sequences[used]):
+    shown: set[int] = set()
+    for sequence in np.random.default_rng(0).permutation(np.unique(tree.sequences[used])):
         inside = used[tree.sequences[used] == sequence]
         inside = inside[np.argsort(tree.frame_numbers[inside], kind="stable")]
         whole = np.flatnonzero(tree.sequences == sequence)
@@ -162,16 +167,18 @@ def _posets(features: np.ndarray, postures: Any, gap: int = 8, num_rows: int = 3
         if ends is None:
             continue
         first, last = int(ends[0]), int(ends[1])
+        category = int(tree.frame_categories[first])
         others = used[tree.sources[used] != tree.sources[first]]
         to_first, to_last = features[others] @ features[first], features[others] @ features[last]
         turn, near = to_last - to_first, to_last + to_first
         span = 1 - float(features[first] @ features[last])
-        if span < 0.02 or len(others) < 50:
+        if span < 0.1 or category in shown or len(np.unique(tree.sources[others])) < gap:
             continue
-        between = []
+        shown.add(category)
+        between: list[int] = []
         for target in np.linspace(-0.7 * span, 0.7 * span, gap - 1):
             fit = near - 4 * np.abs(turn - target)
-            fit[np.isin(others, between)] = -np.inf
+            fit[np.isin(tree.sources[others], tree.sources[between])] = -np.inf
             between.append(int(others[fit.argmax()]))
         truth = whole[place[first] : place[last] + 1]
         red = {first, last}

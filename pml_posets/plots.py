@@ -80,12 +80,14 @@ def image_rows(rows: Mapping[str, Sequence[Tile]], title: str = "") -> Any:
 
 
 def loss_curves(
-    curves: Mapping[str, np.ndarray], round_starts: Sequence[int] = (), title: str = "Loss over the rounds"
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    round_starts: Sequence[int] = (),
+    title: str = "Loss over the rounds",
 ) -> Any:
     """The loss at every iteration, smoothed, with the starts of the rounds marked.
 
     Args:
-        curves: name to (T,) losses; a run without any is left out.
+        curves: name to (iterations, losses), each (T,); a run without any is left out.
         round_starts: iterations at which a round begins.
         title: above the picture.
 
@@ -93,7 +95,7 @@ def loss_curves(
         A matplotlib Figure.
 
     Raises:
-        ValueError: if losses are not one-dimensional.
+        ValueError: if iterations and losses are not one-dimensional and of one length.
         ImportError: without matplotlib.
 
     Source: the paper's Fig. 4 (joint optimisation against fixed groups).
@@ -101,21 +103,25 @@ def loss_curves(
 
     Example:
         >>> from pml_posets.plots import loss_curves
-        >>> len(loss_curves({"joint": np.linspace(2, 1, 200)}, round_starts=[0, 100]).axes)
+        >>> curves = {"joint": (np.arange(200), np.linspace(2, 1, 200))}
+        >>> len(loss_curves(curves, round_starts=[0, 100]).axes)
         1
     """
     figure = _figure(7, 4)
     axis = figure.subplots()
-    for number, (name, losses) in enumerate(curves.items()):
-        values = np.asarray(losses, dtype=np.float64)
-        if values.ndim != 1:
-            raise ValueError(f"the losses of {name} must have shape (T,), got {values.shape}")
+    for number, (name, (iterations, losses)) in enumerate(curves.items()):
+        steps, values = np.asarray(iterations), np.asarray(losses, dtype=np.float64)
+        if values.ndim != 1 or steps.shape != values.shape:
+            raise ValueError(
+                f"iterations and losses of {name} must have one shape (T,), got {steps.shape}, {values.shape}"
+            )
         if not values.size:
             continue
         window = max(1, values.size // 50)
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        axis.plot(np.arange(values.size), values, color=f"C{number}", alpha=0.15, linewidth=0.8)
-        axis.plot(np.arange(smooth.size) + window // 2, smooth, color=f"C{number}", label=name)
+        middle = window // 2
+        axis.plot(steps, values, color=f"C{number}", alpha=0.15, linewidth=0.8)
+        axis.plot(steps[middle : middle + smooth.size], smooth, color=f"C{number}", label=name)
     for place, start in enumerate(round_starts):
         axis.axvline(start, color="0.6", linewidth=0.8, linestyle=":")
         axis.annotate(

@@ -106,13 +106,16 @@ def test_without_images_there_is_no_picture(rows):
 
 def test_losses_and_their_means():
     losses = np.random.default_rng(1).normal(size=200)
-    figure = loss_curves({"joint": losses, "fixed": [3.0, 2.0], "none": []}, round_starts=[0, 100], title="T")
+    steps = 5 * np.arange(1, 201)
+    runs = {"joint": (steps, losses), "fixed": ([1, 2], [3.0, 2.0]), "none": ([], [])}
+    figure = loss_curves(runs, round_starts=[0, 100], title="T")
     (axis,) = figure.axes
     curves = [line for line in axis.get_lines() if len(line.get_xdata()) and line.get_linestyle() == "-"]
     assert np.array_equal(curves[0].get_ydata(), losses)
     means = [losses[start : start + 4].mean() for start in range(197)]  # a window of a fiftieth
     np.testing.assert_allclose(curves[1].get_ydata(), means)
-    assert curves[1].get_xdata()[0] == 2
+    assert curves[0].get_xdata().tolist() == steps.tolist()
+    assert curves[1].get_xdata()[0] == steps[2]
     assert curves[3].get_ydata().tolist() == [3, 2]
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["joint", "fixed"]
     assert [text.get_text() for text in axis.texts] == ["round 1", "round 2"]
@@ -121,15 +124,17 @@ def test_losses_and_their_means():
 
 
 def test_without_losses_the_axes_stay_empty(recwarn):
-    axis = loss_curves({"none": []}).axes[0]
+    axis = loss_curves({"none": ([], [])}).axes[0]
     assert axis.get_legend() is None
     assert roc_curves({}).axes[0].get_legend() is None
     assert not recwarn.list
 
 
 def test_losses_must_be_a_row_of_numbers():
-    with pytest.raises(ValueError, match=r"losses of joint must have shape \(T,\), got \(2, 3\)"):
-        loss_curves({"joint": np.zeros((2, 3))})
+    with pytest.raises(ValueError, match=r"joint must have one shape \(T,\), got \(2, 3\), \(2, 3\)"):
+        loss_curves({"joint": (np.zeros((2, 3)), np.zeros((2, 3)))})
+    with pytest.raises(ValueError, match=r"got \(2,\), \(3,\)"):
+        loss_curves({"joint": (np.zeros(2), np.zeros(3))})
 
 
 def test_roc_curves_with_their_areas_the_best_first():
@@ -150,7 +155,7 @@ def test_roc_rates_must_fit_each_other(rates):
 
 
 def test_a_figure_is_written_as_png(tmp_path):
-    path = save_figure(loss_curves({"joint": np.linspace(3, 1, 100)}), str(tmp_path / "loss.png"))
+    path = save_figure(loss_curves({"joint": (np.arange(100), np.linspace(3, 1, 100))}), str(tmp_path / "loss.png"))
     assert path == tmp_path / "loss.png"
     with Image.open(path) as image:
         assert image.format == "PNG"
@@ -182,7 +187,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plots.os, "replace", refuse)
     with pytest.raises(OSError, match="No space left"):
-        save_figure(loss_curves({"joint": [1.0]}), path)
+        save_figure(loss_curves({"joint": ([1], [1.0])}), path)
     assert path.read_text() == "the old one"
     assert os.listdir(tmp_path) == ["loss.png"]
 
@@ -201,7 +206,7 @@ def test_other_endings_are_refused(tmp_path, name):
     "draw",
     [
         lambda: image_rows({"row": [Tile(PIXELS)]}),
-        lambda: loss_curves({"joint": [1.0]}),
+        lambda: loss_curves({"joint": ([1], [1.0])}),
         lambda: roc_curves({"posets": (np.arange(2), np.arange(2))}),
     ],
 )
@@ -214,6 +219,6 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch, draw):
 def test_importing_and_drawing_leave_pyplot_alone():
     code = (
         "import sys; from pml_posets.plots import loss_curves; assert 'matplotlib' not in sys.modules\n"
-        "loss_curves({'joint': [1.0]}); assert 'matplotlib.pyplot' not in sys.modules"
+        "loss_curves({'joint': ([1], [1.0])}); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
