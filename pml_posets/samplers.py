@@ -242,12 +242,13 @@ class PseudoLabelSampler(BatchSampler):
             found = _call(self.grouping.fit_predict, features, options)
             labels = relabel(as_labels(found, self.num_samples, "the grouping's labels", contiguous=False))
             flips = getattr(self.grouping, "flips_", None)
+        flips = flips if mirrored is not None else None
         if self.assignment is not None:
             options = {"labels": labels, "mirrored": mirrored, "flips": flips, "sources": self.sources}
             found = _call(self.assignment.fit_predict, features, options)
             labels = relabel(as_labels(found, self.num_samples, "the assignment's labels", contiguous=False))
-            flips = getattr(self.assignment, "flips_", flips)
-        return labels, flips if mirrored is not None else None
+            flips = flips if mirrored is None else getattr(self.assignment, "flips_", flips)
+        return labels, flips
 
     def __len__(self) -> int:
         return self.num_batches

@@ -324,6 +324,30 @@ def test_flips_of_the_provider_reach_the_posets():
     assert not sampler.posets.flips.any()
 
 
+class Turning:
+    """An assignment that mirrors every sample once more."""
+
+    def fit_predict(self, features, labels, mirrored=None, flips=None):
+        self.given = flips
+        self.flips_ = np.ones(len(features), bool) if flips is None else ~flips
+        return labels
+
+
+def test_flips_of_the_assignment_follow_those_of_the_grouping():
+    mirrored, assignment = features_of(6, seed=1), Turning()
+    grouping = Flipping([0, 0, 0, 1, 1, 1])
+    sampler = PseudoLabelSampler(
+        features_of(6), 3, grouping=grouping, assignment=assignment, mirrored=mirrored
+    )
+    assert sampler.posets.flips.tolist() == [True, False, True, True, True, True]
+    assert assignment.given.tolist() == [False, True, False, False, False, False]
+    sampler.regroup(features_of(6), mirrored)
+    assert sampler.posets.flips.tolist() == [False, True, False, False, False, False]
+    sampler.regroup(features_of(6))
+    assert assignment.given is None
+    assert not sampler.posets.flips.any()
+
+
 def test_posets_heed_the_sources():
     features = np.float32([[0.0], [0.1], [1.0], [1.1], [0.2]])
     options = {"batch_size": 4, "num_nearest": 1, "grouping": GivenLabels([0, 0, 1, 1, -1])}
