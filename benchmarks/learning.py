@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import BatchSampler
 
 from pml_posets.augmentation import BatchAugmentation
+from pml_posets.datasets import WithMirrorImages
 from pml_posets.grouping import SurrogateGrouping
 from pml_posets.losses import FeatureLoss, PosetLoss
 from pml_posets.posets import Posets
@@ -38,12 +39,15 @@ class Recipe:
         image_size, batch_norm, fc_dim, dropout: of the AlexNet.
         rounds, iterations: rounds, and iterations in each.
         batch_size: samples in a batch (half as many images, twice, for ntxent).
+        classification: weight of the surrogate classification loss (1 in Eq. 2).
         lam: lambda, the weight of the poset loss (Eq. 2).
         feature: weight of the feature loss, which the paper does not have; 0 leaves it out.
         num_nearest: Z.
         unassigned_fraction: largest part of a batch for unassigned samples.
         num_classes, mean_size: of the surrogate classes; None: what comes out.
         min_size, max_size, top_fraction: of the grouping.
+        mirror_images: take every mirror image for a sample of its own; else a sample has the orientation in
+            which it fits its class.
         regroup: what groups are made of from round 2 on: "network" features, "mixed" with the initial ones,
             or "fixed": the groups of round 1 stay.
         mix: share of the network's similarity in "mixed", in [0, 1].
@@ -64,6 +68,7 @@ class Recipe:
     rounds: int = 10
     iterations: int = 20_000
     batch_size: int = 128
+    classification: float = 1.0
     lam: float = 1.0
     feature: float = 0.0
     num_nearest: int = 2
@@ -73,6 +78,7 @@ class Recipe:
     min_size: int = 3
     max_size: int = 16
     top_fraction: float = 0.05
+    mirror_images: bool = False
     regroup: Literal["network", "mixed", "fixed"] = "network"
     mix: float = 0.5
     refine: bool = True
@@ -110,6 +116,7 @@ SMALL = Recipe(
     rounds=2,
     iterations=400,
     feature=3.0,
+    mirror_images=True,
     regroup="mixed",
     mix=0.3,
     refine=False,
@@ -141,6 +148,12 @@ class Start:
     features: np.ndarray
     mirrored: np.ndarray | None = None
     sources: np.ndarray | None = None
+
+    def with_mirror_images(self) -> Start:
+        """The same with every mirror image as a sample of its own, behind the others."""
+        sources = np.arange(len(self.features)) if self.sources is None else self.sources
+        mirrored = [] if self.mirrored is None else [self.mirrored]
+        return Start(np.concatenate([self.features, *mirrored]), None, np.tile(sources, 1 + len(mirrored)))
 
 
 def train(
@@ -186,6 +199,8 @@ def train(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if recipe.mirror_images and start.mirrored is not None:
+        images, start = WithMirrorImages(images), start.with_mirror_images()
     models = alexnet.build(recipe.architecture, seed, recipe.dropout) if models is None else models
     models = {"trunk": nn.Sequential(_augmentation(recipe), models["trunk"]), "embedder": models["embedder"]}
     networks: dict[str, Any] = {name: model.to(device) for name, model in models.items()}
@@ -204,7 +219,7 @@ def train(
             networks["classifier"] = lambda num_classes: nn.Linear(recipe.fc_dim, num_classes)
             losses["classifier_loss"] = nn.CrossEntropyLoss()
             options["loss_weights"] = {
-                "classifier_loss": 1.0,
+                "classifier_loss": recipe.classification if method == "posets" else 1.0,
                 "metric_loss": 1.0 if method == "posets" else 0.0,
             }
     total = recipe.rounds * recipe.iterations

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from .seeding import preserved_randomness, seed_everything
 
-__all__ = ["ImageList", "IndexedDataset", "UnreadableImageError", "image_files", "mirror"]
+__all__ = ["ImageList", "IndexedDataset", "UnreadableImageError", "WithMirrorImages", "image_files", "mirror"]
 
 SampleKey: TypeAlias = "int | tuple[int, int]"
 Flips: TypeAlias = "np.ndarray | torch.Tensor | Sequence[bool] | Callable[[int], bool] | None"
@@ -156,6 +156,40 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
         if flips is not None and (flips(index) if callable(flips) else flips[index]):
             image = mirror(image)
         return image
+
+
+class WithMirrorImages(Dataset[Any]):
+    """A dataset and its mirror images behind it: item N + i is item i, mirrored.
+
+    With it the mirror image of a sample is a sample of its own, with its own class and poset, and training
+    sees both. Stack the features to match: np.concatenate([features, mirrored]), and the sources twice, so
+    that a sample and its mirror image never share a class.
+
+    Args:
+        dataset: yields an image, or a tuple or list that starts with one.
+
+    Source: none, an addition. Differs from the paper: there a sample has one orientation, that of its class.
+
+    Example:
+        >>> both = WithMirrorImages([torch.tensor([[1, 2]]), torch.tensor([[3, 4]])])
+        >>> len(both), both[3].tolist()
+        (4, [[4, 3]])
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return 2 * len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        length = len(self.dataset)
+        if not 0 <= index < 2 * length:
+            raise IndexError(f"items are 0 to {2 * length - 1}, asked for {index}")
+        item = self.dataset[index % length]
+        if index < length:
+            return item
+        return (mirror(item[0]), *item[1:]) if isinstance(item, (tuple, list)) else mirror(item)
 
 
 class ImageList(Dataset[Any]):
