@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from .neighbors import as_features
+from .neighbors import Neighbors, as_features
 
 ArrayLike: TypeAlias = "np.ndarray | torch.Tensor"
 
@@ -79,6 +79,16 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
     return int(value)
 
 
+def as_codes(sources: Any, num_samples: int) -> np.ndarray | None:
+    """Sources, (N,) ints or strings, as consecutive int64 numbers from 0; None for None."""
+    if sources is None:
+        return None
+    names = np.asarray(sources)
+    if names.shape != (num_samples,):
+        raise ValueError(f"sources must have shape ({num_samples},) to match the samples, got {names.shape}")
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
 def relabel(labels: Any) -> np.ndarray:
     """Renumber classes to 0..C-1 in the order of their old ids; -1 stays -1.
 
@@ -138,6 +148,24 @@ def as_mirrored(mirrored: Any, features: np.ndarray) -> np.ndarray | None:
     return mirrored
 
 
+def check_neighbors(neighbors: Neighbors, num_samples: int, mirrored: bool) -> None:
+    """That the lists are those of all the samples, with flips if there are mirrored features."""
+    shape = np.shape(neighbors.indices)
+    if len(shape) != 2 or shape[0] != num_samples or shape[1] < 1:
+        raise ValueError(
+            f"neighbors must have a row for each of the {num_samples} samples, got indices of shape {shape}: "
+            "were they searched with queries?"
+        )
+    if neighbors.indices.min() < -1 or neighbors.indices.max() >= num_samples:
+        raise ValueError(f"neighbors must hold indices in -1..{num_samples - 1}: they are of another dataset")
+    if (neighbors.indices == np.arange(num_samples)[:, None]).any():
+        raise ValueError(
+            "neighbors must not list a sample as its own neighbour: search with exclude_self=True"
+        )
+    if mirrored != (neighbors.flips is not None):
+        raise ValueError("neighbors and mirrored do not match: give both with mirror images, or neither")
+
+
 def oriented(
     features: np.ndarray, mirrored: np.ndarray | None, flips: np.ndarray, indices: np.ndarray
 ) -> np.ndarray:
@@ -170,44 +198,53 @@ class ClassMembers:
         """(C,) int64, the number of members of each class."""
         return np.diff(self.starts)
 
-    def blocks(self, row_bytes: int, budget: int = BLOCK_BYTES) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(b,) class ids and their (b, size) members, classes of equal size together, in bounded bytes.
+    def blocks(self, num_dims: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(b,) class ids and their (b, size) members, classes of equal size together.
 
-        A class larger than the budget comes alone.
+        Their rows of so many dimensions and their pairs take bounded memory; a class too large for that comes
+        alone.
         """
         sizes = self.sizes
         for size in np.unique(sizes[sizes > 0]):
             classes = np.flatnonzero(sizes == size)
-            step = max(1, int(budget // (row_bytes * size)))
+            step = max(1, int(BLOCK_BYTES // (4 * size * (num_dims + 4 * size))))
             for first in range(0, classes.size, step):
                 block = classes[first : first + step]
                 yield block, self.order[self.starts[block][:, None] + np.arange(size)]
 
 
 def pairwise_distances(rows: torch.Tensor) -> torch.Tensor:
-    """Euclidean distances inside each of B groups: (B, s, D) float32 to (B, s, s) with a zero diagonal.
+    """Euclidean distances inside each of B groups: (B, s, D) float32 to (B, s, s), with a zero diagonal.
 
     Groups of up to 32 by plain differences; larger ones by matrix products of the centred rows in float64, so
     that near-duplicates keep their distance.
     """
     if rows.shape[1] <= _SMALL_CLASS:
         return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    centred = rows.double()
-    centred = centred - centred.mean(dim=1, keepdim=True)
-    squared = centred.square().sum(dim=2)
-    distances = squared[:, :, None] + squared[:, None, :] - 2 * centred @ centred.transpose(1, 2)
-    distances = distances.clamp_min_(0).sqrt_()
+    rows = rows.double()
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    distances = torch.cdist(rows, rows, compute_mode="use_mm_for_euclid_dist")
     distances.diagonal(dim1=1, dim2=2).zero_()
-    return distances.float()
+    return distances
 
 
-def summed_distances(rows: torch.Tensor) -> torch.Tensor:
-    """Sum of each member's distances inside its group: (B, s, D) to (B, s) float64, in bounded memory."""
-    size = rows.shape[1]
-    if size <= _WHOLE_CLASS:
-        return pairwise_distances(rows).double().sum(dim=2)
-    centred = rows.double()
-    centred = centred - centred.mean(dim=1, keepdim=True)
-    step = max(1, BLOCK_BYTES // (8 * size))
-    sums = [torch.cdist(part, centred).sum(dim=2) for part in centred.split(step, dim=1)]
+def row_sums(rows: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    """What each member's distances, or with a scale its similarities, inside its group add up to.
+
+    Args:
+        rows: (B, s, D) float32.
+        scale: of the similarity exp(-distance / scale); None (default) sums distances.
+
+    Returns:
+        (B, s) float64, itself counted (as 0 or 1), in bounded memory.
+    """
+    if rows.shape[1] <= _WHOLE_CLASS:
+        distances = pairwise_distances(rows).double()
+        return (distances if scale is None else torch.exp(distances / -scale)).sum(dim=2)
+    rows = rows.double()
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    sums = []
+    for part in rows.split(max(1, BLOCK_BYTES // (8 * rows.shape[1])), dim=1):
+        distances = torch.cdist(part, rows, compute_mode="use_mm_for_euclid_dist")
+        sums.append((distances if scale is None else torch.exp(distances / -scale)).sum(dim=2))
     return torch.cat(sums, dim=1)

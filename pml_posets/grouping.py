@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .classes import ArrayLike, as_count, as_mirrored
+from .classes import ArrayLike, as_codes, as_count, as_mirrored, check_neighbors
 from .estimator import Estimator
 from .groups import Groups, Space, blocks, quantile_distances
 from .merging import disjoint, merge, unique_groups
@@ -44,7 +44,7 @@ class SurrogateGrouping(Estimator):
         top_fraction: share of the samples that count as similar to a sample, in (0, 1]. Default and paper:
             0.05. Smaller is more compact: fewer, smaller, purer classes.
         min_neighbors: nearest samples that count as similar at least, from 1, which matters for small sets
-            (below 200 samples with the defaults). Default 10.
+            (below 240 samples with the defaults). Default 12.
         max_neighbors: neighbours that are candidates for a sample's group, from min_size - 1. Default 32.
         merge_overlap: share of the smaller group from which two groups overlap highly, in (0, 1]. Default
             0.5.
@@ -107,7 +107,7 @@ class SurrogateGrouping(Estimator):
         max_size: int = 16,
         mean_size: float | None = None,
         top_fraction: float = 0.05,
-        min_neighbors: int = 10,
+        min_neighbors: int = 12,
         max_neighbors: int = 32,
         merge_overlap: float = 0.5,
         max_widening: float = 2.0,
@@ -172,7 +172,7 @@ class SurrogateGrouping(Estimator):
                 "give more samples or lower min_size"
             )
         mirror = as_mirrored(mirrored, table)
-        codes = self._codes(sources, num_samples)
+        codes = as_codes(sources if self.one_per_source else None, num_samples)
         if neighbors is None:
             neighbors = search(
                 table,
@@ -185,7 +185,7 @@ class SurrogateGrouping(Estimator):
                 seed=self.random_state,
             )
         else:
-            _check_neighbors(neighbors, num_samples, mirror is not None)
+            check_neighbors(neighbors, num_samples, mirror is not None)
         self.neighbors_ = neighbors
         space = Space.of(table, mirror, self.scale, self.device)
         with torch.no_grad(), torch.autocast(space.table.device.type, enabled=False):
@@ -223,15 +223,6 @@ class SurrogateGrouping(Estimator):
                 f"mean_size must lie between min_size={self.min_size} and max_size={self.max_size}, "
                 f"got {self.mean_size!r}"
             )
-
-    def _codes(self, sources: Any, num_samples: int) -> np.ndarray | None:
-        """(N,) int64, sources as consecutive numbers."""
-        if sources is None or not self.one_per_source:
-            return None
-        names = np.asarray(sources)
-        if names.shape != (num_samples,):
-            raise ValueError(f"sources must have shape ({num_samples},) to match features, got {names.shape}")
-        return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     def _radii(self, space: Space, neighbors: Neighbors, codes: np.ndarray | None) -> np.ndarray:
         """(N,) float32, from the list of neighbours where that is long enough, else from a sample of all."""
@@ -358,20 +349,3 @@ class SurrogateGrouping(Estimator):
         members, flips = classes.members.copy(), classes.flips.copy()
         members.reshape(-1)[dropped], flips.reshape(-1)[dropped] = -1, False
         return Groups(members, flips).packed()
-
-
-def _check_neighbors(neighbors: Neighbors, num_samples: int, mirrored: bool) -> None:
-    shape = np.shape(neighbors.indices)
-    if len(shape) != 2 or shape[0] != num_samples or shape[1] < 1:
-        raise ValueError(
-            f"neighbors must have a row for each of the {num_samples} samples, got indices of shape {shape}: "
-            "were they searched with queries?"
-        )
-    if neighbors.indices.min() < -1 or neighbors.indices.max() >= num_samples:
-        raise ValueError(f"neighbors must hold indices in -1..{num_samples - 1}: they are of another dataset")
-    if (neighbors.indices == np.arange(num_samples)[:, None]).any():
-        raise ValueError(
-            "neighbors must not list a sample as its own neighbour: search with exclude_self=True"
-        )
-    if mirrored != (neighbors.flips is not None):
-        raise ValueError("neighbors and mirrored do not match: give both with mirror images, or neither")

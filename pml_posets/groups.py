@@ -192,9 +192,9 @@ class Groups:
         return near.sum(axis=1) / sizes, far.sum(axis=1) / sizes
 
 
-def size_ranges(sizes: np.ndarray) -> list[tuple[int, int]]:
-    """Ranges (above, up to] of sizes to be padded alike, a quarter more at a time."""
-    edges = [1]
+def size_ranges(sizes: np.ndarray, least: int = 1) -> list[tuple[int, int]]:
+    """Ranges (above, up to] of the sizes above `least` to be padded alike, a quarter more at a time."""
+    edges = [least]
     while edges[-1] < sizes.max(initial=0):
         edges.append(min(int(sizes.max()), edges[-1] + max(1, edges[-1] // 4)))
     return list(pairwise(edges))

@@ -29,7 +29,7 @@ from .classes import (
     as_mirrored,
     oriented,
     relabel,
-    summed_distances,
+    row_sums,
 )
 from .neighbors import as_features, search
 
@@ -72,19 +72,21 @@ def medoids(
     features = as_features(features)
     mirrored = as_mirrored(mirrored, features)
     labels = as_labels(labels, len(features))
-    return _medoids(features, mirrored, as_flips(flips, len(features), mirrored), ClassMembers.of(labels))
+    return class_medoids(
+        features, mirrored, as_flips(flips, len(features), mirrored), ClassMembers.of(labels)
+    )
 
 
-def _medoids(
+def class_medoids(
     features: np.ndarray, mirrored: np.ndarray | None, flips: np.ndarray, members: ClassMembers
 ) -> np.ndarray:
     found = np.full(members.sizes.size, -1, np.int64)
-    for classes, block in members.blocks(row_bytes=4 * features.shape[1]):
+    for classes, block in members.blocks(features.shape[1]):
         if block.shape[1] <= 2:  # alone, or tied
             found[classes] = block[:, 0]
             continue
         rows = oriented(features, mirrored, flips, block.reshape(-1)).reshape(*block.shape, -1)  # (b, s, D)
-        sums = summed_distances(torch.from_numpy(rows)).numpy()  # (b, s)
+        sums = row_sums(torch.from_numpy(rows)).numpy()  # (b, s)
         tied = sums <= sums.min(axis=1, keepdims=True) * (1 + _TIE)
         found[classes] = block[np.arange(classes.size), tied.argmax(axis=1)]
     return found
@@ -211,7 +213,7 @@ class Posets:
             raise ValueError(
                 f"sources must have shape ({num_samples},) to match the features, got {codes.shape}"
             )
-        found = _medoids(features, mirrored, flips, ClassMembers.of(labels))
+        found = class_medoids(features, mirrored, flips, ClassMembers.of(labels))
         nearest = np.full((num_samples, num_nearest), -1, np.int64)
         distances = np.full((num_samples, num_nearest), np.inf, np.float32)
         flips = np.where(labels >= 0, flips, False)
