@@ -8,6 +8,7 @@ told the posets of each round; what has none stands behind one of these two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -215,7 +216,10 @@ class WeightedLosses(torch.nn.Module):
 
     Args:
         losses: modules with a method `bind` (`PseudoLabelLoss`, `FeatureLoss`), by name.
-        weights: a number from 0 for each name; a loss of weight 0 is left out. Default None: all 1.
+        weights: a finite number from 0 for each name; a loss of weight 0 is left out. Default None: all 1.
+
+    Attributes:
+        values: name to the loss of the last call, a scalar, detached and unweighted, for logs.
 
     Raises:
         TypeError: for a loss without `bind`.
@@ -241,30 +245,30 @@ class WeightedLosses(torch.nn.Module):
     ) -> None:
         super().__init__()
         weights = {name: 1.0 for name in losses} if weights is None else dict(weights)
-        if sorted(weights) != sorted(losses) or any(not weight >= 0 for weight in weights.values()):
+        if sorted(weights) != sorted(losses) or not all(0 <= w < math.inf for w in weights.values()):
             raise ValueError(
-                "weights must be numbers from 0 with the names of the losses, "
+                "weights must be finite numbers from 0 with the names of the losses, "
                 f"{sorted(losses)}, got {weights}"
             )
         if not any(weights.values()):
-            raise ValueError("all weights are 0, so there is no loss: give one above 0")
+            raise ValueError("there is no loss with a weight above 0: give at least one")
         for name, loss in losses.items():
             if not hasattr(loss, "bind"):
                 raise TypeError(f"the loss {name} takes no dataset indices: put it into PseudoLabelLoss")
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         self.losses = torch.nn.ModuleDict({name: losses[name] for name in self.weights})
+        self.values: dict[str, torch.Tensor] = {}
 
-    def bind(self, posets: Store) -> None:
+    def bind(self, posets: Posets) -> None:
         """Bind every loss."""
         for loss in self.losses.values():
             loss.bind(posets)  # type: ignore[operator]
 
     def forward(self, embeddings: torch.Tensor, indices: torch.Tensor, *rest: Any) -> torch.Tensor:
         """The sum for (B, D) embeddings and (B,) dataset indices; the rest goes to every loss."""
-        total = embeddings[:0].sum()
-        for name, loss in self.losses.items():
-            total = total + self.weights[name] * loss(embeddings, indices, *rest)
-        return total
+        found = {name: loss(embeddings, indices, *rest) for name, loss in self.losses.items()}
+        self.values = {name: value.detach() for name, value in found.items()}
+        return torch.stack([self.weights[name] * value for name, value in found.items()]).sum()
 
 
 _SIDES = {

@@ -23,7 +23,7 @@ from .losses import PosetLoss
 from .miners import NearestMedoidMiner
 from .parts import TrainingParts
 from .posets import Posets
-from .pseudo_labels import PseudoLabelLoss, PseudoLabelMiner
+from .pseudo_labels import PseudoLabelLoss, PseudoLabelMiner, WeightedLosses
 from .records import LossRecord
 from .samplers import PseudoLabelSampler
 from .seeding import derive_seeds, preserved_randomness, seed_everything
@@ -527,6 +527,8 @@ def _same_classes(before: Posets, after: Posets) -> bool:
 
 
 def _learns_without_classes(loss: torch.nn.Module) -> bool:
+    if isinstance(loss, WeightedLosses):
+        return any(map(_learns_without_classes, loss.losses.values()))
     return not isinstance(loss, PseudoLabelLoss) or loss.unassigned == "own"
 
 

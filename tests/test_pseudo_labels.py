@@ -1,5 +1,7 @@
 """Losses and miners of class ids behind dataset indices."""
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
@@ -16,11 +18,13 @@ from pytorch_metric_learning.miners import (
     TripletMarginMiner,
 )
 
-from pml_posets.losses import PosetLoss
+from pml_posets import pseudo_labels
+from pml_posets.losses import FeatureLoss, PosetLoss
 from pml_posets.miners import NearestMedoidMiner
 from pml_posets.posets import Posets
-from pml_posets.pseudo_labels import PseudoLabelLoss, PseudoLabelMiner
+from pml_posets.pseudo_labels import PseudoLabelLoss, PseudoLabelMiner, WeightedLosses
 from pml_posets.samplers import GivenLabels, PseudoLabelSampler
+from pml_posets.trainers import JointTrainer
 
 LABELS = np.array([0, 1, -1, 0, 2, 1, -1, 2, -1, 0])
 
@@ -209,3 +213,133 @@ def test_bad_input(posets):
         PseudoLabelLoss(NTXentLoss, posets)
     with pytest.raises(ValueError, match="3 or 4 parts, got 2"):
         loss(x, torch.tensor([0, 1]), (x, x))
+
+
+# --- A weighted sum
+
+
+def parts(posets):
+    features = np.random.default_rng(1).normal(size=(10, 3)).astype(np.float32)
+    torch.manual_seed(0)
+    return {
+        "poset": PseudoLabelLoss(PosetLoss(sigma=0.5), posets, "keep"),
+        "pairs": PseudoLabelLoss(ContrastiveLoss(), posets),
+        "feature": FeatureLoss(6, features),
+    }
+
+
+def test_a_weighted_sum_is_the_sum(posets):
+    losses = parts(posets)
+    weights = {"pairs": 0.25, "poset": 2.0, "feature": 3}
+    both = WeightedLosses(losses, weights)
+    embeddings, indices = batch(8)
+    expected = sum(weights[name] * loss(embeddings, indices) for name, loss in losses.items())
+    found = both(embeddings, indices)
+    torch.testing.assert_close(found, expected)
+    (slope,) = torch.autograd.grad(expected, embeddings)
+    found.backward()
+    torch.testing.assert_close(embeddings.grad, slope)
+    assert losses["feature"].map.weight.grad.abs().sum() > 0
+    torch.testing.assert_close(WeightedLosses(losses)(embeddings, indices), sum(both.values.values()))
+
+
+def test_the_values_of_the_last_call_are_kept_for_logs(posets):
+    both = WeightedLosses(parts(posets), {"poset": 1.0, "pairs": 0.0, "feature": 5.0})
+    assert both.values == {}
+    for seed in (1, 2):
+        embeddings, indices = batch(seed)
+        both(embeddings, indices)
+        assert list(both.values) == ["poset", "feature"]
+        for name, value in both.values.items():
+            assert not value.requires_grad
+            assert value == both.losses[name](embeddings, indices)
+
+
+def test_a_loss_of_weight_zero_is_never_called(posets):
+    def broken(embeddings, labels):
+        raise AssertionError
+
+    losses = {**parts(posets), "broken": PseudoLabelLoss(broken, posets)}
+    both = WeightedLosses(losses, {"poset": 1, "pairs": 0, "feature": 1, "broken": 0})
+    assert sorted(both.losses) == ["feature", "poset"]
+    assert both(*batch()) > 0
+
+
+def test_a_tuple_reaches_every_part(posets):
+    losses = {name: loss for name, loss in parts(posets).items() if name != "feature"}
+    embeddings, indices = batch(9)
+    mined = PseudoLabelMiner(MultiSimilarityMiner(epsilon=0.1), posets)(embeddings, indices)
+    found = WeightedLosses(losses)(embeddings, indices, mined)
+    torch.testing.assert_close(found, sum(loss(embeddings, indices, mined) for loss in losses.values()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_without_a_sample_are_zero(posets, dtype):
+    both = WeightedLosses(parts(posets))
+    embeddings = torch.randn(3, 6).to(dtype).requires_grad_()
+    both(embeddings, torch.tensor([2, 6, 8])).backward()  # unassigned: nothing to classify or to pair
+    assert both.values["pairs"] == both.values["poset"] == 0
+    assert both.values["feature"] > 0
+    assert embeddings.grad.isfinite().all()
+    nothing = both(embeddings[:0], torch.zeros(0, dtype=torch.int64))
+    assert nothing.item() == 0
+    nothing.backward()
+
+
+def test_every_part_is_bound(posets):
+    losses = parts(None)
+    both = WeightedLosses(losses)
+    both.bind(posets)
+    assert losses["poset"].class_ids(torch.arange(10)).tolist() == LABELS.tolist()
+    with pytest.raises(ValueError, match="the posets have 3 samples, the features 10"):
+        both.bind(Posets.build(np.eye(3, dtype=np.float32), [0, 0, 1]))
+
+
+def test_a_weighted_sum_has_the_state_of_its_parts(posets):
+    both = WeightedLosses(parts(posets), {"poset": 1.0, "pairs": 1.0, "feature": 2.0})
+    both(*batch())
+    assert sorted(both.state_dict()) == ["losses.feature.map.bias", "losses.feature.map.weight"]
+    assert not list(both.buffers())
+
+
+def test_a_weighted_sum_that_needs_classes_says_so_without_any(posets):
+    features = np.random.default_rng(2).normal(size=(10, 3)).astype(np.float32)
+
+    def rounds(**losses):
+        return JointTrainer(
+            models={"trunk": torch.nn.Linear(3, 6)},
+            optimizers={"trunk_optimizer": lambda p: torch.optim.SGD(p, lr=0.1)},
+            sampler=PseudoLabelSampler(features, 4, grouping=GivenLabels([-1] * 10), num_batches=1),
+            loss_funcs={"metric_loss": WeightedLosses(losses)},
+            dataset=[torch.from_numpy(row) for row in features],
+            num_rounds=1,
+            progress=False,
+        )
+
+    losses = parts(None)
+    with pytest.raises(ValueError, match="formed no class"):
+        rounds(poset=losses["poset"], pairs=losses["pairs"]).train()
+    rounds(poset=losses["poset"], feature=losses["feature"]).train()
+
+
+def test_bad_weights(posets):
+    losses = parts(posets)
+    for weights in (
+        {"poset": 1.0},
+        dict.fromkeys([*losses, "more"], 1.0),
+        {**dict.fromkeys(losses, 1.0), "pairs": -1.0},
+        {**dict.fromkeys(losses, 1.0), "pairs": np.nan},
+        {**dict.fromkeys(losses, 1.0), "pairs": np.inf},
+    ):
+        with pytest.raises(ValueError, match=r"names of the losses, \['feature', 'pairs', 'poset'\], got"):
+            WeightedLosses(losses, weights)
+    with pytest.raises(ValueError, match="no loss with a weight above 0"):
+        WeightedLosses(losses, dict.fromkeys(losses, 0))
+    with pytest.raises(ValueError, match="no loss with a weight above 0"):
+        WeightedLosses({})
+    with pytest.raises(TypeError, match="the loss pairs takes no dataset indices: put it into PseudoLabel"):
+        WeightedLosses({"pairs": ContrastiveLoss()})
+
+
+def test_examples_run():
+    assert doctest.testmod(pseudo_labels).failed == 0

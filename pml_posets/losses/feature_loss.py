@@ -11,7 +11,7 @@ from torch import nn
 from ..classes import ArrayLike, as_count, as_mirrored
 from ..neighbors import as_features
 from ..posets import Posets
-from ..representatives import check_batch
+from ..representatives import check_batch, full_precision
 
 __all__ = ["FeatureLoss"]
 
@@ -29,15 +29,15 @@ class FeatureLoss(nn.Module):
 
     It takes dataset indices in PML's labels channel, like everything with a method `bind`, and goes into
     `JointTrainer` as it is, alone or in a `WeightedLosses`. W and b are learned: give an optimizer for
-    "metric_loss".
+    "metric_loss". PML's logging presets note every weight of a loss, and so all of W: use hooks of your own.
 
     Args:
         embedding_dim: D', the width of the embeddings.
         features: (N, D) float32, in dataset order.
         mirrored: (N, D) float32, those of the mirrored images; needed where posets with flips are bound.
 
-    Shapes: embeddings (B, D') floating point, indices (B,) integers -> a scalar, in [0, 2]; without samples
-    0, with a gradient path.
+    Shapes: embeddings (B, D') floating point, indices (B,) integers -> a scalar, in [0, 2], of at least 32
+    bits whatever the autocast; without samples 0, with a gradient path.
 
     Raises:
         TypeError, ValueError: for features or embeddings that are not finite or do not match, indices out of
@@ -47,6 +47,7 @@ class FeatureLoss(nn.Module):
     Differs from the paper: the paper has no such term; there HOG-LDA only makes the first groups.
 
     Example:
+        >>> import numpy as np
         >>> features = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
         >>> loss = FeatureLoss(8, features)
         >>> loss(torch.randn(5, 8), torch.arange(5)).ndim
@@ -58,13 +59,15 @@ class FeatureLoss(nn.Module):
         targets = as_features(features)
         turned = as_mirrored(mirrored, targets)
         # No buffers: the tables belong to the data and stay out of logs, state dicts and the device.
-        self._targets = torch.from_numpy(targets)  # (N, D)
-        self._mirrored = None if turned is None else torch.from_numpy(turned)
+        self._targets = torch.tensor(targets)  # (N, D), a copy: the caller's array may change
+        self._mirrored = None if turned is None else torch.tensor(turned)
         self._flips: torch.Tensor | None = None
         self.map = nn.Linear(as_count(embedding_dim, "embedding_dim"), targets.shape[1])
 
     def bind(self, posets: Posets) -> None:
         """Heed the flips of these posets: a mirrored sample must tell its mirrored features."""
+        if not isinstance(posets, Posets):
+            raise TypeError(f"FeatureLoss is bound to Posets, got {type(posets).__name__}")
         if posets.num_samples != len(self._targets):
             raise ValueError(
                 f"the posets have {posets.num_samples} samples, the features {len(self._targets)}: "
@@ -87,8 +90,13 @@ class FeatureLoss(nn.Module):
         check_batch(embeddings, indices, lowest=0)
         if ref_emb is not None or ref_labels is not None:
             raise ValueError("FeatureLoss looks at one sample at a time: it takes no ref_emb")
+        if embeddings.shape[1] != self.map.in_features:
+            raise ValueError(
+                f"embeddings must have {self.map.in_features} columns, the loss's embedding_dim, "
+                f"got {tuple(embeddings.shape)}"
+            )
         if not len(embeddings):
-            return embeddings.sum()
+            return full_precision(embeddings, self.map.weight)[0].sum()
         chosen, last = indices.detach().cpu().long(), len(self._targets) - 1
         if int(chosen.max()) > last:
             raise ValueError(
@@ -99,5 +107,6 @@ class FeatureLoss(nn.Module):
         if self._flips is not None and self._mirrored is not None:
             targets = torch.where(self._flips[chosen][:, None], self._mirrored[chosen], targets)
         with torch.autocast(embeddings.device.type, enabled=False):
-            told = self.map(F.normalize(embeddings.to(self.map.weight.dtype)))
+            x, weight = full_precision(embeddings, self.map.weight)
+            told = F.linear(F.normalize(x), weight, self.map.bias.to(weight.dtype))  # (B, D)
             return (1 - F.cosine_similarity(told, targets.to(told), dim=1)).mean()
