@@ -79,7 +79,8 @@ def extract(
 
     Raises:
         TypeError: if the dataset has no length or does not yield tensors, or the model returns none.
-        ValueError: if the dataset is empty, or a feature is NaN or infinite (the message says whose).
+        ValueError: if the dataset is empty, or a feature is NaN or infinite (the message says whose), or for
+            another amp.
 
     Source: section 3.4 of the paper (features are extracted anew in every round).
     Differs from the paper: in nothing known.
@@ -102,6 +103,8 @@ def extract(
     else:
         place = torch.device(device)
         model.to(place)
+    if not isinstance(amp, bool) and amp not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"amp must be True, False, torch.bfloat16 or torch.float16, got {amp!r}")
     half = amp if isinstance(amp, torch.dtype) else None
     if amp is True and place.type == "cuda":
         half = torch.float16
@@ -155,13 +158,14 @@ def principal_components(
 
     Args:
         features: (N, D) float32.
-        count: directions to keep, from 1; all D where there are no more.
+        count: directions to keep, from 1. N features span no more than N directions: K = min(count, D, N) are
+            kept, or all D, and nothing is changed but the scale, where count is D or more.
         mirrored: (N, D) float32, features of the mirrored images, brought into the same directions.
         normalize: scale rows to unit length. Default True.
         seed: of the decomposition. Default 0.
 
     Returns:
-        (N, count) float32, or two of them with `mirrored`.
+        (N, K) float32, new arrays, or two of them with `mirrored`.
 
     Raises:
         TypeError, ValueError: for features that are wrong or do not match, or count < 1.
@@ -174,19 +178,23 @@ def principal_components(
         (50, 3)
     """
     count = as_count(count, "count")
-    views = [as_features(features)]
-    if mirrored is not None:
-        views.append(as_mirrored(mirrored, views[0]))
-    if count < views[0].shape[1]:
-        rows = torch.from_numpy(views[0][:: -(-len(views[0]) // 20_000)])
+    plain = as_features(features)
+    turned = as_mirrored(mirrored, plain)
+    views = [plain] if turned is None else [plain, turned]
+    if count < plain.shape[1]:
+        sample = plain[:: -(-len(plain) // 20_000)]
+        rows = torch.from_numpy(
+            np.require(sample, requirements="W")
+        )  # torch warns of arrays it must not write
         with preserved_randomness():
             seed_everything(seed)
             extra = min(count + 16, *rows.shape)
             directions = torch.svd_lowrank(rows, q=extra, niter=3)[2][:, :count].numpy()  # (D, count)
         views = [view @ directions for view in views]
+    views = [np.array(view) for view in views]
     if normalize:
-        views = [unit_rows(np.array(view)) for view in views]
-    return views[0] if mirrored is None else (views[0], views[1])
+        views = [unit_rows(view) for view in views]
+    return views[0] if turned is None else (views[0], views[1])
 
 
 def _stack_images(items: list[Any]) -> torch.Tensor:

@@ -187,10 +187,7 @@ class HOGLDA:
             UnreadableImageError: if a file is missing or truncated; the message names it.
             OSError: if the cache folder cannot be written to.
         """
-        if self.mean_ is None:
-            raise ValueError(
-                "HOGLDA needs background statistics: call fit_background(images) or HOGLDA.load(path)"
-            )
+        self._check_fitted()
         names = ["features", "mirrored"] if mirror else ["features"]
         cache = key = None
         if cache_dir is not None:
@@ -268,10 +265,27 @@ class HOGLDA:
 
         Returns:
             (N, D) float32, a new array.
+
+        Raises:
+            ValueError: for another number of columns, or before `fit_background` or `load`.
         """
-        if not len(centred):
-            return centred.copy()
-        return np.concatenate([self._finish(centred[i : i + 2048]) for i in range(0, len(centred), 2048)])
+        self._check_fitted()
+        if centred.ndim != 2 or centred.shape[1] != self.num_features:
+            raise ValueError(
+                f"centred must have shape (N, {self.num_features}), got {centred.shape}: "
+                "is it of another image_size?"
+            )
+        finished = np.empty(centred.shape, np.float32)
+        for start in range(0, len(centred), 2048):
+            rows = np.require(centred[start : start + 2048], np.float32, "W")  # torch wants it writable
+            finished[start : start + 2048] = self._finish(rows)
+        return finished
+
+    def _check_fitted(self) -> None:
+        if self.mean_ is None:
+            raise ValueError(
+                "HOGLDA needs background statistics: call fit_background(images) or HOGLDA.load(path)"
+            )
 
     def _project(self, rows: np.ndarray) -> np.ndarray:
         """(B, D) HOGs to (B, D) features."""

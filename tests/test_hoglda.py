@@ -2,6 +2,7 @@
 
 import doctest
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -370,3 +371,61 @@ def test_window_weighs_blocks_by_their_distance_from_the_centre(tmp_path):
     assert HOGLDA.load(tmp_path / "w.npz").window == (0.2, 0.5)
     with pytest.raises(ValueError, match="window must be two numbers above 0"):
         HOGLDA(window=(0.2, 0.0))
+
+
+# --- One description, several settings
+
+
+@pytest.fixture
+def described(fitted):
+    """HOG minus mu of more images than are finished at once, and who made it."""
+    plain = HOGLDA(image_size=32, whiten=False, normalize=False)
+    plain.mean_, plain.covariance_ = fitted.mean_, fitted.covariance_
+    return plain, np.tile(plain.transform(pictures(9, size=32, seed=6), progress=False), (230, 1))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"whiten": False},
+        {"normalize": False},
+        {"whiten": False, "normalize": False, "window": (0.2, 0.5)},
+        {"ridge": 0.1, "window": (0.17, 0.5)},
+    ],
+)
+def test_finish_is_what_transform_does(described, settings):
+    plain, centred = described
+    whole = HOGLDA(image_size=32, **settings)
+    whole.mean_, whole.covariance_ = plain.mean_, plain.covariance_
+    expected = whole.transform(pictures(9, size=32, seed=6), progress=False)
+    for name, value in {"whiten": True, "normalize": True, **settings}.items():
+        setattr(plain, name, value)
+    before = centred.copy()
+    finished = plain.finish(centred)
+    assert finished.dtype == np.float32
+    assert len(finished) == 2070
+    np.testing.assert_allclose(finished, np.tile(expected, (230, 1)), atol=2e-6)
+    np.testing.assert_array_equal(centred, before)
+    finished[:] = 0  # its own array, whatever was to be done
+    np.testing.assert_array_equal(centred, before)
+
+
+def test_finish_of_nothing_and_of_a_mapped_file(described):
+    plain, centred = described
+    plain.whiten = plain.normalize = True
+    assert plain.finish(centred[:0]).shape == (0, plain.num_features)
+    centred.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain.finish(centred)
+
+
+def test_finish_of_something_else(described):
+    plain, centred = described
+    with pytest.raises(ValueError, match=r"must have shape \(N, 324\), got \(2070, 300\): is it of another"):
+        plain.finish(centred[:, :300])
+    with pytest.raises(ValueError, match="got \\(324,\\)"):
+        plain.finish(centred[0])
+    with pytest.raises(ValueError, match="needs background statistics"):
+        HOGLDA(image_size=32).finish(centred)
