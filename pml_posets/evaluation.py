@@ -20,7 +20,7 @@ FPR_STEPS = 100
 """The false-positive-rate grid has FPR_STEPS + 1 points, 0, 0.01, ..., 1."""
 
 Similarity = Literal["cosine", "dot", "euclidean"] | Callable[[npt.NDArray[Any], npt.NDArray[Any]], Any]
-_PAIR_CHUNK = 4096
+_CHUNK_NUMBERS = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,8 +349,9 @@ def _similarities(
     if measure is None or not callable(measure):
         raise ValueError(f"similarity must be one of {sorted(_MEASURES)} or a function, got {similarity!r}")
     scores = np.empty(len(ids))
-    for start in range(0, len(ids), _PAIR_CHUNK):
-        part = slice(start, start + _PAIR_CHUNK)
+    step = max(1, _CHUNK_NUMBERS // features.shape[1])
+    for start in range(0, len(ids), step):
+        part = slice(start, start + step)
         others = features[ids[part]].astype(np.float64)  # (chunk, D)
         if mirrored is not None:
             others[flips[part]] = mirrored[ids[part][flips[part]]]

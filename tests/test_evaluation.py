@@ -151,7 +151,7 @@ def test_chunks_do_not_matter(monkeypatch):
     mirrored = rng.normal(size=(50, 6)).astype(np.float32)
     labels = random_labels(rng, 50, 11)
     whole = retrieval_roc(features, labels, mirrored=mirrored)
-    monkeypatch.setattr(evaluation, "_PAIR_CHUNK", 7)
+    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 45)  # 7 pairs of 6 numbers
     np.testing.assert_array_equal(retrieval_roc(features, labels, mirrored=mirrored).tpr, whole.tpr)
 
 
