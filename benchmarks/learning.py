@@ -44,6 +44,7 @@ class Recipe:
         feature: weight of the feature loss, which the paper does not have; 0 leaves it out.
         num_nearest: Z.
         unassigned_fraction: largest part of a batch for unassigned samples.
+        random_fraction: part of a batch that is drawn from all samples alike (posets alone).
         num_classes, mean_size: of the surrogate classes; None: what comes out.
         min_size, max_size, top_fraction: of the grouping.
         mirror_images: take every mirror image for a sample of its own; else a sample has the orientation in
@@ -73,6 +74,7 @@ class Recipe:
     feature: float = 0.0
     num_nearest: int = 2
     unassigned_fraction: float = 0.5
+    random_fraction: float = 0.0
     num_classes: int | None = None
     mean_size: float | None = None
     min_size: int = 3
@@ -116,6 +118,7 @@ SMALL = Recipe(
     rounds=2,
     iterations=400,
     feature=3.0,
+    random_fraction=0.5,
     mirror_images=True,
     regroup="mixed",
     mix=0.3,
@@ -271,6 +274,7 @@ def _pseudo_label_sampler(method: Method, start: Start, recipe: Recipe, seed: in
         recipe.batch_size,
         num_nearest=recipe.num_nearest,
         unassigned_fraction=recipe.unassigned_fraction if method == "posets" else 0.0,
+        random_fraction=recipe.random_fraction if method == "posets" else 0.0,
         grouping=grouping,
         assignment=_assignment(recipe, seed),
         warm_start=recipe.refine,

@@ -23,11 +23,20 @@ class PosetBatches:
         size: indices in a batch, at most the number of samples.
         samples_per_class: members of a home class, its medoid included.
         unassigned_fraction: largest part for unassigned samples and lone medoids, 0..1.
+        random_fraction: part for samples drawn from all alike, 0..1; the rules are for the rest.
     """
 
-    def __init__(self, posets: Posets, size: int, samples_per_class: int, unassigned_fraction: float) -> None:
+    def __init__(
+        self,
+        posets: Posets,
+        size: int,
+        samples_per_class: int,
+        unassigned_fraction: float,
+        random_fraction: float = 0.0,
+    ) -> None:
         self.posets = posets
-        self.size = size
+        self.num_random = int(random_fraction * size + 0.5) if posets.num_classes else size
+        self.size = size = size - self.num_random  # by the rules
         self.samples_per_class = samples_per_class
         self.nearest = posets.nearest_classes
         around = self.nearest[posets.unassigned]
@@ -39,8 +48,15 @@ class PosetBatches:
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """(size,) dataset indices, in random order."""
-        if not self.posets.num_classes:
-            return rng.choice(self.posets.num_samples, self.size, replace=False)
+        ruled = self._by_rules(rng) if self.size else np.empty(0, np.int64)
+        if not self.num_random:
+            return ruled
+        drawn = _choose(rng, np.arange(self.posets.num_samples), self.num_random + ruled.size)
+        fresh = drawn[~np.isin(drawn, ruled)][: self.num_random]
+        again = self.num_random - fresh.size  # the batch holds nearly everything: repeat some
+        return rng.permutation(np.concatenate([ruled, fresh, _choose(rng, ruled, again)]))
+
+    def _by_rules(self, rng: np.random.Generator) -> np.ndarray:
         homes, seeds = self._homes(rng)
         unassigned, lone = self._unassigned(rng, homes, seeds)
         members = self._members(rng, homes, lone, self.size - len(unassigned))

@@ -85,6 +85,9 @@ class PseudoLabelSampler(BatchSampler):
         samples_per_class: members of a home class in a batch, its medoid included. Default 4.
         views: how often each drawn sample stands in a batch, each time augmented anew. Default 1.
         unassigned_fraction: largest part of a batch for unassigned samples, 0..1. Default 0.5; 0: none.
+        random_fraction: part of a batch that is drawn from all samples alike, 0..1, the rules above being for
+            the rest. Default 0. The samples of one poset resemble each other, and a batch of few posets shows
+            little of the data: a loss of single samples, and batch norm, gain by others among them.
         grouping: a `PseudoLabelProvider`. Default: `SurrogateGrouping()`.
         assignment: refines the labels (`RelaxedAssignment`, Eq. 5). Default None: the grouping's labels stay.
         warm_start: from the second round on, True (default, the paper's): `assignment` starts from the labels
@@ -124,6 +127,7 @@ class PseudoLabelSampler(BatchSampler):
         num_nearest: int = 2,
         samples_per_class: int = 4,
         unassigned_fraction: float = 0.5,
+        random_fraction: float = 0.0,
         views: int = 1,
         grouping: PseudoLabelProvider | None = None,
         assignment: Any = None,
@@ -140,6 +144,7 @@ class PseudoLabelSampler(BatchSampler):
         self.num_nearest = as_count(num_nearest, "num_nearest")
         self.samples_per_class = as_count(samples_per_class, "samples_per_class")
         self.unassigned_fraction = float(unassigned_fraction)
+        self.random_fraction = float(random_fraction)
         self.views = as_count(views, "views")
         self.grouping = grouping if grouping is not None else _default_grouping()
         self.assignment = assignment
@@ -155,8 +160,9 @@ class PseudoLabelSampler(BatchSampler):
             )
         if self.batch_size % self.views:
             raise ValueError(f"batch_size must be a multiple of views={views}, got {batch_size}")
-        if not 0 <= self.unassigned_fraction <= 1:
-            raise ValueError(f"unassigned_fraction must be in 0..1, got {unassigned_fraction}")
+        for name in ("unassigned_fraction", "random_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
         if self.sources is not None and self.sources.shape != (self.num_samples,):
             raise ValueError(
                 f"sources must have shape ({self.num_samples},) to match the features, "
@@ -256,7 +262,9 @@ class PseudoLabelSampler(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         posets, epoch = self.posets, self.epoch
         size = self.batch_size // self.views
-        batches = PosetBatches(posets, size, self.samples_per_class, self.unassigned_fraction)
+        batches = PosetBatches(
+            posets, size, self.samples_per_class, self.unassigned_fraction, self.random_fraction
+        )
         self.epoch += 1
         for b in range(self.num_batches):
             drawn = batches.draw(np.random.default_rng([self.seed, posets.round, epoch, b]))

@@ -37,6 +37,7 @@ _SAMPLER_SETTINGS = (
     "num_nearest",
     "samples_per_class",
     "unassigned_fraction",
+    "random_fraction",
     "views",
     "seed",
 )

@@ -419,3 +419,27 @@ def test_bad_features():
         sampler.regroup(features_of(5))
     with pytest.raises(ValueError, match="epoch"):
         sampler.set_epoch(-1)
+
+
+def test_a_random_fraction_is_drawn_from_all_samples_alike():
+    features = np.random.default_rng(0).normal(size=(400, 4)).astype(np.float32)
+    labels = np.r_[np.repeat(np.arange(5), 4), np.full(380, -1)]
+    drawn = np.zeros(400)
+    sampler = PseudoLabelSampler(
+        features,
+        40,
+        unassigned_fraction=0.0,
+        random_fraction=0.5,
+        grouping=GivenLabels(labels),
+        num_batches=200,
+    )
+    for batch in sampler:
+        assert len(batch) == 40
+        assert len(np.unique(batch)) >= 38  # 20 by the rules, 20 at random, 20 samples have a class
+        drawn[np.unique(batch)] += 1
+    assert drawn[20:].min() > 0
+    assert abs(drawn[20:].mean() - 200 * 20 / 380) < 0.5  # alike, but for those that the rules took
+    everyone = PseudoLabelSampler(features, 64, random_fraction=1.0, grouping=GivenLabels(labels))
+    assert all(len(set(batch)) == 64 for batch in everyone)
+    with pytest.raises(ValueError, match="random_fraction must be in 0..1, got 1.5"):
+        PseudoLabelSampler(features, 40, random_fraction=1.5)
