@@ -23,6 +23,7 @@ from .classes import (
     BLOCK_BYTES,
     ArrayLike,
     ClassMembers,
+    as_codes,
     as_count,
     as_flips,
     as_labels,
@@ -208,11 +209,7 @@ class Posets:
         labels = as_labels(labels, num_samples)
         flips = as_flips(flips, num_samples, mirrored)
         num_nearest = as_count(num_nearest, "num_nearest")
-        codes = None if sources is None else np.unique(np.asarray(sources), return_inverse=True)[1]
-        if codes is not None and codes.shape != (num_samples,):
-            raise ValueError(
-                f"sources must have shape ({num_samples},) to match the features, got {codes.shape}"
-            )
+        codes = as_codes(sources, num_samples)
         found = class_medoids(features, mirrored, flips, ClassMembers.of(labels))
         nearest = np.full((num_samples, num_nearest), -1, np.int64)
         distances = np.full((num_samples, num_nearest), np.inf, np.float32)
@@ -361,9 +358,10 @@ class Posets:
             ValueError: if it is damaged, half-written, or no file of posets.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                if not isinstance(file, np.lib.npyio.NpzFile):
-                    raise ValueError("it is a single array")
+            loaded = np.load(path, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                raise ValueError("it is a single array")
+            with loaded as file:
                 arrays = {name: file[name] for name in file.files}
             if int(arrays.pop("format", np.int64(-1))) != _FORMAT:
                 raise ValueError(f"its format is not {_FORMAT}, the one this version reads")
