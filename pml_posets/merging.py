@@ -37,7 +37,7 @@ def merge(
 
     In each pass a group looks for the more compact one (by mean similarity of its pairs) that it overlaps
     most, as a share of the smaller of the two. Where that one has itself no such partner, the two merge,
-    unless the mean similarity of the pairs in their union is less than half that of the looser of them, or
+    unless the mean similarity of the pairs in their union is less than half that of the tighter of them, or
     their mean distance more than `widening` times that of the tighter. Passes go on until nothing merges. A
     union keeps the members most similar to the more compact group, at most max_size, one a source.
 
@@ -66,8 +66,9 @@ def merge(
             return Groups(members[alive], flips[alive])
         turned, joint = _join(Groups(members, flips), leader, child)
         united_compact, united_width = joint.means(space)
-        ok = united_compact >= 0.5 * np.minimum(compact[leader], compact[child])
-        ok &= united_width <= widening * np.minimum(width[leader], width[child]) + 1e-6 * united_width
+        ok = united_compact >= 0.5 * np.maximum(compact[leader], compact[child])
+        if np.isfinite(widening):
+            ok &= united_width <= widening * np.minimum(width[leader], width[child]) * (1 + 1e-6)
         refused = np.union1d(refused, _pair_keys(leader[~ok], child[~ok], len(members)))
         if not ok.any():
             continue
