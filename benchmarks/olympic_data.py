@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch.utils.data import Dataset
 
+from pml_posets.cache import digest
 from pml_posets.datasets import UnreadableImageError
 from pml_posets.evaluation import RetrievalLabels
 
@@ -62,9 +63,14 @@ class OlympicFrames(Dataset[Any]):
         UnreadableImageError: (an OSError) on access, when the frame cannot be read; the message names it.
 
     Example:
-        >>> tree = load_tree("postures")                # doctest: +SKIP
-        >>> OlympicFrames(tree)[0].size                 # doctest: +SKIP
-        (96, 96)
+        >>> import tempfile
+        >>> from benchmarks.figures import make_figures
+        >>> folder = tempfile.mkdtemp()
+        >>> small = {"sports": ("run",), "num_sources": 2, "num_clips": 1, "num_frames": 2, "num_anchors": 2}
+        >>> truth = make_figures(folder, num_workers=1, **small)
+        >>> frames = OlympicFrames(load_tree(folder), transform=lambda crop: crop.resize((64, 64)))
+        >>> len(frames), frames[0].size
+        (4, (64, 64))
     """
 
     def __init__(
@@ -94,6 +100,25 @@ class OlympicFrames(Dataset[Any]):
         if self.tree.boxes is not None:
             image = crop_box(image, self.tree.boxes[index], self.box_scale, self.square)
         return image if self.transform is None else self.transform(image)
+
+    @property
+    def data_id(self) -> str:
+        """A digest that changes with the frames (names, sizes, times of change), the boxes and the transform.
+
+        For `pml_posets.cache.FeatureCache` and `HOGLDA.transform(..., data_id=...)`.
+        """
+        files = [
+            *(path for path in self.tree.paths if path),
+            *(str(f.path) for f in self.tree.seq_files.values()),
+        ]
+        states = [os.stat(path) for path in files]
+        boxes = np.zeros(0) if self.tree.boxes is None else self.tree.boxes
+        return digest(
+            files,
+            [[state.st_size, state.st_mtime_ns] for state in states],
+            [self.tree.categories, self.tree.names, self.tree.sequences, self.tree.frame_numbers, boxes],
+            [repr(self.transform), self.box_scale, self.square],
+        )
 
 
 def crop_box(

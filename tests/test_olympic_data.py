@@ -1,5 +1,6 @@
 """Trees in the Olympic Sports layout: what is read, what is missed, what is refused."""
 
+import doctest
 import shutil
 import tarfile
 
@@ -10,6 +11,7 @@ import torch
 from olympic_trees import make_tree, picture, write_labels, write_seq
 from PIL import Image
 
+from benchmarks import olympic_data, olympic_tree
 from benchmarks.olympic_data import (
     OlympicFrames,
     TreeError,
@@ -151,6 +153,24 @@ def test_boxes(tmp_path, archived):
     assert OlympicFrames(tree)[0].size == (20, 20)
     with pytest.raises(ValueError, match="box_scale must be positive"):
         OlympicFrames(tree, box_scale=0)
+
+
+def test_the_identity_of_the_data_follows_what_matters(tmp_path):
+    root = make_tree(tmp_path / "tree", boxes=True)
+    frames = OlympicFrames(load_tree(root))
+    first = frames.data_id
+    assert OlympicFrames(load_tree(root)).data_id == first
+    assert OlympicFrames(load_tree(root), square=False).data_id != first
+    assert OlympicFrames(load_tree(root), transform=red).data_id != first
+    assert OlympicFrames(load_tree(root, categories=["run"])).data_id != first
+    box = root / "bboxes" / "run" / "run_00_00.bb"
+    text = box.read_text()
+    box.write_text(text.replace("4\t3\t5", "4\t2\t5"))
+    assert OlympicFrames(load_tree(root)).data_id != first
+    box.write_text(text)
+    assert OlympicFrames(load_tree(root)).data_id == first
+    picture(99).save(root / "frames" / "run" / "run_00_00" / "I00000.png")
+    assert frames.data_id != first
 
 
 def test_crops_at_the_border_repeat_it():
@@ -355,6 +375,11 @@ def test_a_broken_seq_file(root):
 def test_an_image_beside_its_like_is_taken_by_its_full_name(root):
     Image.new("RGB", (20, 30), (200, 0, 0)).save(root / "frames" / "run" / "run_00_00" / "I00000.jpg")
     assert red(OlympicFrames(load_tree(root))[5]) == 50
+
+
+def test_docstring_examples():
+    assert doctest.testmod(olympic_data).failed == 0
+    assert doctest.testmod(olympic_tree).failed == 0
 
 
 def test_real_annotations_of_olympic_sports(shared_data):
