@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,19 +13,20 @@ import torch
 from pytorch_metric_learning.losses import NTXentLoss, TripletMarginLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
 from torch import nn
-from torch.utils.data import BatchSampler
 
 from pml_posets.augmentation import BatchAugmentation
 from pml_posets.datasets import WithMirrorImages
 from pml_posets.grouping import SurrogateGrouping
 from pml_posets.losses import FeatureLoss, PosetLoss
-from pml_posets.posets import Posets
+from pml_posets.miners import NearestMedoidMiner
 from pml_posets.pseudo_labels import PseudoLabelLoss, WeightedLosses
 from pml_posets.samplers import PseudoLabelSampler
-from pml_posets.seeding import derive_seeds
+from pml_posets.seeding import derive_seeds, preserved_randomness, seed_everything
 from pml_posets.trainers import JointTrainer, keep_groups
 
 from . import alexnet
+from .logs import RunLog
+from .two_views import IndexLoss, TwoViews
 
 Method = Literal["posets", "cliques", "triplet", "ntxent"]
 METHODS: tuple[Method, ...] = ("posets", "cliques", "triplet", "ntxent")
@@ -43,6 +44,7 @@ class Recipe:
         lam: lambda, the weight of the poset loss (Eq. 2).
         feature: weight of the feature loss, which the paper does not have; 0 leaves it out.
         num_nearest: Z.
+        anchors: of the poset loss: the "unassigned" samples, as in the paper, or "all".
         unassigned_fraction: largest part of a batch for unassigned samples.
         random_fraction: part of a batch that is drawn from all samples alike (posets alone).
         num_classes, mean_size: of the surrogate classes; None: what comes out.
@@ -53,13 +55,16 @@ class Recipe:
             or "fixed": the groups of round 1 stay.
         mix: share of the network's similarity in "mixed", in [0, 1].
         refine: run the relaxed assignment (Eq. 5) in each y-step.
-        optimizer, lr, conv_lr, momentum, weight_decay: conv_lr None: lr.
+        optimizer, lr, momentum, weight_decay: the same for all layers; momentum is that of "sgd".
         schedule: of the learning rate over the run: "constant" or "cosine" (with a short warm-up).
         ema: decay of the weights' moving average; 0: none.
         sigma: of the poset loss; None: estimated.
         brightness, colour, grey: augmentation that the paper does not have.
         scale: range of the magnification.
         precision: "float32", "bfloat16" (mixed), or "auto": what is fast here, settled before a run.
+
+    Raises:
+        ValueError: for a value out of its range; the message names the option of the command line.
     """
 
     image_size: int = 227
@@ -73,6 +78,7 @@ class Recipe:
     lam: float = 1.0
     feature: float = 0.0
     num_nearest: int = 2
+    anchors: Literal["unassigned", "all"] = "unassigned"
     unassigned_fraction: float = 0.5
     random_fraction: float = 0.0
     num_classes: int | None = None
@@ -97,6 +103,29 @@ class Recipe:
     scale: tuple[float, float] = (1.0, 1.41)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
+    def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                bound = f"at least {least:g}" if value < least or most == math.inf else f"at most {most:g}"
+                raise ValueError(f"{flag(name)} must be {bound}, got {value}")
+        for name in ("lr", "sigma", "top_fraction"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{flag(name)} must be above 0, got 0")
+        for name in ("momentum", "ema", "dropout"):
+            if getattr(self, name) == 1:
+                raise ValueError(f"{flag(name)} must be below 1, got 1")
+        if not self.min_size <= (self.mean_size or self.min_size) <= self.max_size:
+            raise ValueError(
+                "--min-size, --mean-size and --max-size must not decrease, "
+                f"got {self.min_size}, {self.mean_size}, {self.max_size}"
+            )
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise ValueError(f"--scale must be two numbers above 0, LOW and HIGH, got {self.scale}")
+        if not self.classification and not self.lam and not self.feature:
+            raise ValueError("--classification, --lambda and --feature are all 0: there is nothing to learn")
+        _ = self.architecture  # which checks the image size and the width
+
     @property
     def architecture(self) -> alexnet.AlexNetConfig:
         """The network's shapes."""
@@ -109,6 +138,19 @@ class Recipe:
         return {**asdict(self), **alexnet.settings(self.architecture)}
 
 
+def flag(name: str) -> str:
+    """The command line's option for a field of `Recipe`."""
+    return "--lambda" if name == "lam" else "--" + name.replace("_", "-")
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("rounds", "iterations", "num_nearest", "num_classes"), (1, math.inf)),
+    **dict.fromkeys(("batch_size", "min_size", "max_size"), (2, math.inf)),
+    **dict.fromkeys(("classification", "lam", "feature", "lr", "weight_decay", "sigma"), (0, 1e6)),
+    **dict.fromkeys(("unassigned_fraction", "top_fraction", "mix", "momentum", "ema", "dropout"), (0, 1)),
+    **dict.fromkeys(("random_fraction", "brightness", "grey"), (0, 1)),
+    "colour": (0, 1e6),
+}
 PAPER = Recipe(num_classes=20_000, mean_size=8.0)
 SMALL = Recipe(
     image_size=64,
@@ -116,9 +158,12 @@ SMALL = Recipe(
     fc_dim=1024,
     dropout=0.0,
     rounds=2,
-    iterations=400,
+    iterations=200,
+    classification=0.1,
+    lam=0.1,
     feature=3.0,
-    random_fraction=0.5,
+    anchors="all",
+    random_fraction=0.75,
     mirror_images=True,
     regroup="mixed",
     mix=0.3,
@@ -173,6 +218,8 @@ def train(
     progress: bool = True,
     models: dict[str, nn.Module] | None = None,
     end_of_round: Callable[[JointTrainer], Any] | None = None,
+    log: RunLog | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> JointTrainer:
     """Train an AlexNet without labels by one of the methods, to the end or from where a run was stopped.
 
@@ -193,6 +240,8 @@ def train(
         progress: show progress bars.
         models: {"trunk", "embedder"} to begin with; None: random weights.
         end_of_round: called with the trainer after each round.
+        log: of the run; None: none.
+        settings: what else tells runs apart (the data, the first similarities), for the checkpoint.
 
     Returns:
         The trainer at its end; `evaluation_models` are the networks, `history` the losses.
@@ -213,17 +262,23 @@ def train(
         losses: dict[str, Any] = {"metric_loss": IndexLoss(NTXentLoss(temperature=0.1))}
     else:
         sampler = _pseudo_label_sampler(method, start, recipe, seed)
-        losses = {"metric_loss": _metric_loss(method, start, recipe)}
+        with preserved_randomness():
+            seed_everything(derive_seeds(seed)[0])  # a loss may have weights too
+            losses = {"metric_loss": _metric_loss(method, start, recipe)}
         if method == "triplet":
             options["mining_funcs"] = {
                 "tuple_miner": TripletMarginMiner(margin=0.2, type_of_triplets="semihard")
             }
         else:
+            if method == "posets":  # the representatives are those of the round, R in Eq. 6
+                miner = NearestMedoidMiner(recipe.num_nearest, anchors=recipe.anchors)
+                options["mining_funcs"] = {"tuple_miner": miner}
             networks["classifier"] = lambda num_classes: nn.Linear(recipe.fc_dim, num_classes)
             losses["classifier_loss"] = nn.CrossEntropyLoss()
+            weighed = method == "posets"
             options["loss_weights"] = {
-                "classifier_loss": recipe.classification if method == "posets" else 1.0,
-                "metric_loss": 1.0 if method == "posets" else 0.0,
+                "classifier_loss": recipe.classification if weighed else 1.0,
+                "metric_loss": 1.0 if weighed and (recipe.lam or recipe.feature) else 0.0,
             }
     total = recipe.rounds * recipe.iterations
     names = [*networks, *(["metric_loss"] if method == "posets" and recipe.feature else [])]
@@ -240,13 +295,14 @@ def train(
         feature_options={"batch_size": 256},
         output_dir=output_dir,
         checkpoint_every=max(50, recipe.iterations // 4),
-        settings={"method": method, **recipe.settings()},
+        settings={"method": method, **recipe.settings(), **(settings or {})},
         seed=seed,
         ema_decay=recipe.ema or None,
         autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
         record_every=max(1, total // 200),
         progress=progress,
         dataloader_num_workers=num_workers,
+        end_of_iteration_hook=None if log is None else log.record,
         end_of_epoch_hook=None if end_of_round is None else lambda trainer: end_of_round(trainer.joint),
         **options,
     )
@@ -296,15 +352,14 @@ def _assignment(recipe: Recipe, seed: int) -> Any:
 def _metric_loss(method: Method, start: Start, recipe: Recipe) -> nn.Module:
     if method == "triplet":
         return TripletMarginLoss(margin=0.2)
-    poset = PosetLoss(recipe.num_nearest, sigma=recipe.sigma)
-    if method == "cliques":  # its weight is 0
+    poset = PosetLoss(recipe.num_nearest, sigma=recipe.sigma, anchors=recipe.anchors)
+    weights = {"poset": recipe.lam, "feature": recipe.feature}
+    if method == "cliques" or not any(weights.values()):  # its weight is 0 then
         return poset
     parts: dict[str, nn.Module] = {"poset": PseudoLabelLoss(poset, unassigned="keep")}
-    weights = {"poset": recipe.lam}
     if recipe.feature:
         parts["feature"] = FeatureLoss(recipe.fc_dim, start.features, start.mirrored)
-        weights["feature"] = recipe.feature
-    return WeightedLosses(parts, weights)
+    return WeightedLosses(parts, {name: weights[name] for name in parts})
 
 
 def _feature_fn(method: Method, start: Start, recipe: Recipe) -> Callable[[JointTrainer], Any] | None:
@@ -330,7 +385,7 @@ def _mixed(network: Any, start: Start, share: float) -> Any:
 def _optimizer(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
     if recipe.optimizer == "adamw":
         return lambda parameters: torch.optim.AdamW(
-            parameters, lr=recipe.lr, weight_decay=recipe.weight_decay
+            parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
         )
     return lambda parameters: torch.optim.SGD(
         parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -346,72 +401,3 @@ def _schedule(recipe: Recipe, total: int) -> Callable[[torch.optim.Optimizer], A
         return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
 
     return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-class IndexLoss(nn.Module):
-    """A PML loss whose labels are the dataset indices themselves: two views of one sample are a pair."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def bind(self, posets: Posets) -> None:
-        """Indices need no posets."""
-
-    def forward(self, embeddings: torch.Tensor, indices: torch.Tensor, *rest: Any) -> torch.Tensor:
-        """The inner loss of (B, D) embeddings and (B,) dataset indices."""
-        return self.inner(embeddings, indices.to(embeddings.device), *rest)
-
-
-class TwoViews(BatchSampler):
-    """Batches of random samples, each listed twice, for instance discrimination without any grouping.
-
-    Args:
-        num_samples: N.
-        batch_size: of the listed indices: half as many samples.
-        num_batches: in an epoch.
-        seed: of the draw.
-    """
-
-    def __init__(self, num_samples: int, batch_size: int, num_batches: int, seed: int) -> None:
-        self.num_samples, self.batch_size, self.num_batches, self.seed = (
-            num_samples,
-            batch_size,
-            num_batches,
-            seed,
-        )
-        self.drop_last, self.epoch = True, 0
-        everything = np.zeros(num_samples, np.int64)
-        self.posets = Posets(
-            everything,
-            np.zeros(1, np.int64),
-            everything[:, None],
-            np.zeros((num_samples, 1), np.float32),
-            everything > 0,
-        )
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        for number in range(self.num_batches):
-            rng = np.random.default_rng(derive_seeds(self.seed, epoch, number))
-            chosen = rng.choice(self.num_samples, self.batch_size // 2, replace=False)
-            yield np.tile(chosen, 2).tolist()
-
-    def regroup(self, features: Any, mirrored: Any = None) -> Posets:
-        """There is nothing to group."""
-        return self.posets
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be this epoch."""
-        self.epoch = epoch
-
-    def state_dict(self) -> dict[str, Any]:
-        """The next epoch."""
-        return {"epoch": self.epoch}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the next epoch back."""
-        self.epoch = state["epoch"]

@@ -170,6 +170,7 @@ def _add_recipe_options(group: Any) -> None:
     """One option for each field of `Recipe`, without a default: the preset's stands."""
     options: dict[str, dict[str, Any]] = {
         "scale": {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")},
+        "anchors": {"choices": ("unassigned", "all")},
         "regroup": {"choices": ("network", "mixed", "fixed")},
         "optimizer": {"choices": ("sgd", "adamw")},
         "schedule": {"choices": ("constant", "cosine")},
