@@ -155,7 +155,9 @@ def test_roc_rates_must_fit_each_other(rates):
 
 
 def test_a_figure_is_written_as_png(tmp_path):
-    path = save_figure(loss_curves({"joint": (np.arange(100), np.linspace(3, 1, 100))}), str(tmp_path / "loss.png"))
+    path = save_figure(
+        loss_curves({"joint": (np.arange(100), np.linspace(3, 1, 100))}), str(tmp_path / "loss.png")
+    )
     assert path == tmp_path / "loss.png"
     with Image.open(path) as image:
         assert image.format == "PNG"

@@ -441,5 +441,5 @@ def test_a_random_fraction_is_drawn_from_all_samples_alike():
     assert abs(drawn[20:].mean() - 200 * 20 / 380) < 0.5  # alike, but for those that the rules took
     everyone = PseudoLabelSampler(features, 64, random_fraction=1.0, grouping=GivenLabels(labels))
     assert all(len(set(batch)) == 64 for batch in everyone)
-    with pytest.raises(ValueError, match="random_fraction must be in 0..1, got 1.5"):
+    with pytest.raises(ValueError, match=r"random_fraction must be in 0\.\.1, got 1\.5"):
         PseudoLabelSampler(features, 40, random_fraction=1.5)
