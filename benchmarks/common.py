@@ -133,8 +133,12 @@ def write_text(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def output_folder(path: str | Path) -> Path:
+def output_folder(path: str | Path, option: str = "--output") -> Path:
     """Make the output folder and see that it can be written to, before any work is done.
+
+    Args:
+        path: the folder.
+        option: the option it was given by, for the message.
 
     Raises:
         OSError: if it cannot, with what to do.
@@ -148,7 +152,7 @@ def output_folder(path: str | Path) -> Path:
     except OSError as error:
         raise OSError(
             f"cannot write to the output folder {folder} ({error.strerror or error}): "
-            "free some space, change its permissions, or choose another --output"
+            f"free some space, change its permissions, or choose another {option}"
         ) from error
     return folder
 

@@ -6,12 +6,10 @@ python benchmarks/olympic.py --data-root TREE --method all      # your frames
 
 from __future__ import annotations
 
-import copy
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,143 +22,142 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import alexnet, common, olympic_report
-from benchmarks.figures import make_figures
-from benchmarks.learning import METHODS, Start, train
-from benchmarks.olympic_data import OlympicFrames, OlympicTree, load_tree
-from benchmarks.options import RunOptions, parse
+from benchmarks.learning import train
+from benchmarks.logs import RunLog
+from benchmarks.options import LEARNED, RunOptions, parse
+from benchmarks.postures import Pair, Postures, data_name, origin, prepare
 from pml_posets.augmentation import BatchAugmentation
-from pml_posets.cache import digest
-from pml_posets.evaluation import RetrievalResult, retrieval_report
-from pml_posets.features import HOGLDA, extract, principal_components
+from pml_posets.evaluation import RetrievalResult
+from pml_posets.features import extract
 from pml_posets.image_store import ImageStore
 from pml_posets.trainers import JointTrainer
 
 WITHOUT_CHANCE = ("hog", "hog-lda", "start", "alexnet-imagenet")  # one seed says it all
-FIGURE_SIZES: dict[str, dict[str, Any]] = {
-    "full": {},
-    "tiny": {"num_sources": 4, "num_clips": 1, "num_frames": 10, "num_anchors": 8},
-}
-Pair = tuple[np.ndarray, np.ndarray]  # (N, D) features of the frames and of their mirror images
 
 
 @dataclass
-class Postures:
-    """A tree, ready to be learned from.
+class Outcome:
+    """What came of one method under one seed.
 
     Args:
-        name: of the data, for the results.
-        tree: its annotation.
-        images: (3, S, S) uint8 tensors, one a frame.
-        hog: name to features, made when asked for: "hog" (mean subtracted), "hog-lda" (whitened),
-            "hog-window" (weighted towards the box's middle); unit rows.
-        start: the first similarities, brought down to a few hundred columns.
+        features: of the frames that the labels speak of.
+        roc: their curves.
+        rounds: "auc_round_1", ... to the AUC after each round, if it learned.
+        joint: its trainer, if it learned.
+        seconds_before: time spent on it by processes that were killed.
     """
 
-    name: str
-    tree: OlympicTree
-    images: ImageStore
-    hog: Callable[[str], Pair]
-    start: Start
+    features: Pair
+    roc: RetrievalResult
+    rounds: dict[str, float]
+    joint: JointTrainer | None = None
+    seconds_before: float = 0.0
 
-    def score(self, features: Pair) -> RetrievalResult:
-        """The ROC curves of features: cosine similarity, mirror images where the labels ask for them."""
-        return retrieval_report(features[0], self.tree.dataset_labels(), mirrored=features[1])
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The mean AUC, that of each category, and that of each round."""
+        by_category = {f"auc/{name}": auc for name, auc in self.roc.per_category.items()}
+        return {"auc": self.roc.auc, **by_category, **self.rounds}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = parse(__doc__ or "", arguments)
+    common.commit()  # that of the code this run begins with
     folder = common.output_folder(options.output)
+    results = earlier_results(folder, options)
     postures = prepare(options)
-    path = folder / "results.json"
-    results = common.read_results(path) if options.resume else []
     shown = olympic_report.Shown()
     for seed in options.seeds:
         for method in options.methods:
             if method in WITHOUT_CHANCE and seed != options.seeds[0]:
                 continue
             began = time.perf_counter()
-            metrics, roc, joint, features = run(method, seed, postures, options, folder)
+            outcome = run(method, seed, postures, options, folder)
+            seconds = outcome.seconds_before + time.perf_counter() - began
             if seed == options.seeds[0]:
-                shown.add(method, roc, joint, features)
-            seconds = round(time.perf_counter() - began, 1)
-            settings = settings_of(method, options, postures)
+                shown.add(method, outcome.roc, outcome.joint, outcome.features)
             row = common.Result(
                 method=method,
                 dataset=postures.name,
-                metrics=metrics,
-                settings=settings,
+                metrics=outcome.metrics,
+                settings=settings_of(method, options, postures),
                 seed=seed,
-                seconds=seconds,
+                seconds=round(seconds, 1),
             )
             results = [r for r in results if (r.method, r.seed) != (method, seed)] + [row]
-            common.write_results(path, results)
-            print(f"{method:18s} seed {seed}  AUC {metrics['auc']:.3f}  ({seconds:.0f} s)", flush=True)
+            common.write_results(folder / "results.json", results)
+            print(f"{method:18s} seed {seed}  AUC {outcome.roc.auc:.3f}  ({seconds:.0f} s)", flush=True)
     text = olympic_report.write(folder, results, shown, postures)
     print(f"\n{text}\n\nEverything lies in {folder.resolve()}")
     return 0
 
 
-def prepare(options: RunOptions) -> Postures:
-    """Read the tree (or draw one), decode its crops, and describe them by HOG."""
-    cache = common.output_folder(options.cache)
-    if options.data_root is None:
-        root, name = cache / f"figures-{options.figures}", f"figures-{options.figures}"
-        make_figures(root, num_workers=max(1, options.workers), **FIGURE_SIZES[options.figures])
-    else:
-        root, name = options.data_root, options.data_root.resolve().name
-    tree = load_tree(root, categories=options.categories, skip_unreadable=options.skip_unreadable)
-    print(tree.summary(), flush=True)
-    for excluded in tree.excluded:
-        print(f"  left out: {excluded}")
-    frames = OlympicFrames(tree)
-    identity = tree_identity(tree)
-    shared: dict[str, Any] = {"num_workers": options.workers, "progress": options.progress}
-    images = ImageStore(frames, cache, options.recipe.image_size, data_id=identity, **shared)
-    describe = HOGLDA(image_size=options.hog_size, whiten=False, normalize=False)
-    describe.fit_background(frames, **shared)
-    centred = describe.transform(frames, mirror=True, cache_dir=cache, data_id=identity, **shared)
+def earlier_results(folder: Path, options: RunOptions) -> list[common.Result]:
+    """The rows of the run that is gone on with.
 
-    def hog(kind: str) -> Pair:
-        finisher = copy.copy(describe)
-        finisher.normalize, finisher.whiten = True, kind == "hog-lda"
-        finisher.window = options.window if kind == "hog-window" else None
-        return finisher.finish(centred[0]), finisher.finish(centred[1])
-
-    first = hog(options.initial)
-    start = Start(*principal_components(first[0], options.components, first[1]), tree.sources)
-    return Postures(name, tree, images, hog, start)
+    Raises:
+        FileExistsError: if the folder holds a run and --resume was not given.
+        ValueError: if its rows are of other data, or the file is damaged.
+    """
+    path = folder / "results.json"
+    if not options.resume:
+        if path.exists() or any(folder.glob("*/checkpoint.pt")):
+            raise FileExistsError(
+                f"{folder} holds a run already: go on with it, or add methods to it, by --resume, or choose "
+                "another --output"
+            )
+        return []
+    results = common.read_results(path)
+    others = {row.dataset for row in results} - {data_name(options)}
+    if others:
+        raise ValueError(
+            f"{path} is of other data ({', '.join(sorted(others))}, here {data_name(options)}): "
+            "choose another --output"
+        )
+    return results
 
 
-def tree_identity(tree: OlympicTree) -> str:
-    """A digest of which frames a tree holds and when they last changed."""
-    files = [*tree.paths, *(str(file.path) for file in tree.seq_files.values())]
-    stats = [(p, *_size_and_time(p)) for p in files if p]
-    return digest(list(tree.names), stats, [] if tree.boxes is None else tree.boxes)
-
-
-def run(
-    method: str, seed: int, postures: Postures, options: RunOptions, folder: Path
-) -> tuple[dict[str, float], RetrievalResult, JointTrainer | None, Pair]:
-    """One method under one seed: its measures, its curves, its trainer if it learned, its features."""
+def run(method: str, seed: int, postures: Postures, options: RunOptions, folder: Path) -> Outcome:
+    """One method under one seed."""
     if method in ("hog", "hog-lda", "start"):
         features = postures.hog(options.initial if method == "start" else method)
-        roc = postures.score(features)
-        return measures(roc), roc, None, features
+        return Outcome(features, postures.score(features), {})
     recipe = options.recipe_of(method)
-    rounds: dict[str, float] = {}
-    joint = None
-    if method in ("random", "alexnet-imagenet"):
-        models = alexnet.build(recipe.architecture, seed, dropout=0.0)
-        if method == "alexnet-imagenet":
-            alexnet.load_imagenet(models, str(options.imagenet_weights))
-        models["trunk"] = torch.nn.Sequential(BatchAugmentation(), models["trunk"])
-        models = {name: model.to(options.device) for name, model in models.items()}
-    else:
-        begin = alexnet.build(recipe.architecture, seed, recipe.dropout)
-        if options.init is not None:
-            alexnet.load_imagenet(begin, options.init)
-        home = folder / f"{method}-seed{seed}"
+    if method in LEARNED:
+        return learn(method, seed, postures, options, folder / f"{method}-seed{seed}")
+    models = alexnet.build(recipe.architecture, seed, dropout=0.0)
+    if method == "alexnet-imagenet":
+        alexnet.load_imagenet(models, str(options.imagenet_weights))
+    models["trunk"] = torch.nn.Sequential(BatchAugmentation(), models["trunk"])
+    networks = {name: model.to(options.device) for name, model in models.items()}
+    images = postures.images_of(recipe.image_size)
+    features = features_of(networks, images, postures, options)
+    return Outcome(features, postures.score(features), {})
+
+
+def learn(method: str, seed: int, postures: Postures, options: RunOptions, home: Path) -> Outcome:
+    """Train by one method under one seed, or go on with it; its checkpoint and its logs lie in `home`."""
+    recipe = options.recipe_of(method)
+    begin = alexnet.build(recipe.architecture, seed, recipe.dropout)
+    if options.init is not None:
+        alexnet.load_imagenet(begin, options.init)
+    log = RunLog(home / "logs")
+
+    def score(joint: JointTrainer) -> Outcome:
+        features = features_of(joint.evaluation_models, postures.images, postures, options)
+        return Outcome(features, postures.score(features), {}, joint)
+
+    def score_round(joint: JointTrainer) -> None:
+        done = joint.round + 1
+        if not options.score_rounds or done >= joint.num_rounds:
+            return  # the last one is scored below, also of a run that was killed just here
+        auc = score(joint).roc.auc
+        write_score(home, done, auc)
+        log.write("scores", {"auc": auc}, done * joint.iterations_per_round)
+        print(f"  {home.name}: AUC {auc:.3f} after round {done}", flush=True)
+
+    try:
         joint = train(
             "posets" if method == "posets-fixed" else method,  # type: ignore[arg-type]
             postures.images,
@@ -173,50 +170,44 @@ def run(
             resume=options.resume,
             progress=options.progress,
             models=begin,
-            end_of_round=lambda joint: score_round(joint, home, postures, options),
+            end_of_round=score_round,
+            log=log,
+            settings=origin(options, postures),
         )
-        models = joint.evaluation_models
-        rounds = read_scores(home)
-    features = features_of(models, options.layer, postures, options)
-    roc = postures.score(features)
-    if joint is not None:
-        rounds[f"auc_round_{recipe.rounds}"] = roc.auc
-    return {**measures(roc), **rounds}, roc, joint, features
+        outcome = score(joint)
+        write_score(home, joint.round, outcome.roc.auc)
+        log.write("scores", {"auc": outcome.roc.auc}, joint.global_iteration)
+    finally:
+        log.close()
+    outcome.rounds = {f"auc_round_{done}": auc for done, auc in read_scores(home).items()}
+    outcome.seconds_before = log.seconds_before
+    return outcome
 
 
-def score_round(joint: JointTrainer, home: Path, postures: Postures, options: RunOptions) -> None:
-    """Note the AUC after a round that is not the last, in a file that a resumed run reads again."""
-    if not options.score_rounds or joint.round + 1 >= joint.num_rounds:
-        return
-    roc = postures.score(features_of(joint.evaluation_models, options.layer, postures, options))
-    scores = {**read_scores(home), f"auc_round_{joint.round + 1}": roc.auc}
-    common.write_text(home / "rounds.json", json.dumps(scores))
-    print(f"  {home.name}: AUC {roc.auc:.3f} after round {joint.round + 1}", flush=True)
-
-
-def read_scores(home: Path) -> dict[str, float]:
+def read_scores(home: Path) -> dict[int, float]:
     """The AUC after each round so far."""
     path = home / "rounds.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {int(done): auc for done, auc in found.items()}
 
 
-def measures(roc: RetrievalResult) -> dict[str, float]:
-    """The mean AUC, and that of each category."""
-    return {"auc": roc.auc, **{f"auc/{name}": auc for name, auc in roc.per_category.items()}}
+def write_score(home: Path, done: int, auc: float) -> None:
+    """Note the AUC after a round, in a file that a resumed run reads again; those of later rounds go."""
+    earlier = {number: score for number, score in read_scores(home).items() if number < done}
+    common.write_text(home / "rounds.json", json.dumps({**earlier, done: auc}) + "\n")
 
 
 def features_of(
-    models: dict[str, torch.nn.Module], layer: alexnet.Layer, postures: Postures, options: RunOptions
+    models: dict[str, torch.nn.Module], images: ImageStore, postures: Postures, options: RunOptions
 ) -> Pair:
     """Features of the frames that the labels speak of, and of their mirror images; zeros for the others."""
     labels = postures.tree.dataset_labels().values()
     needed = np.unique(
         np.concatenate([ids for one in labels for ids in (one.anchors, *one.pos_ids, *one.neg_ids)])
     )
-    network = alexnet.up_to(models, layer)
     found = extract(
-        network,
-        Subset(postures.images, needed.tolist()),
+        alexnet.up_to(models, options.layer),
+        Subset(images, needed.tolist()),
         batch_size=256,
         device=options.device,
         mirror=True,
@@ -230,30 +221,31 @@ def features_of(
 
 def settings_of(method: str, options: RunOptions, postures: Postures) -> dict[str, Any]:
     """What the numbers of a method depend on."""
-    settings: dict[str, Any] = {"frames": len(postures.tree), "hog_size": options.hog_size}
-    if "hog" not in method and method != "random":
-        settings["components"] = options.components
-    if method not in ("hog", "hog-lda"):
-        settings |= {"initial": options.initial, "window": options.window}
-    if method in METHODS or method in ("posets-fixed", "random", "alexnet-imagenet"):
-        recipe = options.recipe_of(method)
-        settings |= {
+    every = origin(options, postures)
+    left_out = {"left_out": len(postures.tree.excluded)}
+    if method in ("hog", "hog-lda", "start"):
+        names = ["frames", "hog_size", *(["initial", "window"] if method == "start" else [])]
+        return {**{name: every[name] for name in names}, **left_out}
+    recipe = options.recipe_of(method)
+    device = {"device": options.device, "hardware": common.hardware(options.device)}
+    if method in LEARNED:
+        return {
+            **every,
+            **left_out,
             **recipe.settings(),
-            "layer": options.layer,
             "preset": options.preset,
-            "device": options.device,
+            "layer": options.layer,
+            **device,
         }
-        settings |= {"hardware": common.hardware(options.device)}
-    return settings
-
-
-def _size_and_time(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+    network = alexnet.settings(recipe.architecture)
+    precision = {"precision": recipe.precision}
+    return {"frames": every["frames"], **left_out, **network, **precision, "layer": options.layer, **device}
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"olympic.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("olympic.py: stopped; --resume with the same --output goes on")

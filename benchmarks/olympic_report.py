@@ -13,6 +13,7 @@ from pml_posets.plots import Tile, image_rows, loss_curves, roc_curves, save_fig
 from pml_posets.trainers import JointTrainer
 
 from .common import Result, summary, table, write_text
+from .postures import Pair, Postures
 
 # Table 1 of the paper: mean AUC on Olympic Sports, 227 px. Their cliques began from ImageNet weights; their
 # triplets are Shuffle & Learn.
@@ -25,9 +26,9 @@ class Shown:
     def __init__(self) -> None:
         self.rocs: dict[str, RetrievalResult] = {}
         self.trainers: dict[str, JointTrainer] = {}
-        self.features: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.features: dict[str, Pair] = {}
 
-    def add(self, method: str, roc: RetrievalResult, joint: JointTrainer | None, features: Any) -> None:
+    def add(self, method: str, roc: RetrievalResult, joint: JointTrainer | None, features: Pair) -> None:
         """Note a method: its curves, its trainer if it learned; features of the untrained and the trained."""
         self.rocs[method] = roc
         if joint is not None:
@@ -69,14 +70,14 @@ def category_table(results: Sequence[Result]) -> str:
     return table(["category", *methods], rows)
 
 
-def write(folder: Path, results: Sequence[Result], shown: Shown, postures: Any) -> str:
+def write(folder: Path, results: Sequence[Result], shown: Shown, postures: Postures) -> str:
     """Write table.md and the pictures; returns the main table.
 
     Args:
         folder: the output folder.
         results: all rows.
         shown: of the first seed.
-        postures: the data (`olympic.Postures`).
+        postures: the data.
     """
     main = auc_table(results)
     write_text(folder / "table.md", f"{main}\n\n{category_table(results)}\n")
@@ -98,7 +99,7 @@ def _rounds(result: Result) -> int:
     return max((int(k.rsplit("_", 1)[1]) for k in result.metrics if k.startswith("auc_round_")), default=0)
 
 
-def _losses(trainers: Mapping[str, Any]) -> Any:
+def _losses(trainers: Mapping[str, JointTrainer]) -> Any:
     """Fig. 4: the total loss of the methods that share an objective, else of every method."""
     shared = [name for name in ("posets", "posets-fixed") if name in trainers]
     chosen = shared or list(trainers)
@@ -113,9 +114,7 @@ def _losses(trainers: Mapping[str, Any]) -> Any:
     return loss_curves(curves, starts)
 
 
-def _neighbours(
-    features: Mapping[str, tuple[np.ndarray, np.ndarray]], postures: Any, num_queries: int = 5, k: int = 7
-) -> Any:
+def _neighbours(features: Mapping[str, Pair], postures: Postures, num_queries: int = 5, k: int = 7) -> Any:
     """Queries, and their nearest labelled frames of other sources before and after training."""
     tree = postures.tree
     used = np.flatnonzero(np.abs(features["after"][0]).sum(1) > 0)
@@ -147,7 +146,9 @@ def _first_of_each(values: np.ndarray) -> np.ndarray:
     return np.sort(np.unique(values, return_index=True)[1])
 
 
-def _posets(features: np.ndarray, postures: Any, gap: int = 8, num_rows: int = 3) -> dict[str, list[Tile]]:
+def _posets(
+    features: np.ndarray, postures: Postures, gap: int = 8, num_rows: int = 3
+) -> dict[str, list[Tile]]:
     """Fig. 5: two frames of one sequence, `gap` apart; frames of other sources between them, in order.
 
     The order is by the difference of the similarities to the two ends. The frames shown are, at evenly spaced

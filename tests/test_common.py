@@ -238,8 +238,8 @@ def test_a_file_in_the_way_is_told(tmp_path):
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(OSError, match=r"cannot write to the output folder .*out \(File exists\)"):
         common.output_folder(tmp_path / "out")
-    with pytest.raises(OSError, match=r"cannot write to the output folder"):
-        common.output_folder(tmp_path / "out" / "deeper")
+    with pytest.raises(OSError, match=r"cannot write to the output folder .* or choose another --cache"):
+        common.output_folder(tmp_path / "out" / "deeper", "--cache")
 
 
 # --- facts of a run
