@@ -28,6 +28,7 @@ from .posets import class_medoids
 from .relaxation import Candidates, Moves, Problem, batches, gain_of_joining, gain_of_leaving
 
 _TOLERANCES = (0.1, 0.5)  # what an estimated tolerance may be
+_LEAST = 1e-20  # affinity that a candidate keeps, to be able to come back
 _CERTAINTY = 0.7  # affinity of a sample to where it stands, at the start
 
 
@@ -322,21 +323,19 @@ class RelaxedAssignment(Estimator):
         means = torch.zeros(self.num_classes_, dtype=torch.float64, device=place)
         for pool in pools:
             value, mean = pool.gradient(hard)
-            similarity[pool.samples[pool.there], pool.slots[pool.there]] = value[pool.there].double()
+            similarity.view(-1)[pool.entries[pool.there]] = value[pool.there].double()
             means[pool.classes] = mean.double()
         unit = float(means.mean().clamp_min(torch.finfo(torch.float64).tiny))
 
-        listed = np.pad(
-            candidates.classes, ((0, 0), (0, 1)), constant_values=-1
-        )  # (N, K + 1) classes, then out
+        # (N, K + 1): a sample's candidate classes, then staying unassigned.
+        listed = np.pad(candidates.classes, ((0, 0), (0, 1)), constant_values=-1)
         listed_flips = np.pad(candidates.flips, ((0, 0), (0, 1)))
         open_ = torch.from_numpy(listed >= 0).to(place)
         open_[:, width] = True
-        others = (open_.sum(1, keepdim=True) - 1).clamp_min(1)
-        affinity = torch.where(hard > 0, _CERTAINTY, (1 - _CERTAINTY) / others)
-        logits = affinity.log().masked_fill_(~open_, -torch.inf)
-        affinity = logits.softmax(1)
-        gradient = torch.zeros_like(logits)
+        affinity = torch.where(hard > 0, _CERTAINTY, (1 - _CERTAINTY) / (open_.sum(1, keepdim=True) - 1))
+        affinity = affinity.masked_fill_(~open_, 0)
+        affinity /= affinity.sum(1, keepdim=True)
+        gradient = torch.zeros_like(affinity)
         self.tolerance_ = self._tolerance(similarity[:, 0], means, labels)
         rate = self.lr / width  # a sample moves once for each of its candidate classes
         for _ in range(self.num_steps):
@@ -345,11 +344,16 @@ class RelaxedAssignment(Estimator):
                 pool = steps[step][0].pick(torch.from_numpy(steps[step][1]).to(place))
                 value, mean = pool.gradient(affinity)
                 ascent = (value - (1 - self.tolerance_) * mean[:, None]) / unit
-                samples, slots = pool.samples[pool.there], pool.slots[pool.there]
-                gradient[samples, slots] = ascent[pool.there]
-                touched = samples.unique()
-                logits[touched] += rate * gradient[touched]
-                affinity[touched] = logits[touched].softmax(1)
+                entries = pool.entries[pool.there]
+                gradient.view(-1)[entries] = ascent[pool.there]
+                touched = torch.zeros(num_samples, dtype=torch.bool, device=place)
+                touched[entries // (width + 1)] = True
+                rows = touched.nonzero()[:, 0]
+                # The softmax of logits + rate * gradient, without keeping the logits.
+                growth = gradient[rows].mul_(rate)
+                growth = growth.sub_(growth.amax(1, keepdim=True)).exp_()
+                raised = growth.mul_(affinity[rows]).clamp_min_(_LEAST).mul_(open_[rows])
+                affinity[rows] = raised / raised.sum(1, keepdim=True)
 
         best = affinity.argmax(1)
         stay = affinity.gather(1, stands[:, None]) >= affinity.gather(1, best[:, None])

@@ -12,6 +12,8 @@ from torch import Tensor
 from .classes import ClassMembers
 from .groups import Space, blocks, size_ranges
 
+_NOTHING = 1e-6  # a total affinity that no similarity can be told from
+
 
 def gain_of_leaving(
     similarity: np.ndarray, classes: np.ndarray, means: np.ndarray, sizes: np.ndarray
@@ -65,32 +67,46 @@ class Moves:
 class Pool:
     """b classes with the P samples that may be in each, R of which are references.
 
-    classes (b,); samples, slots, there (b, P): dataset index, which candidate of the sample the class is, and
-    whether the place is filled; references (b, R) positions in 0..P-1; near (b, P, R) float32 similarities, 0
-    where they do not count; counts (b, P, R) whether they do.
+    Args:
+        classes: (b,) ids.
+        entries: (b, P) positions in flattened (N, K + 1) affinities: which sample, and which candidate of it.
+        there: (b, P) bool, whether the place is filled.
+        references: (b, R) positions in 0..P-1.
+        near: (b, P, R) float32 similarities, 0 where they do not count.
+        counts: (b, P, R) float32, 1 where they do; None if all do but a sample's to itself.
+        referred: (b, P) float32, 1 for the samples that are references.
     """
 
     classes: Tensor
-    samples: Tensor
-    slots: Tensor
+    entries: Tensor
     there: Tensor
     references: Tensor
     near: Tensor
-    counts: Tensor
+    counts: Tensor | None
+    referred: Tensor
 
     def pick(self, rows: Tensor) -> Pool:
         """Some of the classes."""
-        return Pool(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        if len(rows) == len(self.classes):
+            return self
+        counts = None if self.counts is None else self.counts[rows]
+        parts = (self.classes, self.entries, self.there, self.references, self.near)
+        classes, entries, there, references, near = (part[rows] for part in parts)
+        return Pool(classes, entries, there, references, near, counts, self.referred[rows])
 
     def gradient(self, affinity: Tensor) -> tuple[Tensor, Tensor]:
         """From (N, K + 1) affinities: s_ic (b, P), which is S_c where no reference counts, and S_c (b,)."""
-        weight = affinity[self.samples, self.slots] * self.there  # (b, P)
+        weight = affinity.view(-1)[self.entries] * self.there  # (b, P)
         reference = weight.gather(1, self.references)  # (b, R)
-        total = torch.bmm(self.counts.to(weight.dtype), reference[:, :, None])[:, :, 0]
-        value = torch.bmm(self.near, reference[:, :, None])[:, :, 0] / total.clamp_min(1e-12)
-        known = weight * (total > 1e-12)
-        mean = (known * value).sum(1) / known.sum(1).clamp_min(1e-12)
-        return torch.where(total > 1e-12, value, mean[:, None]), mean
+        if self.counts is None:
+            total = reference.sum(1, keepdim=True) - weight * self.referred
+        else:
+            total = torch.bmm(self.counts, reference[:, :, None])[:, :, 0]
+        sound = total > _NOTHING
+        value = torch.bmm(self.near, reference[:, :, None])[:, :, 0] / total.clamp_min(_NOTHING)
+        known = weight * sound
+        mean = (known * value).sum(1) / known.sum(1).clamp_min(_NOTHING)
+        return torch.where(sound, value, mean[:, None]), mean
 
 
 @dataclass(frozen=True)
@@ -125,13 +141,16 @@ class Problem:
                     references = np.sort(np.argsort(lottery, axis=1)[:, :num_references], axis=1)
                 chosen = np.take_along_axis(samples, references, 1)
                 gaps = self.space.distances(samples, flips, chosen, np.take_along_axis(flips, references, 1))
-                counts = there[:, :, None] & np.take_along_axis(there, references, 1)[:, None, :]
+                filled = np.take_along_axis(there, references, 1)  # (b, R)
                 if self.codes is None:
-                    counts &= samples[:, :, None] != chosen[:, None, :]
+                    apart = samples[:, :, None] != chosen[:, None, :]
                 else:
-                    counts &= self.codes[samples][:, :, None] != self.codes[chosen][:, None, :]
-                counted = torch.from_numpy(counts).to(place)
-                near = torch.exp(gaps / -self.space.scale) * counted
-                arrays = (classes, samples, slots, there, np.array(references))
+                    apart = self.codes[samples][:, :, None] != self.codes[chosen][:, None, :]
+                counts = torch.from_numpy(apart & there[:, :, None] & filled[:, None, :]).to(place).float()
+                referred = np.zeros(there.shape, np.float32)
+                np.put_along_axis(referred, references, filled.astype(np.float32), 1)
+                arrays = (classes, samples * (width + 1) + slots, there, np.array(references), referred)
                 parts = [torch.from_numpy(array).to(place) for array in arrays]
-                yield Pool(parts[0], parts[1], parts[2], parts[3], parts[4], near, counted)
+                near = torch.exp(gaps / -self.space.scale).mul_(counts)
+                kept = None if self.codes is None else counts
+                yield Pool(parts[0], parts[1], parts[2], parts[3], near, kept, parts[4])
