@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -29,10 +30,10 @@ class SurrogateGrouping(Estimator):
     5. One label a sample: the group in which its mean similarity to the other members is highest keeps it.
        Groups left with fewer than min_size dissolve, the less similar half of them at a time, which gives
        their samples back to the other groups that hold them.
-    6. Steering: where classes are smaller than mean_size, step 5 is done with larger limits than min_size.
-       The num_classes most compact classes stay; where there are fewer, steps 4 and 5 are tried with smaller
-       groups. Classes then lose their least similar members until they are no larger than mean_size on
-       average.
+    6. Steering: where there are fewer classes than num_classes, or larger ones than mean_size on average,
+       steps 4 and 5 are tried with smaller groups; where they are smaller than mean_size, step 5 is done
+       with larger limits than min_size. Then the num_classes most compact classes stay, and classes lose
+       their least similar members until they are no larger than mean_size on average.
 
     Similarity is exp(-distance / scale), a group's compactness its mean over the pairs of the group.
 
@@ -70,7 +71,8 @@ class SurrogateGrouping(Estimator):
         num_classes_: C. It is 0, and all labels are -1, if no group of min_size forms.
         compactness_: (C,) float64, mean similarity over the pairs of each class.
         radii_: (N,) float32, r_i.
-        max_size_: the size of groups that was used, below max_size where num_classes asked for it.
+        max_size_: the size of groups that was used, below max_size where num_classes or mean_size asked for
+            it.
         neighbors_: the Neighbors of step 1, to be passed on.
 
     Raises:
@@ -194,7 +196,7 @@ class SurrogateGrouping(Estimator):
         with torch.no_grad(), torch.autocast(space.table.device.type, enabled=False):
             self.radii_ = self._radii(space, neighbors, codes)
             grown = self._grow(space, neighbors, codes)
-            classes = self._classes_of_number(grown, space, codes)
+            classes = self._steered(grown, space, codes)
             classes = self._trim(self._most_compact(classes, space), space)
             classes = classes.pick(np.argsort(classes.lowest, kind="stable")).upright()
             self.compactness_ = classes.means(space)[0]
@@ -288,46 +290,59 @@ class SurrogateGrouping(Estimator):
                     farthest.masked_fill_(source == source[row, pick][:, None], torch.inf)
         return Groups(members, flips)
 
-    def _classes_of_number(self, grown: Groups, space: Space, codes: np.ndarray | None) -> Groups:
-        """Classes from groups of the largest size that gives num_classes, or of the one that gives most."""
-        best, self.max_size_ = self._classes(grown, self.max_size, space, codes), self.max_size
-        if self.num_classes is None or len(best.members) >= self.num_classes:
-            return best
-        low, high = self.min_size, self.max_size - 1
-        while low <= high:
-            size = (low + high) // 2
-            tried = self._classes(grown, size, space, codes)
-            enough = len(tried.members) >= self.num_classes
-            if enough or len(tried.members) > len(best.members):
-                best, self.max_size_ = tried, size
-            low, high = (size + 1, high) if enough else (low, size - 1)
-        return best
+    def _steered(self, grown: Groups, space: Space, codes: np.ndarray | None) -> Groups:
+        """Classes from groups of the size that comes nearest to what is asked for (step 6)."""
 
-    def _classes(self, grown: Groups, size: int, space: Space, codes: np.ndarray | None) -> Groups:
-        """Disjoint classes from the groups grown, each cut off at the size."""
+        def made(size: int) -> tuple[Groups, Groups, np.ndarray]:
+            if size not in tried:
+                tried[size] = self._classes(grown, size, space, codes)
+            return tried[size]
+
+        def mean(size: int) -> float:
+            return float(made(size)[0].sizes.mean()) if len(made(size)[0].members) else 0.0
+
+        tried: dict[int, tuple[Groups, Groups, np.ndarray]] = {}
+        chosen = self.max_size
+        if self.mean_size is not None and mean(chosen) > self.mean_size:
+            low = math.ceil(self.mean_size)  # the smallest size whose classes are not too small
+            while low < chosen:
+                size = (low + chosen) // 2
+                low, chosen = (low, size) if mean(size) >= self.mean_size else (size + 1, chosen)
+        wanted = self.num_classes or 0
+        if len(made(chosen)[0].members) < wanted:
+            low, high = (
+                self.min_size,
+                chosen - 1,
+            )  # the largest size that gives enough, or the one that gives most
+            while low <= high:
+                size = (low + high) // 2
+                enough = len(made(size)[0].members) >= wanted
+                low, high = (size + 1, high) if enough else (low, size - 1)
+            counts = {size: min(len(made(size)[0].members), wanted) for size in tried}
+            chosen = max(counts, key=lambda size: (counts[size], size))
+        self.max_size_ = chosen
+        classes, groups, score = made(chosen)
+        for least in range(self.min_size + 1, chosen + 1):
+            if self.mean_size is None or not len(classes.members) or classes.sizes.mean() >= self.mean_size:
+                break
+            larger = disjoint(groups, score, least)
+            if len(larger.members) < max(wanted, 1):
+                break
+            classes = larger
+        return classes
+
+    def _classes(
+        self, grown: Groups, size: int, space: Space, codes: np.ndarray | None
+    ) -> tuple[Groups, Groups, np.ndarray]:
+        """Disjoint classes from the groups grown, each cut off at the size; the merged groups; scores."""
         groups = Groups(grown.members[:, :size], grown.flips[:, :size])
         large = groups.sizes >= self.min_size
         owner = np.where(large, np.cumsum(large) - 1, -1)
         groups, owner = unique_groups(groups.pick(large), owner)
-        groups = merge(
-            groups,
-            owner,
-            space,
-            overlap=self.merge_overlap,
-            widening=self.max_widening,
-            max_size=size,
-            codes=codes,
-        )
+        options = {"overlap": self.merge_overlap, "widening": self.max_widening}
+        groups = merge(groups, owner, space, max_size=size, codes=codes, **options)
         score = groups.measure(space)[0]
-        classes = disjoint(groups, score, self.min_size)
-        for least in range(self.min_size + 1, size + 1):
-            if self.mean_size is None or not classes.sizes.size or classes.sizes.mean() >= self.mean_size:
-                break
-            larger = disjoint(groups, score, least)
-            if len(larger.members) < (self.num_classes or 1):
-                break
-            classes = larger
-        return classes
+        return disjoint(groups, score, self.min_size), groups, score
 
     def _most_compact(self, classes: Groups, space: Space) -> Groups:
         if self.num_classes is None or len(classes.members) <= self.num_classes:
