@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import pickle
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,10 @@ class FigureSettings:
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
 
+    def jobs(self) -> list[tuple[str, int]]:
+        """All (sport, source), sport by sport."""
+        return [(sport, source) for sport in self.sports for source in range(self.num_sources)]
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -125,7 +132,20 @@ def generator(*key: int | str) -> np.random.Generator:
     return np.random.default_rng(words)
 
 
-def render_source(root: Path, settings: FigureSettings, name: str, source: int) -> list[Clip]:
+def render_part(root: Path, settings: FigureSettings, part: int, num_parts: int) -> list[list[Clip]]:
+    """Every `num_parts`-th job from `part` on: the clips of each source."""
+    return [_render_source(root, settings, *job) for job in settings.jobs()[part::num_parts]]
+
+
+def serve(root: str, settings: str, part: str, num_parts: str) -> None:
+    """`render_part` for a process of its own: settings as JSON, the clips pickled to standard output."""
+    chosen = json.loads(settings)
+    chosen = FigureSettings(**chosen | {"sports": tuple(chosen["sports"])})
+    clips = render_part(Path(root), chosen, int(part), int(num_parts))
+    sys.stdout.buffer.write(pickle.dumps(clips))
+
+
+def _render_source(root: Path, settings: FigureSettings, name: str, source: int) -> list[Clip]:
     """Write frames and boxes of all clips of one source; what is known of them."""
     rng = generator(settings.seed, name, source)
     sport, body, look = SPORTS[name], Body.vary(rng), Look.draw(rng)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .figure_clips import Clip, FigureSettings, generator, render_source
+from .figure_clips import Clip, FigureSettings, generator, render_part
 from .figure_motion import JOINT_NAMES, MIRRORED_JOINTS
 
 VERSION = 1
@@ -168,18 +170,48 @@ def _is_there(folder: Path, stamp: dict[str, Any]) -> bool:
 
 
 def _render(root: Path, settings: FigureSettings, num_workers: int | None) -> None:
-    workers = min(num_workers or os.cpu_count() or 1, len(settings.sports) * settings.num_sources)
-    jobs = [
-        (root, settings, sport, source) for sport in settings.sports for source in range(settings.num_sources)
-    ]
-    if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            clips = list(pool.map(render_source, *zip(*jobs, strict=True)))
+    workers = max(1, min(num_workers or os.cpu_count() or 1, len(settings.jobs())))
+    clips: list[list[Clip]] = [[] for _ in settings.jobs()]
+    if workers == 1:
+        clips = render_part(root, settings, 0, 1)
     else:
-        clips = [render_source(*job) for job in jobs]
+        for part, made in enumerate(_in_processes(root, settings, workers)):
+            clips[part::workers] = made
     for i, sport in enumerate(settings.sports):
         of_sport = clips[i * settings.num_sources : (i + 1) * settings.num_sources]
         _write_annotation(root, settings, sport, of_sport)
+
+
+def _in_processes(root: Path, settings: FigureSettings, workers: int) -> list[list[list[Clip]]]:
+    """The clips of each part of the jobs, rendered by processes of their own.
+
+    They are started afresh: a fork of a process in which torch has run threads may hang.
+    """
+    code = "import sys; from benchmarks.figure_clips import serve; serve(*sys.argv[1:])"
+    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, root, json.dumps(asdict(settings)), str(part), str(workers)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        )
+        for part in range(workers)
+    ]
+    try:
+        made = []
+        for process in running:
+            output, errors = process.communicate()
+            if process.returncode != 0:
+                text = errors.decode(errors="replace").strip()
+                raise RuntimeError(f"rendering failed in a worker process: {text}")
+            made.append(pickle.loads(output))
+        return made
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
 
 def _write_annotation(

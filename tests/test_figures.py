@@ -160,6 +160,15 @@ def test_broken_off_work_leaves_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
 
 
+def test_a_worker_that_fails_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(
+        figures, "asdict", lambda settings: {"sports": ["run"], "num_sources": 2, "size": "?"}
+    )
+    with pytest.raises(RuntimeError, match=r"rendering failed in a worker process: (.|\n)*TypeError"):
+        figures._in_processes(tmp_path / "work", FigureSettings(sports=("run",), num_sources=2), 2)
+
+
 def test_clips_of_a_source_share_scene_and_person(made):
     folder, truth = made
     tree = load_tree(folder)
