@@ -1,0 +1,148 @@
+"""Rounds of grouping and training on a folder of images, without any label.
+
+    python examples/rounds_on_a_folder.py                        # draws a small folder of its own
+    python examples/rounds_on_a_folder.py FOLDER --rounds 5 --iterations 400 --size 96
+
+HOG-LDA gives the first similarities, JointTrainer the rounds. All that comes of it lies in --output; started
+again, a run goes on where it was stopped. Subfolders, if there are any, serve to score the result, no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+
+from pml_posets import (
+    HOGLDA,
+    BatchAugmentation,
+    ImageStore,
+    JointTrainer,
+    PosetLoss,
+    PseudoLabelSampler,
+)
+from pml_posets.datasets import ImageList, image_files
+from pml_posets.neighbors import search
+from pml_posets.plots import Tile, image_rows, save_figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, then show what changed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("folder", type=Path, nargs="?", help="of images; without: a drawn one")
+    parser.add_argument("--output", type=Path, default=Path("runs/rounds"))
+    parser.add_argument("--size", type=int, default=48, help="side of the images the network sees, px")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=50, help="in each round")
+    parser.add_argument("--query", type=int, default=5, help="number of the image whose neighbours are drawn")
+    options = parser.parse_args(arguments)
+    logging.getLogger("PML").setLevel(logging.ERROR)
+    options.output.mkdir(parents=True, exist_ok=True)
+    folder = options.folder or draw_folder(options.output / "drawn")
+
+    images = ImageList(image_files(folder), skip_unreadable=True)
+    print(f"{len(images)} images in {folder}, {len(images.unreadable)} unreadable")
+    store = ImageStore(images, options.output, options.size, progress=False)
+    hog = HOGLDA(image_size=48).fit_background(images, num_patches=300, progress=False)
+    first = hog.transform(images, cache_dir=options.output, progress=False)  # (N, D)
+
+    joint = make_trainer(store, first, options)
+    before = joint.extract()
+    joint.train(resume=True)
+    after = joint.extract()
+
+    posets = joint.posets
+    print(f"{posets.num_classes} classes in the last round, {len(posets.unassigned)} images in none")
+    stages = {"HOG-LDA": first, "untrained": before, "trained": after}
+    truth = np.unique([str(path.parent) for path in images.paths], return_inverse=True)[1]
+    rows = {}
+    for name, features in stages.items():
+        found = search(features, min(8, len(images) - 1))
+        if truth.any():
+            print(f"recall@1 {name}: {np.mean(truth[found.indices[:, 0]] == truth):.3f}")
+        near = zip(found.indices[options.query], found.distances[options.query], strict=True)
+        rows[name] = [Tile(store[options.query], "query", "tab:red")]
+        rows[name] += [Tile(store[int(i)], f"{distance:.2f}") for i, distance in near]
+    picture = save_figure(image_rows(rows, "The nearest images of one"), options.output / "neighbours.png")
+    nearest = [str(images.paths[i].relative_to(folder)) for i in search(after, 3).indices[options.query]]
+    print(f"nearest to {images.paths[options.query].relative_to(folder)}: {', '.join(nearest)}")
+    print(f"picture: {picture}")
+
+
+def make_trainer(store: ImageStore, first: np.ndarray, options: argparse.Namespace) -> JointTrainer:
+    """A small network, classification of the surrogate classes (L1) and the poset loss (L2)."""
+    torch.manual_seed(0)
+    width, sides = (16, 32, 64), options.size // 8
+    trunk = nn.Sequential(
+        BatchAugmentation(scale=(0.9, 1.2), brightness=0.3, colour=0.3, grey=0.3),
+        nn.Conv2d(3, width[0], 5, stride=2, padding=2), nn.BatchNorm2d(width[0]), nn.ReLU(),
+        nn.Conv2d(width[0], width[1], 3, padding=1), nn.BatchNorm2d(width[1]), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(width[1], width[2], 3, padding=1), nn.BatchNorm2d(width[2]), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(width[2] * sides**2, 128),
+    )  # fmt: skip
+    return JointTrainer(
+        models={"trunk": trunk, "classifier": lambda num_classes: nn.Linear(128, num_classes)},
+        optimizers={
+            "trunk_optimizer": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+            "classifier_optimizer": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+        },
+        sampler=PseudoLabelSampler(first, batch_size=min(64, len(first))),
+        loss_funcs={"classifier_loss": nn.CrossEntropyLoss(), "metric_loss": PosetLoss(sigma=0.5)},
+        dataset=store,
+        num_rounds=options.rounds,
+        iterations_per_round=options.iterations,
+        output_dir=options.output,
+        settings={"size": options.size},
+        progress=False,
+    )
+
+
+def draw_folder(folder: Path, num_postures: int = 12, num_images: int = 30, size: int = 48) -> Path:
+    """A subfolder of figures for each of some postures, before backgrounds that mislead HOG-LDA."""
+    rng = np.random.default_rng(0)
+    postures = rng.uniform(-2.4, 2.4, (num_postures, 8))  # (postures, joint angles)
+    for number, posture in enumerate(postures):
+        (folder / f"posture-{number:02d}").mkdir(parents=True, exist_ok=True)
+        for one in range(num_images):
+            figure = draw_figure(posture + rng.normal(0, 0.12, 8), 2 * size, rng)
+            path = folder / f"posture-{number:02d}" / f"{one:03d}.png"
+            figure.resize((size, size), Image.Resampling.BILINEAR).save(path)
+    return folder
+
+
+def draw_figure(angles: np.ndarray, size: int, rng: np.random.Generator) -> Image.Image:
+    """One figure, light, among sticks that are darker, in front of a dark wall."""
+
+    def colour(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.integers(low, high, 3).tolist())
+
+    def along(angle: float, length: float) -> np.ndarray:
+        return length * np.array([math.sin(angle), math.cos(angle)])
+
+    image = Image.new("RGB", (size, size), colour(0, 100))
+    pen = ImageDraw.Draw(image)
+    for _ in range(14):
+        pen.line(rng.uniform(0, size, 4).tolist(), fill=colour(40, 170), width=int(rng.integers(2, 7)))
+    skin, limb, width = colour(150, 256), size * rng.uniform(0.15, 0.19), int(size * rng.uniform(0.07, 0.1))
+    hips = size / 2 + rng.normal(0, 0.03 * size, 2) + (0, 0.6 * limb)
+    neck = hips - along(0.15 * angles[0], 1.4 * limb)
+    head = neck - along(0.15 * angles[0], 0.6 * limb)
+    pen.line([*hips, *neck], fill=skin, width=width + 3)
+    pen.ellipse([*(head - 0.45 * limb), *(head + 0.45 * limb)], fill=skin)
+    legs = (0.4 * angles[3] + 0.25, 0.4 * angles[4] - 0.25)
+    for part, (root, upper) in enumerate(zip((neck, neck, hips, hips), (*angles[1:3], *legs), strict=True)):
+        joint = root + along(upper, limb)
+        end = joint + along(upper + 0.5 * angles[5 + part % 3], limb)
+        pen.line([*root, *joint, *end], fill=skin, width=width, joint="curve")
+    return image
+
+
+if __name__ == "__main__":
+    main()
