@@ -119,9 +119,19 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all.
 
     Raises:
-        OSError: if it cannot be written; an older file stays as it was.
+        OSError: if it cannot be written, with its name; an older file stays as it was.
     """
     path = Path(path)
+    try:
+        _write(path, text)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path} ({error.strerror or error}): free some space, or change the permissions of "
+            "its folder"
+        ) from error
+
+
+def _write(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "w", encoding="utf-8") as file:
@@ -147,7 +157,7 @@ def output_folder(path: str | Path, option: str = "--output") -> Path:
     probe = folder / f".writable.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(probe, "yes\n")
+        _write(probe, "yes\n")
         probe.unlink()
     except OSError as error:
         raise OSError(

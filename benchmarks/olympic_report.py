@@ -152,45 +152,41 @@ def _posets(
     """Fig. 5: two frames of one sequence, `gap` apart; frames of other sources between them, in order.
 
     The order is by the difference of the similarities to the two ends. The frames shown are, at evenly spaced
-    differences, those most similar to both ends together, one a source; one sequence a category is shown.
+    differences, those most similar to both ends together, one a source. Of up to `num_rows` categories the
+    sequence is shown whose two frames differ most.
     """
     tree = postures.tree
     used = np.flatnonzero(np.abs(features).sum(1) > 0)
+    widest: dict[int, tuple[float, np.ndarray]] = {}  # by category: how far the ends differ, the frames
+    for sequence in np.unique(tree.sequences[used]):
+        frames = np.flatnonzero(tree.sequences == sequence)
+        frames = frames[np.argsort(tree.frame_numbers[frames], kind="stable")]
+        for start in np.flatnonzero(np.isin(frames[:-gap], used) & np.isin(frames[gap:], used)):
+            moment = frames[start : start + gap + 1]
+            span = 1 - float(features[moment[0]] @ features[moment[-1]])
+            category = int(tree.frame_categories[moment[0]])
+            if span > widest.get(category, (0.0, moment))[0]:
+                widest[category] = span, moment
+    categories = sorted(widest)
+    picked = np.linspace(0, len(categories) - 1, min(num_rows, len(categories))).astype(int)
     rows: dict[str, list[Tile]] = {}
-    shown: set[int] = set()
-    for sequence in np.random.default_rng(0).permutation(np.unique(tree.sequences[used])):
-        inside = used[tree.sequences[used] == sequence]
-        inside = inside[np.argsort(tree.frame_numbers[inside], kind="stable")]
-        whole = np.flatnonzero(tree.sequences == sequence)
-        whole = whole[np.argsort(tree.frame_numbers[whole], kind="stable")]
-        place = {int(frame): i for i, frame in enumerate(whole)}
-        ends = next(((a, b) for a in inside for b in inside if place[int(b)] - place[int(a)] == gap), None)
-        if ends is None:
-            continue
-        first, last = int(ends[0]), int(ends[1])
-        category = int(tree.frame_categories[first])
+    for span, moment in (widest[categories[i]] for i in picked):
+        first, last = int(moment[0]), int(moment[-1])
         others = used[tree.sources[used] != tree.sources[first]]
+        if len(np.unique(tree.sources[others])) < gap - 1:
+            continue  # too few sources to take each once
         to_first, to_last = features[others] @ features[first], features[others] @ features[last]
-        turn, near = to_last - to_first, to_last + to_first
-        span = 1 - float(features[first] @ features[last])
-        if span < 0.1 or category in shown or len(np.unique(tree.sources[others])) < gap:
-            continue
-        shown.add(category)
         between: list[int] = []
         for target in np.linspace(-0.7 * span, 0.7 * span, gap - 1):
-            fit = near - 4 * np.abs(turn - target)
+            fit = to_last + to_first - 4 * np.abs(to_last - to_first - target)
             fit[np.isin(tree.sources[others], tree.sources[between])] = -np.inf
             between.append(int(others[fit.argmax()]))
-        truth = whole[place[first] : place[last] + 1]
-        red = {first, last}
-        name = tree.sequence_names[int(sequence)].rsplit("/", 1)[-1]
-        rows[f"{name}\nits own frames"] = [
-            Tile(postures.images[int(i)], "", "tab:red" if int(i) in red else "tab:blue") for i in truth
-        ]
-        ordered = [first, *between, last]
-        rows[f"{name}\nthe poset"] = [
-            Tile(postures.images[i], "", "tab:red" if i in red else "tab:green") for i in ordered
-        ]
-        if len(rows) >= 2 * num_rows:
-            break
+        name = tree.sequence_names[int(tree.sequences[first])].rsplit("/", 1)[-1]
+        for what, shown, colour in (
+            ("its own frames", moment.tolist(), "tab:blue"),
+            ("the poset", [first, *between, last], "tab:green"),
+        ):
+            rows[f"{name}\n{what}"] = [
+                Tile(postures.images[i], "", "tab:red" if i in (first, last) else colour) for i in shown
+            ]
     return rows

@@ -1,0 +1,250 @@
+"""The benchmarks' command line: defaults, presets, what overrides them, every combination that is wrong."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import alexnet, options
+from benchmarks.learning import PRESETS, Recipe, flag
+from benchmarks.options import EVERY_METHOD, fast_precision, parse
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Paths such as runs/ are those of a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def got(*arguments):
+    return parse("A benchmark.\n\nMore of it.", [str(part) for part in arguments])
+
+
+def settled(preset):
+    return dataclasses.replace(PRESETS[preset], precision=fast_precision(got().device))
+
+
+# --- Defaults and presets
+
+
+def test_without_arguments():
+    found = got()
+    assert found.data_root is None
+    assert (found.figures, found.preset) == ("full", "figures")
+    assert found.methods == ("hog-lda", "start", "random", "posets")
+    assert found.seeds == (0, 1, 2)
+    assert (found.initial, found.window, found.hog_size, found.components) == (
+        "hog-window",
+        (0.2, 0.6),
+        96,
+        256,
+    )
+    assert found.layer == "fc7"
+    assert found.output == Path("runs/olympic")
+    assert found.cache == Path("runs/cache")
+    assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert found.score_rounds
+    assert found.progress
+    assert not found.resume
+    assert found.recipe == settled("figures")
+    assert found.recipe.precision in ("float32", "bfloat16")
+
+
+def test_a_tree_has_other_defaults():
+    found = got("--data-root", "tree")
+    assert (found.data_root, found.preset, found.seeds) == (Path("tree"), "small", (0,))
+    assert found.recipe == settled("small")
+
+
+def test_each_run_has_a_new_folder():
+    for name in ("olympic", "olympic-2", "olympic-3"):
+        found = got().output
+        assert found == Path("runs") / name
+        found.mkdir(parents=True)
+    assert got("--output", "mine").output == Path("mine")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets(preset):
+    found = got("--preset", preset)
+    assert found.preset == preset
+    assert found.recipe == settled(preset)
+
+
+def test_the_paper_s_preset_starts_from_hog_lda_as_it_is():
+    found = got("--preset", "paper")
+    assert (found.initial, found.window, found.components) == ("hog-lda", None, 0)
+    found = got("--preset", "paper", "--initial", "hog-window", "--components", 64)
+    assert (found.initial, found.window, found.components) == ("hog-window", (0.2, 0.6), 64)
+    assert got("--initial", "hog-lda").window is None
+
+
+# --- What overrides a preset
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Recipe), ids=lambda field: field.name)
+def test_every_field_of_a_recipe_has_an_option(field):
+    values = {
+        "image_size": (96,), "fc_dim": (32,), "dropout": (0.25,), "rounds": (7,), "iterations": (11,),
+        "batch_size": (24,), "classification": (0.3,), "lam": (0.7,), "feature": (0.2,), "num_nearest": (5,),
+        "anchors": ("unassigned",), "unassigned_fraction": (0.1,), "random_fraction": (0.2,),
+        "num_classes": (50,), "mean_size": (5.5,), "min_size": (4,), "max_size": (9,), "top_fraction": (0.5,),
+        "regroup": ("network",), "mix": (0.9,), "optimizer": ("sgd",), "lr": (0.5,), "momentum": (0.1,),
+        "weight_decay": (0.2,), "schedule": ("constant",), "ema": (0.5,), "sigma": (0.9,),
+        "brightness": (0.1,), "colour": (0.2,), "grey": (0.1,), "scale": (0.5, 2.0),
+        "precision": ("float32",),
+    }  # fmt: skip
+    before = getattr(PRESETS["small"], field.name)
+    if isinstance(before, bool):
+        found = got("--preset", "small", flag(field.name) if not before else f"--no-{flag(field.name)[2:]}")
+        expected = not before
+    else:
+        found = got("--preset", "small", flag(field.name), *values[field.name])
+        expected = values[field.name] if len(values[field.name]) > 1 else values[field.name][0]
+    assert getattr(found.recipe, field.name) == expected
+    others = dataclasses.replace(settled("small"), **{field.name: expected})
+    assert found.recipe == others
+
+
+def test_the_options_that_the_readme_names():
+    found = got("--lambda", 0.5, "--num-nearest", 3, "--num-classes", 20000, "--rounds", 4, "--iterations", 9)
+    recipe = found.recipe
+    assert (recipe.lam, recipe.num_nearest, recipe.num_classes) == (0.5, 3, 20000)
+    assert (recipe.rounds, recipe.iterations) == (4, 9)
+
+
+def test_runs_of_several_methods_and_seeds():
+    found = got("--method", "posets", "hog", "posets", "--seed", 3, 1, 3)
+    assert found.methods == ("posets", "hog")
+    assert found.seeds == (3, 1)
+    every = got("--method", "all").methods
+    assert every == tuple(m for m in EVERY_METHOD if m != "alexnet-imagenet")
+    assert {"posets", "cliques", "triplet", "ntxent", "hog", "hog-lda", "random"} <= set(every)
+
+
+def test_imagenet_weights_bring_their_method_and_its_shapes(tmp_path):
+    (tmp_path / "alexnet.pth").touch()
+    found = got("--method", "all", "--imagenet-weights", "alexnet.pth")
+    assert found.methods == EVERY_METHOD
+    recipe = found.recipe_of("alexnet-imagenet")
+    assert (recipe.image_size, recipe.fc_dim, recipe.batch_norm) == (227, 4096, False)
+    assert recipe.precision == found.recipe.precision
+    assert found.recipe_of("posets") == found.recipe_of("random") == found.recipe
+    assert found.recipe_of("posets-fixed") == dataclasses.replace(found.recipe, regroup="fixed")
+    assert got("--preset", "paper", "--init", "alexnet.pth").init == Path("alexnet.pth")
+    shapes = ("--image-size", 227, "--fc-dim", 4096, "--no-batch-norm")
+    assert got("--init", "alexnet.pth", *shapes).recipe.architecture == alexnet.AlexNetConfig()
+
+
+def test_everything_else_is_passed_on():
+    found = got(
+        "--data-root", "tree", "--categories", "run", "jump", "--skip-unreadable", "--cache", "c",
+        "--output", "o", "--resume", "--device", "cpu", "--workers", 0, "--layer", "pool5",
+        "--no-round-scores", "--quiet", "--initial", "hog-window", "--window", 0.1, 0.3,
+        "--hog-size", 64, "--components", 0,
+    )  # fmt: skip
+    assert found.categories == ("run", "jump")
+    assert (found.skip_unreadable, found.resume, found.score_rounds, found.progress) == (
+        True,
+        True,
+        False,
+        False,
+    )
+    assert (found.cache, found.output) == (Path("c"), Path("o"))
+    assert (found.device, found.workers, found.layer) == ("cpu", 0, "pool5")
+    assert (found.window, found.hog_size, found.components) == ((0.1, 0.3), 64, 0)
+    assert got("--figures", "tiny").figures == "tiny"
+
+
+def test_the_help_says_the_defaults_and_the_presets(capsys):
+    with pytest.raises(SystemExit) as stop:
+        got("--help")
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "A benchmark. " in text
+    assert "More of it" not in text
+    assert "presets: paper 20000" in text
+    assert "(default: 96)" in text
+    assert "default: None" not in text
+    assert "default: False" not in text
+
+
+def test_precision_follows_the_hardware(monkeypatch, tmp_path):
+    assert fast_precision("cpu") in ("float32", "bfloat16")
+    monkeypatch.setattr(options, "Path", lambda name: tmp_path / "cpuinfo")
+    assert fast_precision("cpu") == "float32"
+    (tmp_path / "cpuinfo").write_text("flags : fpu amx_bf16 sse\n")
+    assert fast_precision("cpu") == "bfloat16"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert fast_precision("cuda:0") == "float32"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert fast_precision("cuda:0") == "bfloat16"
+
+
+# --- What is wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("--data-root tree --figures tiny", "leave one of them out"),
+        ("--skip-unreadable", "--skip-unreadable is for a --data-root"),
+        ("--seed 0 -1", "--seed must be 0 or more, got -1"),
+        ("--workers -1", "--workers must be 0 or more, got -1"),
+        ("--components -5", "--components must be 0 or more, got -5"),
+        ("--hog-size 90", "--hog-size must be a multiple of 8 from 16, got 90"),
+        ("--hog-size 8", "from 16, got 8"),
+        ("--initial hog --window 0.2 0.6", "--window is for --initial hog-window, which is hog here"),
+        ("--preset paper --window 0.2 0.6", "which is hog-lda here"),
+        ("--window 0.2 0", "--window must be two numbers above 0, got 0.2 0"),
+        ("--window nan 1", "--window must be two numbers above 0, got nan 1"),
+        ("--resume", "--resume needs --output"),
+        ("--method alexnet-imagenet", "needs --imagenet-weights FILE"),
+        ("--imagenet-weights w.pth", "is for --method alexnet-imagenet; to begin from them: --init FILE"),
+        ("--method all --imagenet-weights w.pth", "--imagenet-weights: there is no file w.pth"),
+        ("--preset paper --init w.pth", "--init: there is no file w.pth"),
+        ("--init w.pth", "torchvision's shapes: --image-size 227 --fc-dim 4096 --no-batch-norm"),
+        ("--preset paper --batch-norm --init w.pth", "torchvision's shapes"),
+        ("--preset paper --image-size 128 --init w.pth", "torchvision's shapes"),
+        ("--device gpu", "--device must be auto, cpu, cuda"),
+        ("--device cuda:99", r"cuda:99: .* CUDA device\(s\) found; use --device cpu"),
+        ("--lambda -1", "--lambda must be at least 0, got -1"),
+        ("--rounds 0", "--rounds must be at least 1, got 0"),
+        ("--num-nearest 0", "--num-nearest must be at least 1, got 0"),
+        ("--num-classes 0", "--num-classes must be at least 1"),
+        ("--image-size 63", "--image-size 64"),
+        ("--scale 2 1", "--scale must be two numbers above 0"),
+        ("--mean-size 40", "--mean-size"),
+        ("--lambda 0 --classification 0 --feature 0", "there is nothing to learn"),
+    ],
+)
+def test_wrong_combinations(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        got(*arguments.split())
+    assert list(Path().iterdir()) == []  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("--method poset", "invalid choice: 'poset'"),
+        ("--layer conv1", "invalid choice: 'conv1'"),
+        ("--preset huge", "invalid choice: 'huge'"),
+        ("--figures some", "invalid choice: 'some'"),
+        ("--initial lda", "invalid choice: 'lda'"),
+        ("--anchors assigned", "invalid choice: 'assigned'"),
+        ("--regroup never", "invalid choice: 'never'"),
+        ("--precision half", "invalid choice: 'half'"),
+        ("--rounds 2.5", "invalid int value: '2.5'"),
+        ("--lambda much", "invalid float value: 'much'"),
+        ("--categories", "expected at least one argument"),
+        ("--window 1", "expected 2 arguments"),
+        ("--no-such-option", "unrecognized arguments: --no-such-option"),
+    ],
+)
+def test_what_is_no_option(arguments, text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        got(*arguments.split())
+    assert stop.value.code == 2
+    assert text in capsys.readouterr().err
