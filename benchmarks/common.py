@@ -9,12 +9,12 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -141,6 +141,24 @@ def _write(path: Path, text: str) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def run_command(main: Callable[[], int], name: str) -> NoReturn:
+    """Run a benchmark as a command: errors that a user can mend end it with one message, and status 1.
+
+    Args:
+        main: the benchmark; returns the exit status.
+        name: what the message begins with.
+    """
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        text = str(error)
+        if text.startswith("Caught "):  # in a worker process: torch puts a traceback before what was said
+            text = text.rstrip().splitlines()[-1].partition(": ")[2]
+        sys.exit(f"{name}: {text}")
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: stopped; --resume with the same --output goes on")
 
 
 def output_folder(path: str | Path, option: str = "--output") -> Path:

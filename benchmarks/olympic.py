@@ -243,9 +243,4 @@ def settings_of(method: str, options: RunOptions, postures: Postures) -> dict[st
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        sys.exit(f"olympic.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("olympic.py: stopped; --resume with the same --output goes on")
+    common.run_command(main, "olympic.py")

@@ -208,6 +208,51 @@ def test_others_may_read_the_file(path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+# --- a command
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ValueError("--rounds must be 1 or more\n- and more"),
+            "a.py: --rounds must be 1 or more\n- and more",
+        ),
+        (OSError("no room"), "a.py: no room"),
+        (ImportError("plots need matplotlib"), "a.py: plots need matplotlib"),
+        (FloatingPointError("total_loss became nan"), "a.py: total_loss became nan"),
+        (
+            OSError(
+                "Caught UnreadableImageError in DataLoader worker process 0.\nOriginal Traceback (most "
+                'recent call last):\n  File "x.py", line 1\nOSError: it\n\nThe above exception was ...\n'
+                "pml_posets.datasets.UnreadableImageError: frame 5 cannot be read (a.jpg): cut off\n"
+            ),
+            "a.py: frame 5 cannot be read (a.jpg): cut off",
+        ),
+        (KeyboardInterrupt(), "a.py: stopped; --resume with the same --output goes on"),
+    ],
+)
+def test_a_command_ends_with_a_message(error, said):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        common.run_command(main, "a.py")
+    assert stop.value.code == said
+
+
+def test_a_command_passes_its_status_and_faults_of_its_own_on():
+    with pytest.raises(SystemExit) as stop:
+        common.run_command(lambda: 0, "a.py")
+    assert stop.value.code == 0
+
+    def main():
+        raise KeyError("a fault")
+
+    with pytest.raises(KeyError):
+        common.run_command(main, "a.py")
+
+
 # --- the output folder
 
 

@@ -459,12 +459,17 @@ def test_a_disk_that_fills_while_it_runs_leaves_what_was_written(data, tmp_path,
 # --- As a command
 
 
-def test_the_command_ends_with_one_line_and_a_status(tmp_path):
+def test_the_command_ends_with_one_line_and_a_status(broken, tmp_path):
+    path = sorted((broken / "tree" / "frames" / "run").rglob("*.jpg"))[5]
+    path.write_bytes(path.read_bytes()[:100])
     script = [sys.executable, str(ROOT / "benchmarks" / "olympic.py")]
-    run = subprocess.run([*script, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    chosen = arguments(broken, tmp_path / "out", "--workers", 1)
+    run = subprocess.run([*script, *chosen], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 1
-    assert run.stderr == "olympic.py: --resume needs --output, the folder of the run to go on with\n"
-    assert list(tmp_path.iterdir()) == []
+    assert "72 frames, 2 categories" in run.stdout
+    (said,) = run.stderr.splitlines()
+    assert said.startswith(f"olympic.py: frame 5 cannot be read ({path}): ")
+    assert said.endswith("(skip_unreadable, --skip-unreadable)")
 
 
 def test_parts_of_the_report():
