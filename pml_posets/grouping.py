@@ -310,10 +310,8 @@ class SurrogateGrouping(Estimator):
                 low, chosen = (low, size) if mean(size) >= self.mean_size else (size + 1, chosen)
         wanted = self.num_classes or 0
         if len(made(chosen)[0].members) < wanted:
-            low, high = (
-                self.min_size,
-                chosen - 1,
-            )  # the largest size that gives enough, or the one that gives most
+            # The largest size that gives enough classes, or the one that gives most.
+            low, high = self.min_size, chosen - 1
             while low <= high:
                 size = (low + high) // 2
                 enough = len(made(size)[0].members) >= wanted
