@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import alexnet, common, olympic, olympic_report, options
+from benchmarks import alexnet, common, olympic, olympic_report, options, postures
 from benchmarks.figures import make_figures
 from benchmarks.olympic import main
 from benchmarks.options import EVERY_METHOD
@@ -204,6 +204,19 @@ def test_categories_are_another_data_set(data, tmp_path, capsys):
         main(arguments(data, tmp_path, "--method", "hog", "--resume"))
     with pytest.raises(ValueError, match="categories without a frame list: swim"):
         main(arguments(data, tmp_path / "b", "--method", "hog", "--categories", "swim"))
+
+
+def test_the_paper_s_preset_runs(data, tmp_path):
+    chosen = arguments(data, tmp_path, "--method", "posets", "--rounds", 2, "--image-size", 64)
+    for option in ("--preset", "--components"):
+        del chosen[chosen.index(option) : chosen.index(option) + 2]
+    assert main([*chosen, "--preset", "paper"]) == 0
+    settings = rows_of(tmp_path)["posets", 0]["settings"]
+    expected = {
+        "initial": "hog-lda", "window": None, "components": 0, "regroup": "network", "refine": True,
+        "num_classes": 20_000, "mean_size": 8.0, "optimizer": "sgd", "anchors": "unassigned",
+    }  # fmt: skip
+    assert {name: settings[name] for name in expected} == expected
 
 
 def test_imagenet_weights_are_scored_at_their_own_size(data, tmp_path, monkeypatch):
@@ -415,6 +428,19 @@ def test_fewer_images_than_a_batch(data, tmp_path):
         main(arguments(data, tmp_path / "out", *size, 200, "--mirror-images"))
     with pytest.raises(ValueError, match=r"tree holds only 72: use --batch-size 72 or less"):
         main(arguments(data, tmp_path / "out", *size, 73, "--no-mirror-images"))
+
+
+def test_background_statistics_are_kept_and_made_anew_when_damaged(tmp_path, monkeypatch):
+    images = list(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
+    path, few = tmp_path / "statistics.npz", {"num_patches": 20, "progress": False}
+    made = postures.background(images, path, 32, few)
+    path.write_bytes(path.read_bytes()[:100])
+    again = postures.background(images, path, 32, few)
+    monkeypatch.setattr(postures.HOGLDA, "fit_background", None)
+    kept = postures.background(images, path, 32, few)
+    for found in (again, kept):
+        np.testing.assert_array_equal(found.mean_, made.mean_)
+        assert (found.whiten, found.normalize, found.grid.image_size) == (False, False, 32)
 
 
 # --- Bad folders
