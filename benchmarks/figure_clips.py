@@ -53,7 +53,7 @@ class FigureSettings:
     clutter: float = 1.6
     vividness: float = 0.4
     variety: float = 0.8
-    jitter: float = 0.04
+    jitter: float = 0.08
     blur: float = 0.6
     image_format: str = "jpg"
 
