@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=48, help="side of the images the network sees, px")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=50, help="in each round")
-    parser.add_argument("--query", type=int, default=5, help="number of the image whose neighbours are drawn")
+    parser.add_argument("--query", type=int, default=64, help="image whose neighbours are drawn, from 0")
     options = parser.parse_args(arguments)
     logging.getLogger("PML").setLevel(logging.ERROR)
     options.output.mkdir(parents=True, exist_ok=True)
