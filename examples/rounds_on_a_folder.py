@@ -25,6 +25,7 @@ from pml_posets import (
     BatchAugmentation,
     ImageStore,
     JointTrainer,
+    NearestMedoidMiner,
     PosetLoss,
     PseudoLabelSampler,
 )
@@ -95,6 +96,7 @@ def make_trainer(store: ImageStore, first: np.ndarray, options: argparse.Namespa
         },
         sampler=PseudoLabelSampler(first, batch_size=min(64, len(first))),
         loss_funcs={"classifier_loss": nn.CrossEntropyLoss(), "metric_loss": PosetLoss(sigma=0.5)},
+        mining_funcs={"tuple_miner": NearestMedoidMiner()},  # the nearest classes as the round found them
         dataset=store,
         num_rounds=options.rounds,
         iterations_per_round=options.iterations,
