@@ -7,10 +7,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_curve
 
-from pml_posets import evaluation
 from pml_posets.evaluation import (
     RetrievalLabels,
     mean_interpolated_roc,
+    postures,
     retrieval_auc,
     retrieval_report,
     retrieval_roc,
@@ -151,7 +151,7 @@ def test_chunks_do_not_matter(monkeypatch):
     mirrored = rng.normal(size=(50, 6)).astype(np.float32)
     labels = random_labels(rng, 50, 11)
     whole = retrieval_roc(features, labels, mirrored=mirrored)
-    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 45)  # 7 pairs of 6 numbers
+    monkeypatch.setattr(postures, "_CHUNK_NUMBERS", 45)  # 7 pairs of 6 numbers
     np.testing.assert_array_equal(retrieval_roc(features, labels, mirrored=mirrored).tpr, whole.tpr)
 
 
@@ -227,4 +227,4 @@ def test_bad_input():
 
 
 def test_docstring_examples():
-    assert doctest.testmod(evaluation).failed == 0
+    assert doctest.testmod(postures).failed == 0

@@ -1,7 +1,7 @@
-"""How well do features retrieve similar samples? Metrics as plain functions on arrays.
+"""The posture retrieval protocol of the Olympic Sports benchmark.
 
-The posture retrieval protocol of the Olympic Sports benchmark: every anchor comes with a few samples that are
-similar to it and a few that are not; the ROC curves of the anchors are averaged on a common grid.
+Every anchor comes with a few samples that are similar to it and a few that are not; the ROC curves of the
+anchors are averaged on a common grid.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .neighbors import as_features
+from ..neighbors import as_features
 
 FPR_STEPS = 100
 """The false-positive-rate grid has FPR_STEPS + 1 points, 0, 0.01, ..., 1."""
