@@ -9,50 +9,66 @@ from typing import Any
 import numpy as np
 
 from pml_posets.evaluation import RetrievalResult
-from pml_posets.plots import Tile, image_rows, loss_curves, roc_curves, save_figure
+from pml_posets.plots import Tile, image_rows, roc_curves, save_figure
 from pml_posets.trainers import JointTrainer
 
 from .common import Result, summary, table, write_text
-from .postures import Pair, Postures
+from .described import Pair
+from .postures import Postures
+from .report import losses, score_table
+from .session import Outcome
 
 # Table 1 of the paper: mean AUC on Olympic Sports, 227 px. Their cliques began from ImageNet weights; their
 # triplets are Shuffle & Learn.
-PAPER = {"hog-lda": 0.62, "alexnet-imagenet": 0.65, "cliques": 0.83, "triplet": 0.63, "posets": 0.78}
+PAPER = {
+    "hog-lda": "0.62",
+    "alexnet-imagenet": "0.65",
+    "cliques": "0.83",
+    "triplet": "0.63",
+    "posets": "0.78",
+}
 
 
-class Shown:
-    """What the pictures are drawn from: the first seed of each method."""
+class PostureReport:
+    """The `Report` of olympic.py; pictures are of the first seed.
 
-    def __init__(self) -> None:
+    Args:
+        postures: the task.
+    """
+
+    def __init__(self, postures: Postures) -> None:
+        self.postures = postures
         self.rocs: dict[str, RetrievalResult] = {}
         self.trainers: dict[str, JointTrainer] = {}
         self.features: dict[str, Pair] = {}
 
-    def add(self, method: str, roc: RetrievalResult, joint: JointTrainer | None, features: Pair) -> None:
+    def add(self, method: str, outcome: Outcome) -> None:
         """Note a method: its curves, its trainer if it learned; features of the untrained and the trained."""
-        self.rocs[method] = roc
-        if joint is not None:
-            self.trainers[method] = joint
-        if method == "random":
-            self.features["before"] = features
-        if method == "posets":
-            self.features["after"] = features
+        shown = outcome.score.shown
+        self.rocs[method] = shown.roc
+        if outcome.joint is not None:
+            self.trainers[method] = outcome.joint
+        moment = {"random": "before", "posets": "after"}.get(method)
+        if moment is not None:
+            self.features[moment] = shown.features
 
-
-def auc_table(results: Sequence[Result]) -> str:
-    """Mean AUC of each method over its seeds, beside the paper's, and how far each round came."""
-    found = summary(results, "auc")
-    num_rounds = max((_rounds(r) for r in results), default=0)
-    rounds = [summary(results, f"auc_round_{k + 1}") for k in range(num_rounds)]
-    shown = sorted({0, 1, num_rounds - 1} & set(range(num_rounds)))
-    header = ["method", "AUC", "seeds", *(f"round {k + 1}" for k in shown), "paper (Olympic Sports)"]
-    rows = []
-    for method, (mean, deviation, count) in found.items():
-        spread = f" ± {deviation:.3f}" if count > 1 else ""
-        by_round = [f"{rounds[k][method][0]:.3f}" if method in rounds[k] else "" for k in shown]
-        paper = f"{PAPER[method]:.2f}" if method in PAPER else ""
-        rows.append([method, f"{mean:.3f}{spread}", str(count), *by_round, paper])
-    return table(header, rows)
+    def write(self, folder: Path, results: list[Result]) -> str:
+        """Write table.md and the pictures; returns the main table."""
+        postures = self.postures
+        main = score_table(results, {"auc": "AUC"}, PAPER, "paper (Olympic Sports)")
+        write_text(folder / "table.md", f"{main}\n\n{category_table(results)}\n")
+        curves = {name: (roc.mean.fpr, roc.mean.tpr) for name, roc in self.rocs.items()}
+        save_figure(roc_curves(curves, title=f"Posture retrieval, {postures.name}"), folder / "roc.png")
+        trained = {name: joint for name, joint in self.trainers.items() if joint.history}
+        if trained:
+            save_figure(losses(trained), folder / "loss.png")
+        if "after" in self.features:
+            save_figure(_neighbours(self.features, postures), folder / "neighbours.png")
+            rows = _posets(self.features["after"][0], postures)
+            if rows:
+                title = "Posets: between two frames of a sequence (red), frames of other sequences in order"
+                save_figure(image_rows(rows, title), folder / "posets.png")
+        return main
 
 
 def category_table(results: Sequence[Result]) -> str:
@@ -68,50 +84,6 @@ def category_table(results: Sequence[Result]) -> str:
         for name in names
     ]
     return table(["category", *methods], rows)
-
-
-def write(folder: Path, results: Sequence[Result], shown: Shown, postures: Postures) -> str:
-    """Write table.md and the pictures; returns the main table.
-
-    Args:
-        folder: the output folder.
-        results: all rows.
-        shown: of the first seed.
-        postures: the data.
-    """
-    main = auc_table(results)
-    write_text(folder / "table.md", f"{main}\n\n{category_table(results)}\n")
-    curves = {name: (roc.mean.fpr, roc.mean.tpr) for name, roc in shown.rocs.items()}
-    save_figure(roc_curves(curves, title=f"Posture retrieval, {postures.name}"), folder / "roc.png")
-    trained = {name: joint for name, joint in shown.trainers.items() if joint.history}
-    if trained:
-        save_figure(_losses(trained), folder / "loss.png")
-    if "after" in shown.features:
-        save_figure(_neighbours(shown.features, postures), folder / "neighbours.png")
-        rows = _posets(shown.features["after"][0], postures)
-        if rows:
-            title = "Posets: between two frames of a sequence (red), frames of other sequences in order"
-            save_figure(image_rows(rows, title), folder / "posets.png")
-    return main
-
-
-def _rounds(result: Result) -> int:
-    return max((int(k.rsplit("_", 1)[1]) for k in result.metrics if k.startswith("auc_round_")), default=0)
-
-
-def _losses(trainers: Mapping[str, JointTrainer]) -> Any:
-    """Fig. 4: the total loss of the methods that share an objective, else of every method."""
-    shared = [name for name in ("posets", "posets-fixed") if name in trainers]
-    chosen = shared or list(trainers)
-    names = {"posets": "joint groups", "posets-fixed": "fixed groups"}
-    curves = {}
-    for name in chosen:
-        rows = trainers[name].history
-        iterations, losses = (np.array([row[key] for row in rows]) for key in ("iteration", "total_loss"))
-        curves[names.get(name, name)] = (iterations, losses)
-    first = trainers[chosen[0]]
-    starts = [number * first.iterations_per_round for number in range(first.num_rounds)]
-    return loss_curves(curves, starts)
 
 
 def _neighbours(features: Mapping[str, Pair], postures: Postures, num_queries: int = 5, k: int = 7) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +14,13 @@ import torch
 
 from . import alexnet, common
 from .learning import METHODS, PRESETS, Recipe, flag
+from .trained import config_of
 
 LEARNED = (*METHODS, "posets-fixed")
-EVERY_METHOD = ("hog", "hog-lda", "start", "random", "alexnet-imagenet", *LEARNED)
+PLAIN = ("hog", "hog-lda", "start")  # no network
+NETWORKS = ("random", "alexnet-imagenet", "checkpoint")  # networks that are not trained here
+EVERY_METHOD = (*PLAIN, *NETWORKS, *LEARNED)
+FILES = {"alexnet-imagenet": "--imagenet-weights", "checkpoint": "--checkpoint"}  # a method to what it needs
 INITIAL = ("hog-lda", "hog", "hog-window")
 IMAGENET = alexnet.AlexNetConfig()  # torchvision's shapes
 WINDOW = (0.2, 0.6)
@@ -27,13 +31,35 @@ FIGURE_SIZES: dict[str, dict[str, Any]] = {  # of `figures.make_figures`
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What a run was asked for; see the command's --help. `data_root` None: drawn figures."""
+class CommandLine:
+    """What a benchmark's command line begins with.
 
-    data_root: Path | None
-    categories: tuple[str, ...] | None
-    skip_unreadable: bool
-    figures: str
+    Args:
+        name: of the benchmark, of its folders under runs/.
+        layer: that is scored by default.
+        plain: its methods without a network, which leave nothing to chance.
+        default: the methods that run when none is asked for.
+    """
+
+    name: str
+    layer: alexnet.Layer
+    plain: tuple[str, ...] = PLAIN
+    default: tuple[str, ...] = ("hog-lda", "start", "random", "posets")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every method, in the order of the tables."""
+        return (*self.plain, *NETWORKS, *LEARNED)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every benchmark is asked for; see a command's --help.
+
+    `line` is the benchmark's, `preset` and `recipe` say how it learns.
+    """
+
+    line: CommandLine
     output: Path
     cache: Path
     resume: bool
@@ -49,43 +75,38 @@ class RunOptions:
     device: str
     workers: int
     init: Path | None
-    imagenet_weights: Path | None
+    files: Mapping[str, Path] = field(hash=False)
     score_rounds: bool
     progress: bool
 
     def recipe_of(self, method: str) -> Recipe:
-        """The recipe of a method: torchvision's own shapes for its weights, fixed groups where asked for."""
+        """The recipe of a method: the shapes of given weights, fixed groups where asked for."""
         if method == "alexnet-imagenet":
             size, width = IMAGENET.image_size, IMAGENET.fc_dim
             return replace(self.recipe, image_size=size, batch_norm=False, fc_dim=width)
+        if method == "checkpoint":
+            shape = config_of(self.files[method])
+            size, width = shape.image_size, shape.fc_dim
+            return replace(self.recipe, image_size=size, batch_norm=shape.batch_norm, fc_dim=width)
         return replace(self.recipe, regroup="fixed") if method == "posets-fixed" else self.recipe
 
+    @property
+    def amp(self) -> torch.dtype | Literal[False]:
+        """What features are computed in."""
+        return torch.bfloat16 if self.recipe.precision == "bfloat16" else False
 
-def parse(description: str, arguments: Sequence[str] | None) -> RunOptions:
-    """Read and check the command line.
+
+def parser_of(line: CommandLine, description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has; a benchmark adds those of its data.
 
     Args:
-        description: of the benchmark; its first paragraph heads the help.
-        arguments: None: those of the process.
-
-    Returns:
-        The options.
-
-    Raises:
-        ValueError: for values that do not fit together.
-        SystemExit: by argparse, for unknown options and for --help.
+        line: of the benchmark.
+        description: its first paragraph heads the help.
     """
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0], formatter_class=_Help)
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data-root", type=Path, help="a tree in the Olympic Sports layout; without: drawn figures"
-    )
-    data.add_argument("--categories", nargs="+", help="use these categories only")
-    data.add_argument("--skip-unreadable", action="store_true", help="count unreadable images and go on")
-    data.add_argument("--figures", choices=FIGURE_SIZES, help="size of the drawn data; default: full")
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--method", nargs="+", choices=(*EVERY_METHOD, "all"), help="default: what shows that it learns"
+        "--method", nargs="+", choices=(*line.methods, "all"), help=f"default: {' '.join(line.default)}"
     )
     run.add_argument("--output", type=Path, help="default: a new folder under runs/")
     run.add_argument("--cache", type=Path, help="decoded images and HOG; default: runs/cache")
@@ -95,11 +116,14 @@ def parse(description: str, arguments: Sequence[str] | None) -> RunOptions:
     run.add_argument(
         "--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes that load images"
     )
-    run.add_argument("--layer", choices=alexnet.LAYERS, default="fc7", help="the features that are scored")
+    run.add_argument("--layer", choices=alexnet.LAYERS, default=line.layer, help="whose features are scored")
     run.add_argument("--no-round-scores", action="store_true", help="score after the last round only")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.add_argument("--init", type=Path, help="begin from torchvision's ImageNet weights in this file")
     run.add_argument("--imagenet-weights", type=Path, help="file for --method alexnet-imagenet")
+    run.add_argument(
+        "--checkpoint", type=Path, help="checkpoint.pt of another run, scored by --method checkpoint"
+    )
     first = parser.add_argument_group("first similarities")
     first.add_argument(
         "--initial", choices=INITIAL, help="default: hog-window; hog-lda with the preset paper"
@@ -115,59 +139,86 @@ def parse(description: str, arguments: Sequence[str] | None) -> RunOptions:
     )  # fmt: skip
     choices = parser.add_argument_group("recipe", "each overrides the preset")
     choices.add_argument(
-        "--preset", choices=tuple(PRESETS), help="default: small; figures without --data-root"
+        "--preset", choices=tuple(PRESETS), help="default: small; figures where they are drawn"
     )
     _add_recipe_options(choices)
-    got = parser.parse_args(arguments)
+    return parser
 
-    preset = got.preset or ("figures" if got.data_root is None else "small")
+
+def settle(line: CommandLine, got: argparse.Namespace, drawn: bool) -> dict[str, Any]:
+    """The arguments of `RunOptions`, checked before any work is done.
+
+    Args:
+        line: of the benchmark.
+        got: what its parser found.
+        drawn: True: it runs on drawn figures.
+
+    Raises:
+        ValueError: for values that do not fit together.
+    """
+    preset = got.preset or ("figures" if drawn else "small")
     initial = got.initial or ("hog-lda" if preset == "paper" else "hog-window")
     components = got.components if got.components is not None else (0 if preset == "paper" else 256)
     device = common.pick_device(got.device)
-    given = {field.name: getattr(got, field.name) for field in fields(Recipe) if hasattr(got, field.name)}
+    given = {one.name: getattr(got, one.name) for one in fields(Recipe) if hasattr(got, one.name)}
     if "scale" in given:
         given["scale"] = tuple(given["scale"])
     recipe = replace(PRESETS[preset], **given)
     if recipe.precision == "auto":
         recipe = replace(recipe, precision=fast_precision(device))
-    methods = tuple(dict.fromkeys(got.method or ("hog-lda", "start", "random", "posets")))
+    files = {method: getattr(got, option[2:].replace("-", "_")) for method, option in FILES.items()}
+    files = {method: path for method, path in files.items() if path is not None}
+    methods = tuple(dict.fromkeys(got.method or line.default))
     if "all" in methods:
-        methods = tuple(m for m in EVERY_METHOD if m != "alexnet-imagenet" or got.imagenet_weights)
-    _check(got, methods, recipe, initial, components)
-    return RunOptions(
-        data_root=got.data_root,
-        categories=tuple(got.categories) if got.categories else None,
-        skip_unreadable=got.skip_unreadable,
-        figures=got.figures or "full",
-        output=got.output or _new_folder(Path("runs"), "olympic"),
-        cache=got.cache or Path("runs") / "cache",
-        resume=got.resume,
-        methods=methods,
-        layer=got.layer,
-        initial=initial,
-        window=tuple(got.window or WINDOW) if initial == "hog-window" else None,
-        hog_size=got.hog_size,
-        components=components,
-        preset=preset,
-        recipe=recipe,
-        seeds=tuple(dict.fromkeys(got.seed or ((0, 1, 2) if got.data_root is None else (0,)))),
-        device=device,
-        workers=got.workers,
-        init=got.init,
-        imagenet_weights=got.imagenet_weights,
-        score_rounds=not got.no_round_scores,
-        progress=not got.quiet,
-    )
+        methods = tuple(m for m in line.methods if m not in FILES or m in files)
+    _check(got, methods, files, recipe, initial, components)
+    return {
+        "line": line,
+        "output": got.output or _new_folder(Path("runs"), line.name),
+        "cache": got.cache or Path("runs") / "cache",
+        "resume": got.resume,
+        "methods": methods,
+        "layer": got.layer,
+        "initial": initial,
+        "window": tuple(got.window or WINDOW) if initial == "hog-window" else None,
+        "hog_size": got.hog_size,
+        "components": components,
+        "preset": preset,
+        "recipe": recipe,
+        "seeds": tuple(dict.fromkeys(got.seed or ((0, 1, 2) if drawn else (0,)))),
+        "device": device,
+        "workers": got.workers,
+        "init": got.init,
+        "files": files,
+        "score_rounds": not got.no_round_scores,
+        "progress": not got.quiet,
+    }
+
+
+def add_figures(group: Any) -> None:
+    """The option of benchmarks that can draw their data."""
+    group.add_argument("--figures", choices=FIGURE_SIZES, help="size of the drawn data; default: full")
+
+
+def check_figures(got: argparse.Namespace) -> None:
+    """See that figures were asked for only where they are drawn.
+
+    Raises:
+        ValueError: if not.
+    """
+    if got.data_root is not None and got.figures is not None:
+        raise ValueError("--figures are drawn where there is no --data-root: leave one of them out")
 
 
 def _check(
-    got: argparse.Namespace, methods: Sequence[str], recipe: Recipe, initial: str, components: int
+    got: argparse.Namespace,
+    methods: Sequence[str],
+    files: Mapping[str, Path],
+    recipe: Recipe,
+    initial: str,
+    components: int,
 ) -> None:
     """See that the values fit together, before any work is done."""
-    if got.data_root is not None and got.figures is not None:
-        raise ValueError("--figures are drawn where there is no --data-root: leave one of them out")
-    if got.skip_unreadable and got.data_root is None:
-        raise ValueError("--skip-unreadable is for a --data-root: drawn figures can be read")
     if min(got.seed or [0]) < 0:
         raise ValueError(f"--seed must be 0 or more, got {min(got.seed)}")
     if got.workers < 0:
@@ -182,14 +233,13 @@ def _check(
         raise ValueError(f"--window must be two numbers above 0, got {got.window[0]:g} {got.window[1]:g}")
     if got.resume and got.output is None:
         raise ValueError("--resume needs --output, the folder of the run to go on with")
-    if "alexnet-imagenet" in methods and got.imagenet_weights is None:
-        raise ValueError(
-            "--method alexnet-imagenet needs --imagenet-weights FILE (torchvision's alexnet .pth)"
-        )
-    if got.imagenet_weights is not None and "alexnet-imagenet" not in methods:
-        raise ValueError(
-            "--imagenet-weights is for --method alexnet-imagenet; to begin from them: --init FILE"
-        )
+    for method, option in FILES.items():
+        if method in methods and method not in files:
+            kind = "torchvision's alexnet .pth" if method == "alexnet-imagenet" else "checkpoint.pt of a run"
+            raise ValueError(f"--method {method} needs {option} FILE ({kind})")
+        if method in files and method not in methods:
+            hint = "; to begin from them: --init FILE" if method == "alexnet-imagenet" else ""
+            raise ValueError(f"{option} is for --method {method}{hint}")
     shapes = alexnet.settings(recipe.architecture)
     expected = alexnet.settings(IMAGENET)
     if got.init is not None and any(
@@ -199,7 +249,7 @@ def _check(
             "--init needs a network of torchvision's shapes: "
             f"--image-size {IMAGENET.image_size} --fc-dim {IMAGENET.fc_dim} --no-batch-norm"
         )
-    for option, path in (("--init", got.init), ("--imagenet-weights", got.imagenet_weights)):
+    for option, path in (("--init", got.init), *((FILES[method], path) for method, path in files.items())):
         if path is not None and not path.is_file():
             raise ValueError(f"{option}: there is no file {path}")
 
@@ -222,16 +272,16 @@ def _add_recipe_options(group: Any) -> None:
         "schedule": {"choices": ("constant", "cosine")},
         "precision": {"choices": ("auto", "float32", "bfloat16")},
     }
-    for field in fields(Recipe):
-        values = ", ".join(f"{name} {getattr(recipe, field.name)}" for name, recipe in PRESETS.items())
-        extra = options.get(field.name)
+    for one in fields(Recipe):
+        values = ", ".join(f"{name} {getattr(recipe, one.name)}" for name, recipe in PRESETS.items())
+        extra = options.get(one.name)
         if extra is None:
-            if isinstance(field.default, bool):
+            if isinstance(one.default, bool):
                 extra = {"action": argparse.BooleanOptionalAction}
             else:
-                extra = {"type": float if "float" in str(field.type) else int}
+                extra = {"type": float if "float" in str(one.type) else int}
         group.add_argument(
-            flag(field.name), dest=field.name, default=argparse.SUPPRESS, help=f"presets: {values}", **extra
+            flag(one.name), dest=one.name, default=argparse.SUPPRESS, help=f"presets: {values}", **extra
         )
 
 

@@ -1,140 +1,177 @@
-"""The data of olympic.py, made ready: frames decoded, HOG described, first similarities."""
+"""The task of olympic.py: frames of a tree, and the posture labels that features are scored by."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.data import Subset
 
 from pml_posets.cache import digest
 from pml_posets.evaluation import RetrievalResult, retrieval_report
-from pml_posets.features import HOGLDA, principal_components
+from pml_posets.features import extract
 from pml_posets.image_store import ImageStore
 
 from . import common
+from .described import Described, Pair
 from .figures import make_figures
 from .learning import Start
 from .olympic_data import OlympicFrames, OlympicTree, load_tree
 from .options import FIGURE_SIZES, LEARNED, RunOptions
+from .session import Score
 
-Pair = tuple[np.ndarray, np.ndarray]  # (N, D) features of the frames and of their mirror images
+
+@dataclass(frozen=True)
+class OlympicOptions(RunOptions):
+    """What olympic.py was asked for. `data_root` None: drawn figures."""
+
+    data_root: Path | None
+    categories: tuple[str, ...] | None
+    skip_unreadable: bool
+    figures: str
 
 
 @dataclass
+class Shown:
+    """What pictures are drawn from: features of the frames that the labels speak of, and their ROC."""
+
+    features: Pair
+    roc: RetrievalResult
+
+
 class Postures:
-    """A tree, ready to be learned from.
+    """A tree, ready to be learned from and scored on: the `Task` of olympic.py.
 
     Args:
-        name: of the data, for the results.
-        tree: its annotation.
-        images: (3, S, S) uint8 tensors, one a frame, for the recipe's S.
-        images_of: the same for any S, made when asked for.
-        hog: name to features, made when asked for: "hog" (mean subtracted), "hog-lda" (whitened),
-            "hog-window" (weighted towards the box's middle); unit rows.
-        start: the first similarities, brought down to a few hundred columns.
+        tree: its frames and its annotation.
+        options: of the run.
+
+    Attributes:
+        name: of the data.
+        tree: as given.
+        described: its frames without a network.
     """
 
-    name: str
-    tree: OlympicTree
-    images: ImageStore
-    images_of: Callable[[int], ImageStore]
-    hog: Callable[[str], Pair]
-    start: Start
+    measure: str = "auc"
 
-    def score(self, features: Pair) -> RetrievalResult:
-        """The ROC curves of features: cosine similarity, mirror images where the labels ask for them."""
-        return retrieval_report(features[0], self.tree.dataset_labels(), mirrored=features[1])
+    def __init__(self, tree: OlympicTree, options: OlympicOptions) -> None:
+        self.name = data_name(options)
+        self.tree = tree
+        self.options = options
+        self.described = Described(OlympicFrames(tree), options)
+
+    @property
+    def images(self) -> ImageStore:
+        """One a frame."""
+        return self.described.images
+
+    @cached_property
+    def start(self) -> Start:
+        """The first similarities; a frame's source is its video."""
+        return self.described.start(self.tree.sources)
+
+    def plain(self, method: str) -> Score:
+        """HOG in one of its kinds."""
+        return self.scored(self.described.hog(self.options.initial if method == "start" else method))
+
+    def score(self, network: torch.nn.Module, image_size: int) -> Score:
+        """The ROC of a network's features."""
+        labels = self.tree.dataset_labels().values()
+        needed = np.unique(
+            np.concatenate([ids for one in labels for ids in (one.anchors, *one.pos_ids, *one.neg_ids)])
+        )
+        found = extract(
+            network,
+            Subset(self.described.images_of(image_size), needed.tolist()),
+            batch_size=256,
+            device=self.options.device,
+            mirror=True,
+            amp=self.options.amp,
+            progress=self.options.progress,
+        )
+        both = np.zeros((2, len(self.tree), found[0].shape[1]), np.float32)
+        both[:, needed] = found
+        return self.scored((both[0], both[1]))
+
+    def scored(self, features: Pair) -> Score:
+        """The AUC of features: cosine similarity, mirror images where the labels ask for them."""
+        roc = retrieval_report(features[0], self.tree.dataset_labels(), mirrored=features[1])
+        by_category = {f"auc/{name}": auc for name, auc in roc.per_category.items()}
+        return Score({"auc": roc.auc, **by_category}, Shown(features, roc))
+
+    def origin(self) -> dict[str, Any]:
+        """Which frames."""
+        names = digest(list(self.tree.categories), list(self.tree.names))[:16]
+        return {"data": self.name, "frames": len(self.tree), "frame_names": names}
+
+    def plain_settings(self, method: str) -> dict[str, Any]:
+        """Of HOG."""
+        found: dict[str, Any] = {"frames": len(self.tree), "hog_size": self.options.hog_size}
+        if method == "start":
+            window = self.options.window
+            found |= {
+                "initial": self.options.initial,
+                "window": None if window is None else list(window),
+            }
+        return found
+
+    def scored_settings(self) -> dict[str, Any]:
+        """How many frames there were."""
+        return {"frames": len(self.tree), "left_out": len(self.tree.excluded)}
 
 
-def data_name(options: RunOptions) -> str:
+def data_name(options: OlympicOptions) -> str:
     """What the data are called in the results: the tree, and its categories if not all were asked for."""
     root = options.data_root
     name = f"figures-{options.figures}" if root is None else root.resolve().name
     return name if options.categories is None else f"{name}: {', '.join(sorted(options.categories))}"
 
 
-def prepare(options: RunOptions) -> Postures:
-    """Read the tree (or draw one), decode its crops, and describe them by HOG."""
-    folder = common.output_folder(options.cache, "--cache")
+def prepare(options: OlympicOptions) -> Postures:
+    """Read the tree, or draw one.
+
+    Raises:
+        OSError, ValueError: for a tree that is incomplete, unreadable, or too small for a batch.
+    """
     root = options.data_root
     if root is None:
-        root = folder / f"figures-{options.figures}"
-        make_figures(root, num_workers=max(1, options.workers), **FIGURE_SIZES[options.figures])
+        root = draw(options, options.figures)
     tree = load_tree(root, categories=options.categories, skip_unreadable=options.skip_unreadable)
     print(tree.summary(), flush=True)
     for excluded in tree.excluded:
         print(f"  left out: {excluded}")
-    check_size(tree, options)
-    frames = OlympicFrames(tree)
-    identity = frames.data_id
-    shared: dict[str, Any] = {"num_workers": options.workers, "progress": options.progress}
-
-    @cache
-    def images_of(size: int) -> ImageStore:
-        return ImageStore(frames, folder, size, data_id=identity, **shared)
-
-    images = images_of(options.recipe.image_size)
-    statistics = folder / f"hog-background-{digest(identity, options.hog_size)[:16]}.npz"
-    describe = background(frames, statistics, options.hog_size, shared)
-    plain, mirrored = describe.transform(frames, mirror=True, cache_dir=folder, data_id=identity, **shared)
-
-    def hog(kind: str) -> Pair:
-        finisher = copy.copy(describe)
-        finisher.normalize, finisher.whiten = True, kind == "hog-lda"
-        finisher.window = options.window if kind == "hog-window" else None
-        return finisher.finish(plain), finisher.finish(mirrored)
-
-    first = hog(options.initial)
-    if options.components:
-        first = principal_components(first[0], options.components, first[1])
-    start = Start(first[0], first[1], tree.sources)
-    return Postures(data_name(options), tree, images, images_of, hog, start)
+    check_size(len(tree), f"{tree.root} holds only", options)
+    return Postures(tree, options)
 
 
-def check_size(tree: OlympicTree, options: RunOptions) -> None:
-    """See that there are enough frames for a batch, before any work is done.
+def draw(options: RunOptions, size: str) -> Path:
+    """The tree of drawn figures of this size, drawn into the cache folder if it is not there yet."""
+    root = common.output_folder(options.cache, "--cache") / f"figures-{size}"
+    make_figures(root, num_workers=max(1, options.workers), **FIGURE_SIZES[size])
+    return root
+
+
+def check_size(found: int, there: str, options: RunOptions) -> None:
+    """See that there are enough images for a batch, before any work is done.
+
+    Args:
+        found: images.
+        there: where, for the message.
+        options: of the run.
 
     Raises:
         ValueError: if not.
     """
-    recipe, count = options.recipe, len(tree)
+    recipe, count = options.recipe, found
     if recipe.mirror_images:
         count *= 2
     if set(options.methods) & set(LEARNED) and count < recipe.batch_size:
         doubled = " (each with its mirror image)" if recipe.mirror_images else ""
         raise ValueError(
-            f"a batch has {recipe.batch_size} images, but {tree.root} holds only {len(tree)}{doubled}: "
+            f"a batch has {recipe.batch_size} images, but {there} {found}{doubled}: "
             f"use --batch-size {count - count % 2} or less"
         )
-
-
-def background(frames: OlympicFrames, path: Path, size: int, shared: dict[str, Any]) -> HOGLDA:
-    """HOG minus the mean of random patches of the frames; their statistics are kept in a file."""
-    if path.exists():
-        try:
-            return HOGLDA.load(path)
-        except ValueError:
-            pass  # damaged: it is made anew
-    describe = HOGLDA(image_size=size, whiten=False, normalize=False).fit_background(frames, **shared)
-    describe.save(path)
-    return describe
-
-
-def origin(options: RunOptions, postures: Postures) -> dict[str, Any]:
-    """What a training starts from, beside its recipe and its seed."""
-    tree = postures.tree
-    return {
-        "data": postures.name,
-        "frames": len(tree),
-        "frame_names": digest(list(tree.categories), list(tree.names))[:16],
-        "hog_size": options.hog_size,
-        "initial": options.initial,
-        "window": None if options.window is None else list(options.window),
-        "components": options.components,
-        "init": None if options.init is None else options.init.name,
-    }

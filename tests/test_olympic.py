@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import alexnet, common, olympic, olympic_report, options, postures
+from benchmarks import alexnet, common, described, olympic, olympic_report, options
 from benchmarks.figures import make_figures
 from benchmarks.olympic import main
-from benchmarks.options import EVERY_METHOD
+from benchmarks.options import EVERY_METHOD, FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = {
@@ -83,7 +83,7 @@ def weights(folder):
 def test_a_row_for_every_method(whole):
     rows = json.loads((whole / "results.json").read_text())
     assert [list(row) for row in rows] == [KEYS] * 9
-    assert [row["method"] for row in rows] == [m for m in EVERY_METHOD if m != "alexnet-imagenet"]
+    assert [row["method"] for row in rows] == [m for m in EVERY_METHOD if m not in FILES]
     for row in rows:
         assert row["dataset"] == "tree"
         assert row["seed"] == 0
@@ -185,7 +185,13 @@ def test_without_a_tree_figures_are_drawn(data, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("layer", "width"), [("pool5", 256 * 9), ("fc6", 8), ("fc7", 8)])
 def test_layers(data, tmp_path, layer, width, monkeypatch):
     seen = []
-    monkeypatch.setattr(olympic_report.Shown, "add", lambda self, *row: seen.append(row[-1]))
+    add = olympic_report.PostureReport.add
+
+    def keep(self, name, outcome):
+        seen.append(outcome.score.shown.features)
+        add(self, name, outcome)
+
+    monkeypatch.setattr(olympic_report.PostureReport, "add", keep)
     main(arguments(data, tmp_path, "--method", "random", "--layer", layer))
     ((plain, mirrored),) = seen
     assert plain.shape == mirrored.shape == (72, width)
@@ -433,11 +439,11 @@ def test_fewer_images_than_a_batch(data, tmp_path):
 def test_background_statistics_are_kept_and_made_anew_when_damaged(tmp_path, monkeypatch):
     images = list(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
     path, few = tmp_path / "statistics.npz", {"num_patches": 20, "progress": False}
-    made = postures.background(images, path, 32, few)
+    made = described.background(images, path, 32, few)
     path.write_bytes(path.read_bytes()[:100])
-    again = postures.background(images, path, 32, few)
-    monkeypatch.setattr(postures.HOGLDA, "fit_background", None)
-    kept = postures.background(images, path, 32, few)
+    again = described.background(images, path, 32, few)
+    monkeypatch.setattr(described.HOGLDA, "fit_background", None)
+    kept = described.background(images, path, 32, few)
     for found in (again, kept):
         np.testing.assert_array_equal(found.mean_, made.mean_)
         assert (found.whiten, found.normalize, found.grid.image_size) == (False, False, 32)
@@ -498,13 +504,9 @@ def test_the_command_ends_with_one_line_and_a_status(broken, tmp_path):
     assert said.endswith("(skip_unreadable, --skip-unreadable)")
 
 
-def test_parts_of_the_report():
-    results = [
-        common.Result("hog", "d", {"auc": 0.6, "auc/run": 0.6}, {}, 0, seconds=1),
-        *(
-            common.Result("posets", "d", {"auc": 0.7 + s / 10, "auc_round_1": 0.65}, {}, s, seconds=1)
-            for s in (0, 1)
-        ),
-    ]
-    lines = olympic_report.auc_table(results).splitlines()
-    assert "| 0.750 ± 0.071 | 2     | 0.650   |" in lines[3]
+def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path):
+    path = whole / "posets-seed0" / "checkpoint.pt"
+    main(arguments(data, tmp_path, "--method", "checkpoint", "--checkpoint", path, "--fc-dim", 4))
+    row, theirs = rows_of(tmp_path)["checkpoint", 0], rows_of(whole)["posets", 0]
+    assert row["metrics"]["auc"] == pytest.approx(theirs["metrics"]["auc"], abs=1e-6)
+    assert (row["settings"]["file"], row["settings"]["fc_dim"]) == ("checkpoint.pt", 8)

@@ -8,7 +8,8 @@ import torch
 
 from benchmarks import alexnet, options
 from benchmarks.learning import PRESETS, Recipe, flag
-from benchmarks.options import EVERY_METHOD, fast_precision, parse
+from benchmarks.olympic import parse
+from benchmarks.options import EVERY_METHOD, FILES, fast_precision
 
 
 @pytest.fixture(autouse=True)
@@ -119,14 +120,14 @@ def test_runs_of_several_methods_and_seeds():
     assert found.methods == ("posets", "hog")
     assert found.seeds == (3, 1)
     every = got("--method", "all").methods
-    assert every == tuple(m for m in EVERY_METHOD if m != "alexnet-imagenet")
+    assert every == tuple(m for m in EVERY_METHOD if m not in FILES)
     assert {"posets", "cliques", "triplet", "ntxent", "hog", "hog-lda", "random"} <= set(every)
 
 
 def test_imagenet_weights_bring_their_method_and_its_shapes(tmp_path):
     (tmp_path / "alexnet.pth").touch()
     found = got("--method", "all", "--imagenet-weights", "alexnet.pth")
-    assert found.methods == EVERY_METHOD
+    assert found.methods == tuple(m for m in EVERY_METHOD if m != "checkpoint")
     recipe = found.recipe_of("alexnet-imagenet")
     assert (recipe.image_size, recipe.fc_dim, recipe.batch_norm) == (227, 4096, False)
     assert recipe.precision == found.recipe.precision
@@ -203,6 +204,9 @@ def test_precision_follows_the_hardware(monkeypatch, tmp_path):
         ("--method alexnet-imagenet", "needs --imagenet-weights FILE"),
         ("--imagenet-weights w.pth", "is for --method alexnet-imagenet; to begin from them: --init FILE"),
         ("--method all --imagenet-weights w.pth", "--imagenet-weights: there is no file w.pth"),
+        ("--method checkpoint", "needs --checkpoint FILE"),
+        ("--checkpoint c.pt", "--checkpoint is for --method checkpoint"),
+        ("--method checkpoint --checkpoint c.pt", "--checkpoint: there is no file c.pt"),
         ("--preset paper --init w.pth", "--init: there is no file w.pth"),
         ("--init w.pth", "torchvision's shapes: --image-size 227 --fc-dim 4096 --no-batch-norm"),
         ("--preset paper --batch-norm --init w.pth", "torchvision's shapes"),

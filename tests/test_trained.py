@@ -1,4 +1,4 @@
-"""Networks from checkpoints of the benchmarks: the very weights, and what is said of files that do not fit."""
+"""Networks from checkpoints of the benchmarks: the very weights, and what is said of other files."""
 
 from dataclasses import replace
 
