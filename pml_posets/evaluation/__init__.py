@@ -1,8 +1,18 @@
 """How good are features? Measures as plain functions on arrays.
 
-`postures` is the retrieval protocol of the Olympic Sports benchmark.
+`postures`: the retrieval protocol of the Olympic Sports benchmark. `pose`: PCP, PCKh, and poses copied from
+the nearest image, over the joints of `skeletons`.
 """
 
+from .pose import (
+    CopiedPoses,
+    PoseScore,
+    copy_poses,
+    head_box_size,
+    head_neck_distance,
+    pckh,
+    pcp,
+)
 from .postures import (
     FPR_STEPS,
     RetrievalCurve,
@@ -14,14 +24,27 @@ from .postures import (
     retrieval_report,
     retrieval_roc,
 )
+from .skeletons import LSP_SKELETON, MPII_SKELETON, Skeleton, Stick, mirror_joints
 
 __all__ = [
     "FPR_STEPS",
+    "LSP_SKELETON",
+    "MPII_SKELETON",
+    "CopiedPoses",
+    "PoseScore",
     "RetrievalCurve",
     "RetrievalLabels",
     "RetrievalResult",
     "Similarity",
+    "Skeleton",
+    "Stick",
+    "copy_poses",
+    "head_box_size",
+    "head_neck_distance",
     "mean_interpolated_roc",
+    "mirror_joints",
+    "pckh",
+    "pcp",
     "retrieval_auc",
     "retrieval_report",
     "retrieval_roc",

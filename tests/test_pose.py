@@ -1,0 +1,389 @@
+"""PCP, PCKh and copied poses, against plain loops and the ground-truth row of Leeds Sports Pose."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pml_posets.evaluation import (
+    LSP_SKELETON,
+    MPII_SKELETON,
+    Skeleton,
+    Stick,
+    checks,
+    copy_poses,
+    head_box_size,
+    head_neck_distance,
+    mirror_joints,
+    pckh,
+    pcp,
+    pose,
+    skeletons,
+)
+
+LINE = Skeleton(("a", "b"), (Stick("line", ("a",), ("b",)),), (0, 1), ("a", "b"))
+
+
+def poses(seed=0, num=20, joints=14, noise=0.1):
+    rng = np.random.default_rng(seed)
+    true = rng.normal(size=(num, joints, 2))
+    return true + noise * rng.normal(size=true.shape), true
+
+
+def distance(p, q):
+    return math.sqrt((p[0] - q[0]) ** 2 + (p[1] - q[1]) ** 2)
+
+
+def pcp_by_loops(predicted, true, skeleton, threshold, strict, visible=None):
+    """Percent by part, sticks excluded as missing, sticks excluded as zero."""
+    by_stick, missing, zero = {}, 0, 0
+    for stick in skeleton.sticks:
+        judged = []
+        for n in range(len(true)):
+            ends, guesses, there = [], [], True
+            for names in (stick.start, stick.end):
+                joints = [skeleton.joints.index(name) for name in names]
+                for j in joints:
+                    there &= not np.isnan(true[n, j]).any() and (visible is None or bool(visible[n, j]))
+                ends.append([sum(true[n, j, c] for j in joints) / len(joints) for c in (0, 1)])
+                guesses.append([sum(predicted[n, j, c] for j in joints) / len(joints) for c in (0, 1)])
+            length = distance(*ends)
+            if not there:
+                missing += 1
+            elif length == 0:
+                zero += 1
+            else:
+                errors = [distance(g, e) for g, e in zip(guesses, ends, strict=True)]
+                error = max(errors) if strict else sum(errors) / 2
+                judged.append(error <= threshold * length)
+        by_stick.setdefault(stick.part, []).append(100 * sum(judged) / len(judged) if judged else math.nan)
+    parts = {part: sum(values) / len(values) for part, values in by_stick.items()}
+    return parts, missing, zero
+
+
+# --- PCP
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(("skeleton", "seed"), [(LSP_SKELETON, 0), (LSP_SKELETON, 1), (MPII_SKELETON, 2)])
+def test_pcp_by_plain_loops(skeleton, seed, strict):
+    predicted, true = poses(seed, num=40, joints=len(skeleton.joints), noise=0.5)
+    rng = np.random.default_rng(seed)
+    true[rng.random(true.shape[:2]) < 0.1, 1] = np.nan
+    true[3, :2] = 1.0  # a lower leg of length 0
+    visible = rng.random(true.shape[:2]) < 0.9
+    visible[3] = True
+    score = pcp(predicted, true, skeleton, 0.7, strict, visible)
+    parts, missing, zero = pcp_by_loops(predicted, true, skeleton, 0.7, strict, visible)
+    assert list(score.parts) == list(skeleton.parts)
+    assert score.parts == pytest.approx(parts)
+    assert score.total == pytest.approx(sum(parts.values()) / 6)
+    assert 10 < score.total < 90
+    assert score.excluded == {"missing joint": missing, "zero length": zero}
+    assert missing > 20
+    assert zero == 1
+    assert sum(score.counted.values()) + score.num_excluded == 40 * 10
+
+
+def test_pcp_at_the_edge_of_the_threshold():
+    true = np.array([[[0.0, 0.0], [0.0, 4.0]]])
+    assert pcp(true + np.array([2.0, 0.0]), true, LINE).total == 100.0  # half the length is still within
+    assert pcp(true + np.array([2.0 + 1e-9, 0.0]), true, LINE).total == 0.0
+    one_end = true + np.array([[[0.0, 0.0], [3.0, 0.0]]])  # one end off by 3, on average by 1.5
+    assert pcp(one_end, true, LINE).total == 0.0
+    assert pcp(one_end, true, LINE, strict=False).total == 100.0
+    assert pcp(one_end, true, LINE, threshold=0.75).total == 100.0
+
+
+def test_left_and_right_weigh_the_same():
+    true = np.random.default_rng(0).normal(size=(4, 14, 2))
+    predicted = true.copy()
+    predicted[:, 0] += 100  # right ankle: no right lower leg is right
+    true[1:, 5] = np.nan  # of the left ones a single one counts
+    score = pcp(predicted, true)
+    assert score.parts == {"T": 100, "UL": 100, "LL": 50, "UA": 100, "LA": 100, "H": 100}
+    assert score.total == pytest.approx(550 / 6)
+    assert score.counted["LL"] == 5
+    assert score.excluded == {"missing joint": 3, "zero length": 0}
+
+
+def test_the_torso_goes_from_middle_to_middle():
+    true = np.zeros((1, 14, 2))
+    true[0, LSP_SKELETON.indices(["right_shoulder", "left_shoulder"])] = [[-1, 0], [1, 0]]
+    true[0, LSP_SKELETON.indices(["right_hip", "left_hip"])] = [[-1, 2], [1, 2]]
+    predicted = true.copy()
+    predicted[0, LSP_SKELETON.indices(["right_shoulder", "left_shoulder"])] = [[-9, 0], [9, 0]]  # same middle
+    assert pcp(predicted, true).parts["T"] == 100.0
+    true[0, 2] = np.nan
+    assert math.isnan(pcp(predicted, true).parts["T"])
+
+
+def test_a_part_that_nobody_has_makes_no_total():
+    predicted, true = poses()
+    true[:, LSP_SKELETON.joints.index("head_top")] = np.nan
+    score = pcp(predicted, true)
+    assert math.isnan(score.parts["H"])
+    assert math.isnan(score.total)
+    assert score.counted["H"] == 0
+    assert score.excluded["missing joint"] == 20
+    empty = pcp(np.zeros((0, 14, 2)), np.zeros((0, 14, 2)))
+    assert math.isnan(empty.total)
+    assert empty.num_excluded == 0
+
+
+def test_scale_shift_order_and_form_do_not_matter():
+    predicted, true = poses(5, noise=0.4)
+    score = pcp(predicted, true)
+    assert 0 < score.total < 100
+    assert pcp(8 * predicted + 2, 8 * true + 2).parts == score.parts
+    assert pcp(predicted[::-1], true[::-1]).parts == score.parts
+    assert pcp(torch.from_numpy(predicted), true.tolist()).parts == score.parts
+    assert pcp(mirror_joints(predicted), mirror_joints(true)).parts == pytest.approx(score.parts)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        rounded = torch.from_numpy(predicted).to(dtype)
+        assert pcp(rounded, true).parts == pcp(rounded.double(), true).parts
+
+
+# --- PCKh
+
+
+def test_pckh_by_plain_loops():
+    predicted, true = poses(1, num=30, joints=16, noise=0.6)
+    rng = np.random.default_rng(1)
+    true[rng.random((30, 16)) < 0.15] = np.nan
+    head = rng.uniform(0.5, 2, 30)
+    head[4], head[5] = 0, np.nan
+    hit, missing, zero, unknown = {}, 0, 0, 0
+    for n in range(30):
+        for j, name in enumerate(MPII_SKELETON.joints):
+            if np.isnan(true[n, j]).any():
+                missing += 1
+            elif n == 4:
+                zero += 1
+            elif n == 5:
+                unknown += 1
+            else:
+                hit.setdefault(name, []).append(distance(predicted[n, j], true[n, j]) <= 0.4 * head[n])
+    rates = {name: 100 * sum(h) / len(h) for name, h in hit.items()}
+    rows = {}
+    for name, rate in rates.items():
+        rows.setdefault(name.replace("left_", "").replace("right_", ""), []).append(rate)
+    rows = {name: sum(values) / len(values) for name, values in rows.items()}
+    score = pckh(predicted, true, head, threshold=0.4)
+    assert len(rows) == 10
+    assert score.parts == pytest.approx(rows)
+    assert score.total == pytest.approx(sum(rows.values()) / 10)
+    assert score.excluded == {
+        "missing joint": missing,
+        "missing head size": unknown,
+        "zero head size": zero,
+    }
+    assert min(missing, unknown, zero) > 0
+    assert sum(score.counted.values()) + score.num_excluded == 30 * 16
+
+
+def test_the_total_of_pckh_is_that_of_the_papers_table():
+    ours = [83.8, 90.9, 77.5, 60.8, 44.4, 74.6, 65.4, 57.4, 90.5, 81.3]  # Table 4: head, neck, ..., pelvis
+    names = [
+        "head_top",
+        "upper_neck",
+        "shoulder",
+        "elbow",
+        "wrist",
+        "hip",
+        "knee",
+        "ankle",
+        "thorax",
+        "pelvis",
+    ]
+    predicted = np.zeros((1000, 16, 2))
+    for name, percent in zip(names, ours, strict=True):
+        for j in MPII_SKELETON.rows[name]:
+            predicted[round(10 * percent) :, j] = 9.0
+    score = pckh(predicted, np.zeros((1000, 16, 2)), np.ones(1000))
+    assert score.parts == pytest.approx(dict(zip(names, ours, strict=True)))
+    assert round(score.total, 1) == 72.7
+
+
+def test_pckh_by_hand():
+    true = np.zeros((1, 16, 2))
+    assert pckh(true + np.array([3.0, 4.0]), true, [10.0]).total == 100.0  # half a head is still within
+    assert pckh(true + np.array([3.0, 4.0]), true, [9.999]).total == 0.0
+    assert pckh(true + np.array([3.0, 4.0]), true, [5.0], threshold=1.0).total == 100.0
+    score = pckh(true[:, :14], true[:, :14], [1.0], skeleton=LSP_SKELETON)
+    assert list(score.parts) == ["ankle", "knee", "hip", "wrist", "elbow", "shoulder", "neck", "head_top"]
+
+
+def test_head_sizes():
+    true = np.zeros((2, 16, 2))
+    true[0, 9], true[1, 8] = [3.0, 4.0], np.nan
+    np.testing.assert_array_equal(head_neck_distance(true), [5.0, np.nan])
+    np.testing.assert_array_equal(head_neck_distance(true[:1, :14] + 1, LSP_SKELETON), [0.0])
+    np.testing.assert_allclose(head_box_size([[10, 20, 13, 24], [1, 1, 1, 1]]), [3.0, 0.0])
+    assert math.isnan(head_box_size([[np.nan] * 4])[0])
+
+
+# --- Skeletons
+
+
+def test_the_skeletons():
+    assert [LSP_SKELETON.joints[j] for j in (0, 5, 6, 11, 12, 13)] == [
+        "right_ankle",
+        "left_ankle",
+        "right_wrist",
+        "left_wrist",
+        "neck",
+        "head_top",
+    ]
+    assert MPII_SKELETON.joints[6:10] == ("pelvis", "thorax", "upper_neck", "head_top")
+    assert MPII_SKELETON.mirror == (5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10)
+    for skeleton in (LSP_SKELETON, MPII_SKELETON):
+        assert len(skeleton.sticks) == 10
+        for j, other in enumerate(skeleton.mirror):
+            swapped = skeleton.joints[j].replace("left", "RIGHT").replace("right", "left").lower()
+            assert skeleton.joints[other] == swapped
+    assert len(MPII_SKELETON.rows) == 10
+    odd = Skeleton(("claw", "paw"), (), (1, 0), ("claw", "paw"))
+    assert odd.rows == {"claw/paw": (0, 1)}
+    tail = Skeleton(("tail", "left_tail", "right_tail"), (), (0, 2, 1), ("tail", "tail"))
+    assert tail.rows == {"tail": (0,), "left_tail/right_tail": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"joints": ("a", "a")}, "a name each"),
+        ({"sticks": (Stick("x", ("a",), ("c",)),)}, r"found \['c'\]"),
+        ({"sticks": (Stick("x", ("a",), ()),)}, "an empty end"),
+        ({"mirror": (0, 0)}, "swap pairs of 0..1"),
+        ({"mirror": (0,)}, "swap pairs of 0..1"),
+        ({"neck_and_head": ("a", "z")}, r"found \['z'\]"),
+    ],
+)
+def test_wrong_skeletons(change, text):
+    settings = {"joints": ("a", "b"), "sticks": (), "mirror": (0, 1), "neck_and_head": ("a", "b"), **change}
+    with pytest.raises(ValueError, match=text):
+        Skeleton(**settings)
+
+
+def test_a_circle_of_three_is_no_mirror():
+    with pytest.raises(ValueError, match="swap pairs"):
+        Skeleton(("a", "b", "c"), (), (1, 2, 0), ("a", "b"))
+
+
+def test_mirrored_joints():
+    joints = np.random.default_rng(0).random((3, 5, 14, 3)).astype(np.float32)
+    mirrored = mirror_joints(joints, width=2.0)
+    assert mirrored.dtype == np.float32
+    for j, other in enumerate(LSP_SKELETON.mirror):
+        np.testing.assert_array_equal(mirrored[..., j, 0], 2 - joints[..., other, 0])
+        np.testing.assert_array_equal(mirrored[..., j, 1:], joints[..., other, 1:])
+    np.testing.assert_allclose(mirror_joints(mirrored, width=2.0), joints, atol=1e-6)
+
+
+# --- Copied poses
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_copied_poses_by_plain_loops(mirrored):
+    rng = np.random.default_rng(0)
+    queries, gallery, turned = (rng.normal(size=(n, 6)) for n in (15, 11, 11))
+    turned *= 100  # the cosine does not mind
+    joints = rng.random((11, 14, 2))
+    copied = copy_poses(queries, gallery, joints, turned if mirrored else None, k=3, width=2.0)
+    table = [*gallery, *turned] if mirrored else list(gallery)
+    for n, q in enumerate(queries):
+        cosines = [float(q @ g) / np.linalg.norm(q) / np.linalg.norm(g) for g in table]
+        order = sorted(range(len(table)), key=lambda g: -cosines[g])[:3]
+        assert copied.indices[n].tolist() == order
+        assert copied.flips[n].tolist() == [g >= 11 for g in order]
+        for place, g in enumerate(order):
+            expected = joints[g] if g < 11 else mirror_joints(joints[g - 11], width=2.0)
+            np.testing.assert_array_equal(copied.joints[n, place], expected)
+    assert copied.flips.any() == mirrored
+
+
+def test_copied_poses_at_the_edges():
+    joints = np.arange(2 * 14 * 2.0).reshape(2, 14, 2)
+    joints[1, 3] = np.nan
+    away = copy_poses([[-1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]], joints)  # cosine -1 and, by definition, 0
+    assert away.indices.tolist() == [[1]]
+    np.testing.assert_array_equal(away.joints[0, 0], joints[1])
+    tied = copy_poses([[0.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]], joints, k=2)
+    assert tied.indices.tolist() == [[0, 1], [0, 1]]
+    huge = copy_poses([[1e30, 1e30]], [[1e-30, 0.0], [1e-30, 1e-30]], joints)
+    assert huge.indices.tolist() == [[1]]
+
+
+def test_the_ground_truth_row_of_leeds_sports(shared_data):
+    file = shared_data / "lsp" / "joints.npz"
+    if not file.is_file():
+        pytest.skip(f"Leeds Sports Pose not found: {file}")
+    with np.load(file) as data:
+        joints = data["joints"][..., :2].astype(np.float64)
+        assert tuple(data["joint_names"]) == LSP_SKELETON.joints
+    train, test = joints[:1000], joints[1000:]
+    gallery = np.concatenate([train, mirror_joints(train)])
+    nearest = [int(np.hypot(*np.moveaxis(gallery - q, -1, 0)).mean(axis=1).argmin()) for q in test]
+    score = pcp(gallery[nearest], test)
+    assert round(score.total, 1) == 69.2
+    assert {part: round(value, 1) for part, value in score.parts.items()} == pytest.approx(
+        {"T": 93.8, "UL": 78.5, "LL": 72.7, "UA": 61.9, "LA": 37.0, "H": 71.4}, abs=0.11
+    )
+    assert score.excluded == {"missing joint": 0, "zero length": 2}
+    assert pcp(gallery[nearest], test, strict=False).total > 75
+    assert pcp(train[[n % 1000 for n in nearest]], test).total < 60  # mirrored ones not mirrored
+
+
+# --- What is wrong, in words
+
+
+def true_with(value):
+    true = np.zeros((2, 14, 2))
+    true[1, 3, 0] = value
+    return true
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda t: pcp(true_with(np.nan), t), ValueError, r"1 of 2 samples \(first: sample 1\)"),
+        (lambda t: pcp(true_with(np.inf), t), ValueError, "predicted must be finite"),
+        (lambda t: pcp(t, true_with(np.inf)), ValueError, "without annotation by NaN"),
+        (lambda t: pcp(t[:1], t), ValueError, r"shape \(2, 14, 2\) of true, got \(1, 14, 2\)"),
+        (lambda t: pcp(t, t, MPII_SKELETON), ValueError, r"true must have shape \(N, 16, 2\)"),
+        (lambda t: pcp(t, t > 0), TypeError, "true must hold real numbers, got dtype bool"),
+        (lambda t: pcp(t, t, threshold=0), ValueError, "threshold must be positive, got 0"),
+        (lambda t: pcp(t, t, threshold="0.5"), TypeError, "threshold must be a number"),
+        (lambda t: pcp(t, t, visible=np.ones((2, 14))), TypeError, "visible must be booleans"),
+        (lambda t: pcp(t, t, visible=np.ones(2, bool)), ValueError, r"visible must have shape \(2, 14\)"),
+        (lambda t: pckh(t, t, [1.0], skeleton=LSP_SKELETON), ValueError, r"head_size must have shape \(2,\)"),
+        (lambda t: pckh(t, t, [1, -1], skeleton=LSP_SKELETON), ValueError, "negative or infinite"),
+        (lambda t: pckh(t, t, [1, np.inf], skeleton=LSP_SKELETON), ValueError, "negative or infinite"),
+        (lambda t: head_box_size([[5.0, 0.0, 3.0, 4.0]]), ValueError, "x, y, width, height"),
+        (lambda t: head_box_size([1.0, 2.0]), ValueError, r"shape \(N, 4\)"),
+        (lambda t: mirror_joints(t, MPII_SKELETON), ValueError, r"shape \(..., 16, 2\)"),
+        (lambda t: copy_poses(np.eye(2), np.eye(3), t), ValueError, r"shape \(3, 14, 2\) to match"),
+        (lambda t: copy_poses(np.eye(3), np.eye(2), t), ValueError, "2 columns like gallery_features"),
+        (lambda t: copy_poses(np.eye(2), np.eye(2), t, np.eye(3)), ValueError, r"the shape \(2, 2\)"),
+        (lambda t: copy_poses(np.eye(2), np.eye(2), t, k=3), ValueError, "at most 2"),
+        (lambda t: copy_poses(np.eye(2), np.eye(2), t, k=0), ValueError, "k must be at least 1"),
+        (
+            lambda t: copy_poses(np.full((1, 2), np.nan), np.eye(2), t),
+            ValueError,
+            "query_features must be fini",
+        ),
+    ],
+)
+def test_wrong_input(call, error, text):
+    with pytest.raises(error, match=text):
+        call(np.zeros((2, 14, 2)))
+
+
+@pytest.mark.parametrize("module", [checks, pose, skeletons])
+def test_docstring_examples(module):
+    results = doctest.testmod(module)
+    assert results.attempted > 1
+    assert results.failed == 0
