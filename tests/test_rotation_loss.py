@@ -109,9 +109,6 @@ def test_every_dtype(dtype, found):
 def test_autocast_changes_nothing():
     logits, angles = torch.randn(6, 4, generator=generator()), torch.arange(6) % 4
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(
-            rotation_cross_entropy(logits, angles), rotation_cross_entropy(logits, angles).float()
-        )
         assert rotation_cross_entropy(logits, angles).dtype == torch.float32
         found = rotation_cross_entropy(logits, angles)
     assert torch.equal(found, rotation_cross_entropy(logits, angles))
