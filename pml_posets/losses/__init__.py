@@ -6,6 +6,7 @@ from .attention_consistency import (
     cross_attention,
     random_affines,
 )
+from .contrastive_clustering import CentreForm, ContrastiveClusteringLoss
 from .feature_loss import FeatureLoss
 from .poset_loss import Margin, PosetLoss, poset_terms
 from .rotation_loss import RotationHead, RotationObjective, rotate_images, rotation_cross_entropy
@@ -13,6 +14,8 @@ from .wrappers import PosetCrossBatchMemory, PosetSelfSupervisedLoss
 
 __all__ = [
     "AttentionConsistencyObjective",
+    "CentreForm",
+    "ContrastiveClusteringLoss",
     "FeatureLoss",
     "Margin",
     "PosetCrossBatchMemory",
