@@ -1,7 +1,7 @@
 """How good are features? Measures as plain functions on arrays.
 
 `postures`: the retrieval protocol of the Olympic Sports benchmark. `pose`: PCP, PCKh, and poses copied from
-the nearest image, over the joints of `skeletons`.
+the nearest image, over the joints of `skeletons`. `retrieval`: recall@k, R-precision, MAP@R.
 """
 
 from .pose import (
@@ -24,6 +24,7 @@ from .postures import (
     retrieval_report,
     retrieval_roc,
 )
+from .retrieval import RetrievalScores, retrieval_scores
 from .skeletons import LSP_SKELETON, MPII_SKELETON, Skeleton, Stick, mirror_joints
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "RetrievalCurve",
     "RetrievalLabels",
     "RetrievalResult",
+    "RetrievalScores",
     "Similarity",
     "Skeleton",
     "Stick",
@@ -48,4 +50,5 @@ __all__ = [
     "retrieval_auc",
     "retrieval_report",
     "retrieval_roc",
+    "retrieval_scores",
 ]

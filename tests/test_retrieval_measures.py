@@ -1,0 +1,280 @@
+"""Recall@k, R-precision and MAP@R, against plain loops and pytorch-metric-learning's own calculator."""
+
+import doctest
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+from pml_posets.evaluation import RetrievalScores, retrieval, retrieval_scores
+
+BIG = 2**24  # from here on float32 merges neighbouring whole numbers
+
+
+def data(seed=0, num=60, classes=7, dim=4):
+    """Classes of all sizes, some samples alone in theirs, weakly grouped."""
+    rng = np.random.default_rng(seed)
+    labels = np.minimum(rng.geometric(0.3, num) - 1, classes) * 3 - 1
+    labels[:2] = [1000, 2000]
+    centres = rng.normal(size=(2001 + classes * 3, dim))
+    return (centres[labels] + 0.8 * rng.normal(size=(num, dim))).astype(np.float32), labels
+
+
+def by_loops(features, labels, k, queries=None, query_features=None, query_labels=None, depth=None):
+    """Recall@k, R-precision, MAP@R, MAP, MRR, number of excluded queries, sample by sample."""
+    own = query_features is None
+    if own:
+        rows = range(len(features)) if queries is None else queries
+        asked = [(i, features[i], labels[i]) for i in rows]
+    else:
+        asked = [(None, q, c) for q, c in zip(query_features, query_labels, strict=True)]
+    values, excluded = [], 0
+    for i, query, label in asked:
+        order = sorted(
+            (j for j in range(len(features)) if j != i),
+            key=lambda j: (float(np.sum((query.astype(np.float64) - features[j]) ** 2)), j),
+        )
+        hits = [labels[j] == label for j in order]
+        num = sum(hits)
+        if num == 0:
+            excluded += 1
+            continue
+        precision = [sum(hits[: j + 1]) / (j + 1) for j in range(len(hits))]
+        listed = hits[:depth]
+        values.append(
+            (
+                float(any(hits[:k])),
+                sum(hits[:num]) / num,
+                sum(precision[j] for j in range(num) if hits[j]) / num,
+                sum(precision[j] for j in range(len(listed)) if hits[j]) / num,
+                1 / (listed.index(True) + 1) if True in listed else 0.0,
+            )
+        )
+    return (*np.mean(values, axis=0), excluded)
+
+
+def numbers(scores, k):
+    return (
+        scores.recall[k],
+        scores.r_precision,
+        scores.map_at_r,
+        scores.mean_average_precision,
+        scores.mean_reciprocal_rank,
+        scores.num_excluded,
+    )
+
+
+# --- The values
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+@pytest.mark.parametrize(("seed", "k", "depth"), [(0, 1, 60), (1, 3, 5), (2, 59, 1)])
+def test_by_plain_loops(seed, k, depth, backend):
+    features, labels = data(seed)
+    scores = retrieval_scores(features, labels, ks=(k,), depth=depth, similarity="euclidean", backend=backend)
+    expected = by_loops(features, labels, k, depth=depth)
+    assert numbers(scores, k) == pytest.approx(expected)
+    assert expected[-1] >= 2
+    assert 0.05 < scores.map_at_r < 0.95
+    assert scores.num_queries + scores.num_excluded == 60
+
+
+def test_some_queries_by_plain_loops():
+    features, labels = data(3)
+    rows = [5, 0, 17, 17, 40]
+    scores = retrieval_scores(features, labels, ks=(2,), queries=rows, depth=9, similarity="euclidean")
+    assert numbers(scores, 2) == pytest.approx(by_loops(features, labels, 2, queries=rows, depth=9))
+    assert scores.counted.tolist() == [True, False, True, True, True]
+
+
+def test_a_separate_set_of_queries_by_plain_loops():
+    features, labels = data(4)
+    asked, asked_labels = data(5, num=30)
+    asked_labels[3] = -77  # a class nobody has
+    scores = retrieval_scores(
+        features,
+        labels,
+        ks=(4,),
+        query_features=asked,
+        query_labels=asked_labels,
+        depth=60,
+        similarity="euclidean",
+    )
+    expected = by_loops(features, labels, 4, query_features=asked, query_labels=asked_labels, depth=60)
+    assert numbers(scores, 4) == pytest.approx(expected)
+    assert not scores.counted[3]
+    same = retrieval_scores(features, labels, ks=(1,), query_features=features, query_labels=labels)
+    assert same.recall == {1: 1.0}  # nothing is left out: every sample finds itself
+    assert same.num_excluded == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_numbers_of_pml(seed):
+    features, labels = data(seed, num=150)
+    scores = retrieval_scores(features, labels, depth=149)
+    unit = torch.nn.functional.normalize(torch.from_numpy(features))
+    theirs = AccuracyCalculator(exclude=("NMI", "AMI"), device=torch.device("cpu"), k=None).get_accuracy(
+        unit, torch.from_numpy(labels)
+    )
+    assert scores.recall[1] == pytest.approx(theirs["precision_at_1"])
+    assert scores.r_precision == pytest.approx(theirs["r_precision"])
+    assert scores.map_at_r == pytest.approx(theirs["mean_average_precision_at_r"])
+    assert scores.mean_average_precision == pytest.approx(theirs["mean_average_precision"])
+    assert scores.mean_reciprocal_rank == pytest.approx(theirs["mean_reciprocal_rank"])
+
+
+def test_by_hand():
+    # Sample 0 of class 0 finds 1 (its own class), 2 (not), 3 (its own): R = 2.
+    scores = retrieval_scores(
+        [[0.0], [1.0], [2.0], [3.0]], [0, 0, 1, 0], ks=(1, 2, 3), queries=[0], similarity="euclidean"
+    )
+    assert scores.num_relevant.tolist() == [2]
+    assert scores.recall == {1: 1.0, 2: 1.0, 3: 1.0}
+    assert scores.r_precision == 0.5
+    assert scores.map_at_r == 0.5  # (1 + 0) / 2
+    late = retrieval_scores(
+        [[0.0], [2.0], [1.0], [3.0]], [0, 0, 1, 0], ks=(1, 2), queries=[0], similarity="euclidean", depth=3
+    )
+    assert late.recall == {1: 0.0, 2: 1.0}
+    assert late.map_at_r == 0.25  # (0 + 1/2) / 2
+    assert late.mean_average_precision == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert late.mean_reciprocal_rank == 0.5
+
+
+def test_labels_are_compared_as_whole_numbers():
+    features = [[0.0, 1.0], [0.1, 1.0], [0.2, 1.0], [0.3, 1.0]]
+    labels = torch.tensor([BIG, BIG + 1, BIG, BIG + 1])
+    assert labels.float().unique().numel() == 1
+    scores = retrieval_scores(features, labels, ks=(1, 2))
+    assert scores.recall[1] == 0.0
+    assert scores.num_relevant.tolist() == [1, 1, 1, 1]
+    huge = [2**63 - 1, 2**63 - 2, 2**63 - 1, -(2**63)]
+    assert retrieval_scores(features, huge).num_relevant.tolist() == [1, 0, 1, 0]
+
+
+# --- Invariances and edges
+
+
+def test_neither_order_nor_scale_nor_names_matter():
+    features, labels = data(6)
+    scores = retrieval_scores(features, labels)
+    order = np.random.default_rng(0).permutation(60)
+    moved = retrieval_scores(features[order], labels[order])
+    np.testing.assert_allclose(moved.average_precisions_at_r, scores.average_precisions_at_r[order])
+    lengths = np.random.default_rng(1).uniform(0.1, 10, (60, 1)).astype(np.float32)
+    assert retrieval_scores(features * lengths, labels * 5 - 9).recall == scores.recall
+    assert retrieval_scores(torch.from_numpy(features), labels.tolist()).recall == scores.recall
+    halves = torch.from_numpy(features).bfloat16()
+    assert retrieval_scores(halves, labels).recall == retrieval_scores(halves.double(), labels).recall
+
+
+def test_blocks_do_not_matter(monkeypatch):
+    features, labels = data(7)
+    whole = retrieval_scores(features, labels, depth=10)
+    calls = []
+    plain = retrieval.search
+    monkeypatch.setattr(retrieval, "search", lambda *a, **k: calls.append(k) or plain(*a, **k))
+    monkeypatch.setattr(retrieval, "_BLOCK_NUMBERS", 60)
+    monkeypatch.setattr(retrieval, "_CHUNK_NUMBERS", 30)
+    parts = retrieval_scores(features, labels, depth=10)
+    assert len(calls) > 8
+    assert all(len(call["queries"]) <= 6 and call["chunk_size"] <= 3 for call in calls)
+    np.testing.assert_array_equal(parts.average_precisions_at_r, whole.average_precisions_at_r)
+    np.testing.assert_array_equal(parts.average_precisions, whole.average_precisions)
+    assert parts.recall == whole.recall
+
+
+def test_nothing_to_find():
+    scores = retrieval_scores(np.eye(3), [0, 1, 2], depth=2)
+    assert scores.num_queries == 0
+    assert scores.num_excluded == 3
+    assert all(math.isnan(value) for value in numbers(scores, 1)[:-1])
+    assert retrieval_scores(np.eye(1), [0]).num_excluded == 1
+    assert retrieval_scores(np.eye(3), [0, 0, 0], queries=[]).num_queries == 0
+
+
+def test_one_class_and_collapsed_features():
+    one = retrieval_scores(np.random.default_rng(0).normal(size=(9, 2)), np.zeros(9, int), ks=(1, 50))
+    assert (one.recall, one.r_precision, one.map_at_r) == ({1: 1.0, 50: 1.0}, 1.0, 1.0)
+    flat = retrieval_scores(np.ones((6, 3)), [0, 0, 1, 1, 2, 2], ks=(1,))
+    assert flat.recall == {1: 2 / 6}  # all are equally near: row 0 is the first of every list but its own
+    assert retrieval_scores(np.zeros((6, 3)), [0, 0, 1, 1, 2, 2], ks=(1,)).recall == flat.recall
+
+
+def test_what_was_not_asked_for():
+    scores = retrieval_scores(*data(), ks=(1, 5), at_r=False)
+    assert list(scores.recall) == [1, 5]
+    for name in ("r_precision", "map_at_r", "mean_average_precision", "mean_reciprocal_rank"):
+        with pytest.raises(ValueError, match="was not measured"):
+            getattr(scores, name)
+
+
+def test_lists_are_no_longer_than_needed():
+    labels = np.array([0] * 3 + [1] * 20)
+    lengths = []
+
+    def find(rows, k):
+        lengths.append((len(rows), k))
+        return np.array([[j for j in range(23) if j != i][:k] for i in rows])
+
+    retrieval.score_rankings(find, labels, labels, ks=(1,), at_r=False)
+    retrieval.score_rankings(find, labels, labels, ks=(4,))
+    assert lengths == [(23, 1), (23, 19)]
+    assert isinstance(retrieval.score_rankings(find, labels, labels), RetrievalScores)
+
+
+def test_there_is_never_a_square_matrix():
+    rng = np.random.default_rng(0)
+    num, dim = 20_000, 16
+    labels = rng.integers(0, 2000, num)
+    features = rng.normal(size=(num, dim)).astype(np.float32)
+    tracemalloc.start()
+    scores = retrieval_scores(features, labels, backend="faiss")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scores.num_queries > 19_000
+    assert peak < num * num / 8  # not even a bit a pair: numpy's arrays, of which torch's are views
+
+
+# --- What is wrong, in words
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"labels": [0.0, 1.0, 1.0]}, TypeError, "labels must be integers, got dtype float64"),
+        ({"labels": ["a", "b", "b"]}, TypeError, "return_inverse"),
+        ({"labels": [0, 1]}, ValueError, r"labels must have shape \(3,\)"),
+        ({"labels": np.array([2**63, 1, 1], np.uint64)}, ValueError, "must fit int64"),
+        ({"features": np.full((3, 2), np.inf)}, ValueError, "features must be finite"),
+        ({"ks": (0,)}, ValueError, "every k of ks must be at least 1"),
+        ({"ks": (1.5,)}, TypeError, "every k of ks must be an integer"),
+        ({"depth": 0}, ValueError, "depth must be at least 1"),
+        ({"queries": [3]}, ValueError, r"lie in 0\.\.2"),
+        ({"queries": [-1]}, ValueError, r"lie in 0\.\.2"),
+        ({"queries": [0.5]}, TypeError, "integer row numbers"),
+        ({"query_features": np.eye(3)}, ValueError, "belong together"),
+        ({"query_labels": [0]}, ValueError, "belong together"),
+        ({"query_features": np.eye(3), "query_labels": [0] * 3, "queries": [0]}, ValueError, "not both"),
+        (
+            {"query_features": np.eye(3), "query_labels": [0]},
+            ValueError,
+            r"query_labels must have shape \(3,\)",
+        ),
+        ({"query_features": np.eye(2), "query_labels": [0, 0]}, ValueError, "3 dimensions like features"),
+        ({"similarity": "dot"}, ValueError, "'cosine' or 'euclidean', got 'dot'"),
+        ({"backend": "annoy"}, ValueError, "backend must be one of"),
+    ],
+)
+def test_wrong_input(settings, error, text):
+    with pytest.raises(error, match=text):
+        retrieval_scores(**{"features": np.eye(3), "labels": [0, 1, 1], **settings})
+
+
+def test_docstring_examples():
+    results = doctest.testmod(retrieval)
+    assert results.attempted > 5
+    assert results.failed == 0
