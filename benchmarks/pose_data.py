@@ -1,365 +1,195 @@
-"""People with annotated joints: crops to read, joints in them, and what was left out, by name.
+"""Readers of Leeds Sports Pose, its extended training set, and the drawn figures; `mpii_data` reads MPII.
 
-The readers of the data sets are in `pose_readers` (Leeds Sports Pose, the drawn figures) and `mpii_data`.
+<root>/images/im0001.jpg, ...    im00001.jpg in the extended set
+<root>/joints.mat                the original release: joints (3, 14, N), or (14, 3, N), in pixels
+<root>/joints.npz                or person crops: joints (N, 14, 3), the first two in [0, 1] of the crop
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-from torch.utils.data import Dataset
 
-from pml_posets.cache import digest
-from pml_posets.datasets import ImageList, UnreadableImageError
-from pml_posets.evaluation import Skeleton
+from pml_posets.cache import read_npz
+from pml_posets.evaluation import LSP_SKELETON, Skeleton
 
-from .olympic_data import crop_box
+from .figures import load_truth
+from .olympic_data import OlympicFrames, load_tree
+from .people import SLACK, People, PoseData
 
-BOX_SCALE = 1.3
-"""Side of a crop, relative to the longer side of the box around a person's joints."""
-SLACK = 3.0
-"""How far a joint may lie outside its image and still count, pixels: annotators click beside the border."""
-MIN_SPAN = 6.0
-"""People whose joints span fewer pixels are left out."""
-_NAMED = 5
+__all__ = ["FIGURE_SKELETON", "PoseData", "load_figures", "load_lsp", "load_lspet"]
+
+FIGURE_SKELETON: Skeleton = replace(
+    LSP_SKELETON,
+    joints=(*LSP_SKELETON.joints[:-1], "face"),
+    sticks=(*LSP_SKELETON.sticks[:-1], replace(LSP_SKELETON.sticks[-1], end=("face",))),
+    neck_and_head=("neck", "face"),
+)
+"""The joints of Leeds Sports Pose; the drawn figures have a face in place of the head's top."""
+CROP_SLACK = 1e-3
 
 
-@dataclass(frozen=True, eq=False)
-class PoseData:
-    """People, each a square crop with joints, split into those to learn from and those to test on.
+def load_lsp(root: str | os.PathLike[str], *, skip_unreadable: bool = False) -> PoseData:
+    """Leeds Sports Pose, as crops or as it was released: the first half to learn from, the second to test on.
+
+    Every joint is annotated, the occluded ones too, and counts. Of the original release the crops are square,
+    their side 1.3 times the longer side of the joints' box.
 
     Args:
-        name: of the data, for results.
-        images: item i is the crop of person i, a PIL image; `images.data_id` changes with the data.
-        joints: (N, J, 2) float32, x to the right and y down in [0, 1] of the crop; NaN where not visible. A
-            joint that lies in the image may lie outside its crop.
-        visible: (N, J) bool: the joint is annotated, be it occluded or not, and counts.
-        train, test: dataset indices, int64.
-        skeleton: names of the joints, and how they hang together.
-        names: N names of the people, for messages.
-        head_boxes: (N, 4) float32 x1, y1, x2, y2 of the heads in [0, 1] of the crop, NaN where unknown; None:
-            the data have none.
-        excluded: reason to the names of what it leaves out: a person, or a joint or stick of a person.
+        root: the folder with images/ and joints.mat or joints.npz.
+        skip_unreadable: leave out people whose image is missing or damaged; default: that is an error.
+
+    Returns:
+        `PoseData` with `LSP_SKELETON`; 1,000 + 1,000 people of the whole set.
 
     Raises:
-        ValueError: for arrays whose shapes do not fit, visible joints that are no numbers, or a split that
-            names a person twice or one who is not there.
+        FileNotFoundError: without a file of joints or images.
+        ValueError: for joints of another shape or order, or if nobody is left.
+        UnreadableImageError: (an OSError) for a missing image.
+
+    Source: Johnson and Everingham (BMVC 2010); the split is that of Bautista et al., section 4.1.2.
+    Differs from the paper: it does not say how people are cropped; in the authors' public code the sides of
+    the box grow each on its own, by 1.5 to 2.
     """
-
-    name: str
-    images: Any
-    joints: npt.NDArray[np.float32]
-    visible: npt.NDArray[np.bool_]
-    train: npt.NDArray[np.int64]
-    test: npt.NDArray[np.int64]
-    skeleton: Skeleton
-    names: tuple[str, ...]
-    head_boxes: npt.NDArray[np.float32] | None = None
-    excluded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        count, num_joints = len(self.images), len(self.skeleton.joints)
-        expected: dict[str, tuple[int, ...]] = {
-            "joints": (count, num_joints, 2),
-            "visible": (count, num_joints),
-            "names": (count,),
-            **({} if self.head_boxes is None else {"head_boxes": (count, 4)}),
-        }
-        for name, shape in expected.items():
-            if np.shape(getattr(self, name)) != shape:
-                raise ValueError(
-                    f"{name} of {self.name} must have shape {shape} to match {count} images of "
-                    f"{num_joints} joints, got {np.shape(getattr(self, name))}"
-                )
-        if not np.array_equal(np.isfinite(self.joints).all(axis=2), self.visible):
-            raise ValueError(f"joints of {self.name} must be numbers where visible, and NaN elsewhere")
-        both = np.concatenate([self.train, self.test])
-        if len(np.unique(both)) != len(both) or (len(both) and not 0 <= both.min() <= both.max() < count):
-            raise ValueError(f"train and test of {self.name} must name each of {count} people once at most")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def summary(self) -> str:
-        """What there is and what was left out, a line each."""
-        lines = [
-            f"{self.name}: {len(self)} people, {len(self.train)} to learn from, {len(self.test)} to test on, "
-            f"{len(self.skeleton.joints)} joints, {self.visible.mean():.1%} of them annotated"
-        ]
-        for reason, names in self.excluded.items():
-            shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-            lines.append(f"  left out, {reason}: {len(names)} ({shown})")
-        return "\n".join(lines)
-
-    def settings(self) -> dict[str, Any]:
-        """What tells these data from others, for results."""
-        return {
-            "data": self.name,
-            "data_id": digest(self.images.data_id, self.joints, self.train, self.test)[:16],
-            "num_train": len(self.train),
-            "num_test": len(self.test),
-            "left_out": {reason: len(names) for reason, names in self.excluded.items()},
-        }
-
-    def with_training(self, extra: PoseData) -> PoseData:
-        """These data, and the people to learn from of another set behind them.
-
-        Raises:
-            ValueError: if its joints are others.
-        """
-        if extra.skeleton != self.skeleton:
-            raise ValueError(f"{extra.name} has other joints than {self.name}: they cannot be learned together")
-        boxes = [
-            np.full((len(data), 4), np.nan, np.float32) if data.head_boxes is None else data.head_boxes
-            for data in (self, extra)
-        ]
-        excluded = dict(self.excluded)
-        for reason, names in extra.excluded.items():
-            excluded[reason] = (*excluded.get(reason, ()), *names)
-        return PoseData(
-            name=f"{self.name}+{extra.name}",
-            images=JoinedImages((self.images, extra.images)),
-            joints=np.concatenate([self.joints, extra.joints]),
-            visible=np.concatenate([self.visible, extra.visible]),
-            train=np.concatenate([self.train, len(self) + extra.train]),
-            test=self.test,
-            skeleton=self.skeleton,
-            names=(*self.names, *extra.names),
-            head_boxes=None if self.head_boxes is None else np.concatenate(boxes),
-            excluded=excluded,
-        )
+    return _load_leeds(Path(root), "LSP", third_is_visible=False, skip_unreadable=skip_unreadable)
 
 
-class PersonCrops(Dataset[Any]):
-    """Square crops about people, cut when they are read; item i is an RGB PIL image.
+def load_lspet(root: str | os.PathLike[str], *, skip_unreadable: bool = False) -> PoseData:
+    """The extended training set of Leeds Sports Pose: everybody to learn from; joints may be missing.
 
     Args:
-        paths: image files, one a person.
-        boxes: (N, 3) int left, top, side in pixels, from 0; None: the files are the crops. What lies outside
-            an image repeats its border.
+        root: as of `load_lsp`; the third number of a joint says whether it is annotated.
+        skip_unreadable: as of `load_lsp`.
+
+    Returns:
+        `PoseData` with `LSP_SKELETON`; 10,000 people of the whole set, nobody to test on.
 
     Raises:
-        ValueError: without any path, or for boxes of another shape or without a side.
-        UnreadableImageError: on access, if a file cannot be read; the message names it.
+        FileNotFoundError, ValueError, UnreadableImageError: as `load_lsp`.
+
+    Source: Johnson and Everingham (CVPR 2011).
+    Differs from the paper: as `load_lsp`.
     """
-
-    def __init__(
-        self, paths: Sequence[str | os.PathLike[str]], boxes: npt.NDArray[np.int64] | None = None
-    ) -> None:
-        self._files = ImageList(paths)
-        self.paths = self._files.paths
-        self.boxes = boxes
-        if boxes is not None and (boxes.shape != (len(self.paths), 3) or boxes[:, 2].min() < 1):
-            raise ValueError(
-                f"boxes must have shape ({len(self.paths)}, 3) of left, top and a side of at least 1, got "
-                f"{boxes.shape}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        image = self._files[index]
-        if self.boxes is None:
-            return image
-        left, top, side = (int(value) for value in self.boxes[index])
-        return crop_box(image, np.array([left + 1, top + 1, left + side, top + side]))
-
-    @property
-    def data_id(self) -> str:
-        """A digest that changes with the files (names, sizes, times of change) and the boxes."""
-        states = [os.stat(path) for path in dict.fromkeys(self.paths)]
-        return digest(
-            [str(path) for path in self.paths],
-            [[state.st_size, state.st_mtime_ns] for state in states],
-            np.zeros(0) if self.boxes is None else self.boxes,
-        )
+    return _load_leeds(Path(root), "LSPET", third_is_visible=True, skip_unreadable=skip_unreadable)
 
 
-class JoinedImages(Dataset[Any]):
-    """Several sets of images, one behind the other; each has a `data_id`."""
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self.parts = tuple(parts)
-        self._ends = np.cumsum([len(part) for part in self.parts])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(f"images are 0 to {len(self) - 1}, asked for {index}")
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self.parts[part][index - (int(self._ends[part - 1]) if part else 0)]
-
-    @property
-    def data_id(self) -> str:
-        """A digest that changes with any of the parts."""
-        return digest([part.data_id for part in self.parts])
-
-
-class People:
-    """Annotated people on their way into `PoseData`; what is wrong with them is noted and left out.
+def load_figures(root: str | os.PathLike[str]) -> PoseData:
+    """The drawn figures: every fourth athlete is tested on (of fewer than four, the last).
 
     Args:
-        names: N names.
-        paths: N image files.
-        joints: (N, J, 2) numbers in pixels from the image's left and top edge, or shares of a crop.
-        visible: (N, J) bool: annotated.
-        skeleton: of the joints.
-        others: further arrays of N rows that stay with their people.
+        root: a tree that `figures.make_figures` made.
 
-    Attributes:
-        excluded: reason to the names of what it leaves out.
+    Returns:
+        `PoseData` with `FIGURE_SKELETON`. Joints that the box cuts off count as not visible, and are named.
+
+    Raises:
+        ValueError: if it is no such tree, or has one athlete only.
     """
+    truth = load_truth(root)
+    tree = load_tree(root)
+    chosen = [truth.joint_names.index(name) for name in FIGURE_SKELETON.joints]
+    people = People(
+        [
+            f"{tree.sequence_names[s]}/{Path(name).name}"
+            for s, name in zip(tree.sequences, tree.names, strict=True)
+        ],
+        [Path(path) for path in tree.paths],
+        truth.joints[:, chosen],
+        np.ones((len(tree), len(chosen)), bool),
+        FIGURE_SKELETON,
+        rows=np.arange(len(tree)),
+    )
+    people.check_joints(np.ones((len(tree), 2)), 0.0)
+    gone = np.setdiff1d(np.arange(len(tree)), people.others["rows"])
+    if len(gone):
+        tree = tree.without(gone)
+    num_sources = len(tree.source_names)
+    tested = np.arange(num_sources) % 4 == 3
+    tested[-1] |= num_sources < 4
+    name = Path(root).resolve().name
+    return people.finish(name, ~tested[tree.sources], images=OlympicFrames(tree))
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        paths: Sequence[Path],
-        joints: npt.NDArray[Any],
-        visible: npt.NDArray[np.bool_],
-        skeleton: Skeleton,
-        **others: npt.NDArray[Any],
-    ) -> None:
-        self.names, self.paths = list(names), list(paths)
-        self.joints = np.asarray(joints, np.float64).copy()
-        self.visible = np.asarray(visible).copy()
-        self.skeleton, self.others = skeleton, others
-        self.excluded: dict[str, tuple[str, ...]] = {}
 
-    def note(self, reason: str, names: Sequence[str]) -> None:
-        """Note what a reason leaves out."""
-        if len(names):
-            self.excluded[reason] = (*self.excluded.get(reason, ()), *names)
-
-    def drop(self, reason: str, gone: npt.NDArray[np.bool_]) -> None:
-        """Leave people out, (N,) bool, and note who they are."""
-        self.note(reason, [self.names[i] for i in np.flatnonzero(gone)])
-        kept = np.flatnonzero(~gone)
-        self.names, self.paths = [self.names[i] for i in kept], [self.paths[i] for i in kept]
-        self.joints, self.visible = self.joints[kept], self.visible[kept]
-        self.others = {name: rows[kept] for name, rows in self.others.items()}
-
-    def hide(self, reason: str, hidden: npt.NDArray[np.bool_]) -> None:
-        """Take joints for not annotated, (N, J) bool, and note those that were."""
-        rows, joints = np.nonzero(hidden & self.visible)
-        self.note(
-            reason,
-            [
-                f"{self.names[i]} {self.skeleton.joints[j]}"
-                for i, j in zip(rows.tolist(), joints.tolist(), strict=True)
-            ],
+def _load_leeds(root: Path, name: str, third_is_visible: bool, skip_unreadable: bool) -> PoseData:
+    cropped = (root / "joints.npz").is_file()
+    if not cropped and not (root / "joints.mat").is_file():
+        raise FileNotFoundError(
+            f"{root} holds neither joints.mat (the original release of {name}) nor joints.npz (its crops): "
+            "give the folder that has one of them beside images/"
         )
-        self.visible &= ~hidden
+    joints = _read_crop_joints(root / "joints.npz") if cropped else _read_mat_joints(root / "joints.mat")
+    files = _numbered_images(root / "images")
+    visible = np.ones(joints.shape[:2], bool)
+    if third_is_visible:
+        visible = joints[:, :, 2] == 1
+    digits = max((len(path.stem) for path in files.values()), default=6) - 2
+    people = People(
+        [f"im{number:0{digits}d}" for number in range(1, len(joints) + 1)],
+        [
+            files.get(number, root / "images" / f"im{number:0{digits}d}.jpg")
+            for number in range(1, len(joints) + 1)
+        ],
+        joints[:, :, :2] if cropped else joints[:, :, :2] - 0.5,  # MATLAB's first pixel has its middle at 1
+        visible,
+        LSP_SKELETON,
+        train=np.ones(len(joints), bool) if third_is_visible else np.arange(len(joints)) < len(joints) / 2,
+    )
+    people.note(
+        "image without annotation",
+        [files[number].stem for number in sorted(files) if not 1 <= number <= len(joints)],
+    )
+    sizes = people.sizes(skip_unreadable)
+    people.check_joints(np.ones_like(sizes) if cropped else sizes, CROP_SLACK if cropped else SLACK)
+    boxes = None if cropped else people.cut()
+    return people.finish(name, people.others["train"], test=not third_is_visible, boxes=boxes)
 
-    def check_joints(self, size: npt.NDArray[Any], slack: float) -> None:
-        """Leave out joints without numbers or outside the image, people without any; note empty sticks.
 
-        Args:
-            size: (N, 2) width and height of the images, in the unit of the joints.
-            slack: how far outside a joint may lie.
-        """
-        self.hide("joint without numbers", ~np.isfinite(self.joints).all(axis=2))
-        with np.errstate(invalid="ignore"):
-            outside = ((self.joints < -slack) | (self.joints > size[:, None] + slack)).any(axis=2)
-        self.hide("joint outside its image", outside)
-        self.drop("no joint annotated", ~self.visible.any(axis=1))
-        self.joints[~self.visible] = np.nan
-        for stick in self.skeleton.sticks:
-            start, end = (
-                self.joints[:, self.skeleton.indices(ends)].mean(axis=1) for ends in (stick.start, stick.end)
-            )
-            empty = np.flatnonzero((start == end).all(axis=1))
-            what = f"{'/'.join(stick.start)} to {'/'.join(stick.end)}"
-            self.note("stick without length, not judged", [f"{self.names[i]} {what}" for i in empty])
-
-    def sizes(self, skip_unreadable: bool) -> npt.NDArray[np.float64]:
-        """(N, 2) width and height of the images, of those that are left: unreadable ones go or raise.
-
-        Args:
-            skip_unreadable: False: such an image is an error. True: it is left out, and noted.
-        """
-        files = list(dict.fromkeys(self.paths))
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            found = dict(zip(files, pool.map(_size_of, files), strict=True))
-        unreadable = {path: why for path, why in found.items() if isinstance(why, str)}
-        if unreadable and not skip_unreadable:
-            path, why = next(iter(unreadable.items()))
-            others = f" ({len(unreadable)} such images)" if len(unreadable) > 1 else ""
-            raise UnreadableImageError(
-                f"cannot read the image {path}: {why}{others}; mend the data, or leave such images out "
-                "(skip_unreadable, --skip-unreadable)"
-            )
-        self.drop("image missing or damaged", np.array([path in unreadable for path in self.paths], bool))
-        return np.array([found[path] for path in self.paths], np.float64).reshape(-1, 2)
-
-    def cut(self) -> npt.NDArray[np.int64]:
-        """(N, 3) left, top, side of the crops about the joints; the joints become shares of them.
-
-        People whose joints span less than `MIN_SPAN` are left out.
-        """
-        low, high = np.nanmin(self.joints, axis=1), np.nanmax(self.joints, axis=1)  # (N, 2)
-        small = (high - low).max(axis=1, initial=0) < MIN_SPAN
-        self.drop(f"joints within less than {MIN_SPAN:g} px", small)
-        low, high = low[~small], high[~small]
-        side = np.ceil(BOX_SCALE * (high - low).max(axis=1, initial=0))  # (N,)
-        corner = np.round((low + high - side[:, None]) / 2)
-        self.joints = (self.joints - corner[:, None]) / side[:, None, None]
-        return np.column_stack([corner, side]).astype(np.int64)
-
-    def finish(
-        self,
-        name: str,
-        images: Any,
-        train: npt.NDArray[np.bool_],
-        head_boxes: npt.NDArray[Any] | None = None,
-        test: bool = True,
-    ) -> PoseData:
-        """The data set.
-
-        Args:
-            name: of the data.
-            images: the crops, N.
-            train: (N,) bool: who is to be learned from.
-            head_boxes: (N, 4) in shares of the crops.
-            test: whether the others are to be tested on.
-
-        Raises:
-            ValueError: if nobody is left for training or for testing.
-        """
-        split = {"train": np.flatnonzero(train), "test": np.flatnonzero(~train)}
-        empty = [part for part, rows in split.items() if not len(rows) and (part == "train" or test)]
-        if empty:
-            why = "; ".join(f"{reason}: {len(names)}" for reason, names in self.excluded.items())
-            raise ValueError(f"nobody is left to {empty[0]} on in {name} ({why or 'too few people'})")
-        return PoseData(
-            name=name,
-            images=images,
-            joints=np.where(self.visible[:, :, None], self.joints, np.nan).astype(np.float32),
-            visible=self.visible,
-            skeleton=self.skeleton,
-            names=tuple(self.names),
-            head_boxes=None if head_boxes is None else head_boxes.astype(np.float32),
-            excluded=self.excluded,
-            **split,
+def _read_crop_joints(path: Path) -> npt.NDArray[np.float64]:
+    """(N, 14, 3) of joints.npz."""
+    found = read_npz(path)
+    if "joints" not in found:
+        raise ValueError(f"{path} holds no joints, only {', '.join(found) or 'nothing'}: expected (N, 14, 3)")
+    joints = found["joints"]
+    if joints.ndim != 3 or joints.shape[1:] != (14, 3) or not np.issubdtype(joints.dtype, np.floating):
+        raise ValueError(
+            f"joints of {path} must have shape (N, 14, 3) of x, y and a flag, got {joints.shape} "
+            f"{joints.dtype}"
         )
+    order = tuple(str(name) for name in found.get("joint_names", LSP_SKELETON.joints))
+    if order != LSP_SKELETON.joints:
+        raise ValueError(f"the joints of {path} are {order}: expected {LSP_SKELETON.joints}")
+    return joints.astype(np.float64)
 
 
-def _size_of(path: Path) -> tuple[int, int] | str:
-    """Width and height of an image file, or why it has none."""
+def _read_mat_joints(path: Path) -> npt.NDArray[np.float64]:
+    """(N, 14, 3) of the original release's joints.mat."""
+    from scipy.io import loadmat
+
     try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        return "there is no such file"
-    except Exception as error:  # decoders raise anything
-        return str(error)
+        content = loadmat(path)
+    except Exception as error:  # scipy raises anything on damage
+        raise ValueError(f"{path} is damaged or no MATLAB file ({error}): download it anew") from error
+    joints = np.asarray(content.get("joints", np.zeros(0)))
+    joints = joints[:, :, None] if joints.ndim == 2 else joints  # MATLAB drops an axis of length 1
+    if joints.ndim != 3 or sorted(joints.shape[:2]) != [3, 14] or joints.dtype.kind not in "fiu":
+        raise ValueError(
+            f"joints of {path} must have shape (3, 14, N) or (14, 3, N), got {joints.shape} {joints.dtype}: "
+            "give joints.mat as it was released"
+        )
+    return joints.transpose((2, 1, 0) if joints.shape[0] == 3 else (2, 0, 1)).astype(np.float64)
+
+
+def _numbered_images(folder: Path) -> dict[int, Path]:
+    """Number to path of the images im<number>.jpg."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}: expected it to hold im0001.jpg and so on")
+    names = ((re.fullmatch(r"im(\d+)\.(jpe?g|png)", path.name.lower()), path) for path in folder.iterdir())
+    found = {int(match[1]): path for match, path in names if match}
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no image im0001.jpg or the like")
+    return found

@@ -1,0 +1,131 @@
+"""Small releases of the pose data sets, in the form of the real ones, for the tests."""
+
+import numpy as np
+from PIL import Image
+from scipy.io import savemat
+
+from pml_posets.evaluation import LSP_SKELETON, MPII_SKELETON
+
+SIZE = (120, 90)  # width and height of the images
+POSE = {  # a person who stands upright, in [0, 1] of a box
+    "ankle": (0.42, 1.0),
+    "knee": (0.43, 0.78),
+    "hip": (0.44, 0.55),
+    "wrist": (0.3, 0.58),
+    "elbow": (0.33, 0.4),
+    "shoulder": (0.38, 0.22),
+}
+
+
+def upright(skeleton=LSP_SKELETON):
+    """(J, 2) joints in [0, 1]."""
+    middle = {
+        "neck": (0.5, 0.18),
+        "upper_neck": (0.5, 0.18),
+        "thorax": (0.5, 0.22),
+        "pelvis": (0.5, 0.55),
+        "head_top": (0.5, 0.0),
+    }
+    rows = []
+    for name in skeleton.joints:
+        side, _, rest = name.partition("_")
+        x, y = POSE[rest] if side in ("left", "right") else middle[name]
+        rows.append((1 - x if side == "left" else x, y))
+    return np.array(rows)
+
+
+def poses(count, seed=0, skeleton=LSP_SKELETON):
+    """(N, J, 2) people in pixels of images of `SIZE`, as MATLAB counts them: the first pixel is 1."""
+    rng = np.random.default_rng(seed)
+    joints = 60 * upright(skeleton) + rng.normal(0, 2, (count, len(skeleton.joints), 2))
+    return joints + rng.uniform((15, 8), (45, 18), (count, 1, 2))
+
+
+def draw(joints, skeleton=LSP_SKELETON, size=SIZE):
+    """A picture with a spot of 3 x 3 pixels on each joint that lies in it."""
+    pixels = np.full((size[1], size[0], 3), 90, np.uint8)
+    for j, (x, y) in enumerate(np.nan_to_num(joints, nan=-99)):
+        column, row = round(x) - 1, round(y) - 1
+        pixels[max(0, row - 1) : max(0, row + 2), max(0, column - 1) : max(0, column + 2)] = (255, 12 * j, 0)
+    return Image.fromarray(pixels)
+
+
+def write_leeds(root, joints, flags, digits=4, extended=False, skip=()):
+    """images/ and joints.mat of LSP (3 x 14 x N), or of its extended set (14 x 3 x N)."""
+    (root / "images").mkdir(parents=True)
+    for i, person in enumerate(joints):
+        if i not in skip:
+            draw(person).save(root / "images" / f"im{i + 1:0{digits}d}.jpg", quality=95, subsampling=0)
+    rows = np.concatenate([joints, flags[:, :, None]], axis=2)  # (N, 14, 3)
+    savemat(root / "joints.mat", {"joints": rows.transpose((1, 2, 0) if extended else (2, 1, 0))})
+    return root
+
+
+def write_crops(root, joints, flags, digits=4, **extra):
+    """images/ and joints.npz of crops of 60 x 60 px; joints in [0, 1]."""
+    (root / "images").mkdir(parents=True)
+    for i, person in enumerate(joints):
+        draw(60 * person + 0.5, size=(60, 60)).save(root / "images" / f"im{i + 1:0{digits}d}.jpg")
+    rows = np.concatenate([joints, flags[:, :, None]], axis=2).astype(np.float32)
+    np.savez(root / "joints.npz", joints=rows, joint_names=np.array(LSP_SKELETON.joints), **extra)
+    return root
+
+
+def structs(rows):
+    """A MATLAB struct array 1 x n of dicts with the same keys."""
+    array = np.empty((1, len(rows)), dtype=[(key, object) for key in rows[0]])
+    for i, row in enumerate(rows):
+        for key, value in row.items():
+            array[0, i][key] = value
+    return array
+
+
+def person(joints, *, visible=True, head=True, ids=None):
+    """An annorect of MPII: joints (16, 2), NaN rows left out; visible None: no such field."""
+    points = []
+    for j, (x, y) in enumerate(joints):
+        if np.isfinite(x):
+            point = {"x": x, "y": y, "id": float(j if ids is None else ids[j])}
+            if visible is not None:
+                point["is_visible"] = "1" if visible and j % 2 else np.zeros((0, 0))
+            points.append(point)
+    top, neck = joints[9], joints[8]
+    found = {
+        "x1": top[0] - 4.0,
+        "y1": top[1],
+        "x2": top[0] + 4.0,
+        "y2": neck[1],
+        "annopoints": structs([{"point": structs(points)}]) if points else np.zeros((0, 0)),
+        "scale": 0.5,
+        "objpos": structs([{"x": 50.0, "y": 40.0}]),
+    }
+    if not head:
+        found = {key: value for key, value in found.items() if key not in ("x1", "y1", "x2", "y2")}
+    return found
+
+
+def write_mpii(root, entries):
+    """The annotation file and the images; entries: (name, [annorect, ...], in training, joints drawn)."""
+    (root / "images").mkdir(parents=True)
+    annolist = []
+    for name, rects, _, drawn in entries:
+        annolist.append(
+            {
+                "image": structs([{"name": name}]),
+                "annorect": structs(rects) if rects else np.zeros((0, 0)),
+                "frame_sec": np.zeros((0, 0)),
+            }
+        )
+        if drawn is not None:
+            draw(drawn, MPII_SKELETON).save(root / "images" / name, quality=95, subsampling=0)
+    release = structs(
+        [
+            {
+                "annolist": structs(annolist),
+                "img_train": np.array([[float(entry[2]) for entry in entries]]),
+                "version": "12",
+            }
+        ]
+    )
+    savemat(root / "mpii.mat", {"RELEASE": release})
+    return root / "mpii.mat", root / "images"
