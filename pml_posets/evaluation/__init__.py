@@ -26,6 +26,7 @@ from .postures import (
 )
 from .retrieval import RetrievalScores, retrieval_scores
 from .skeletons import LSP_SKELETON, MPII_SKELETON, Skeleton, Stick, mirror_joints
+from .voting import Votes, knn_vote
 
 __all__ = [
     "FPR_STEPS",
@@ -40,9 +41,11 @@ __all__ = [
     "Similarity",
     "Skeleton",
     "Stick",
+    "Votes",
     "copy_poses",
     "head_box_size",
     "head_neck_distance",
+    "knn_vote",
     "mean_interpolated_roc",
     "mirror_joints",
     "pckh",

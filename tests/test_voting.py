@@ -1,0 +1,76 @@
+"""The vote of the nearest: a case by hand, a plain loop, what is equal, what is wrong."""
+
+import numpy as np
+import pytest
+import torch
+
+from pml_posets.evaluation import knn_vote
+
+
+def plain(queries, gallery, labels, k):
+    classes, all_scores = [], []
+    for query in queries:
+        r = np.array([np.corrcoef(query, row)[0, 1] for row in gallery])
+        nearest = np.argsort(-r, kind="stable")[:k]
+        scores = np.zeros(labels.max() + 1)
+        for c in range(len(scores)):
+            mine = [i for i in nearest if labels[i] == c]
+            scores[c] = len(mine) / k * sum(1 + r[i] for i in mine) / sum(1 + r[i] for i in nearest)
+        all_scores.append(scores)
+        classes.append(int(scores.argmax()))
+    return np.array(classes), np.array(all_scores)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_as_a_plain_loop(k):
+    rng = np.random.default_rng(0)
+    queries, gallery = rng.normal(size=(15, 6)), rng.normal(size=(20, 6)) + 3
+    labels = rng.integers(0, 4, 20)
+    found = knn_vote(queries, gallery, labels, k)
+    classes, scores = plain(queries, gallery, labels, k)
+    np.testing.assert_array_equal(found.classes, classes)
+    np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+    assert found.indices.shape == (15, k)
+
+
+def test_by_hand():
+    votes = knn_vote([[1.0, 0.0]], [[2.0, 0.0], [0.0, 5.0], [9.0, 1.0]], [0, 1, 1], k=3)
+    # correlations 1, -1, 1: similarities 2, 0, 2; class 0: 1/3 * 1/2, class 1: 2/3 * 1/2
+    np.testing.assert_allclose(votes.scores, [[1 / 6, 1 / 3]], atol=1e-6)
+    assert votes.classes.tolist() == [1]
+
+
+def test_of_equal_scores_the_nearest_wins():
+    votes = knn_vote([[3.0, 0.0, 1.0]], [[3.0, 0.5, 0.0], [3.0, 0.0, 1.0]], [0, 1], k=1)
+    assert votes.classes.tolist() == [1]
+    both = knn_vote([[0.0, 1.0]], [[0.0, 2.0], [0.0, 3.0]], [1, 0], k=2)
+    assert both.classes.tolist() == [labels_of_first(both, [1, 0])]
+
+
+def labels_of_first(votes, labels):
+    return labels[int(votes.indices[0, 0])]
+
+
+def test_a_constant_row_is_uncorrelated():
+    votes = knn_vote(torch.ones(1, 3), torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 2.0]]), [0, 1], k=2)
+    np.testing.assert_allclose(votes.scores, [[0.25, 0.25]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"k": 4}, ValueError, "k must be at most 3, the size of the gallery, got 4"),
+        ({"k": 0}, ValueError, "k"),
+        ({"gallery_labels": [0, 1]}, ValueError, r"gallery_labels must have shape \(3,\)"),
+        ({"gallery_labels": [0, 1, -1]}, ValueError, "gallery_labels must be from 0"),
+        ({"gallery_labels": [0.0, 1.0, 2.0]}, TypeError, "integers"),
+        ({"query_features": np.ones((2, 5))}, ValueError, "query_features must have 4 columns"),
+        ({"query_features": np.full((2, 4), np.nan)}, ValueError, "query_features"),
+    ],
+)
+def test_what_is_wrong(change, error, text):
+    rng = np.random.default_rng(1)
+    good = {"query_features": rng.normal(size=(2, 4)), "gallery_features": rng.normal(size=(3, 4)),
+            "gallery_labels": [0, 1, 1], "k": 2}  # fmt: skip
+    with pytest.raises(error, match=text):
+        knn_vote(**{**good, **change})
