@@ -57,6 +57,7 @@ class Postures:
     """
 
     measure: str = "auc"
+    digits: int = 3
 
     def __init__(self, tree: OlympicTree, options: OlympicOptions) -> None:
         self.name = data_name(options)

@@ -14,7 +14,11 @@ from .common import Result, summary, table
 
 
 def score_table(
-    results: Sequence[Result], measures: Mapping[str, str], paper: Mapping[str, str], title: str
+    results: Sequence[Result],
+    measures: Mapping[str, str],
+    paper: Mapping[str, str],
+    title: str,
+    digits: int = 3,
 ) -> str:
     """Each method's measures over its seeds, beside the paper's, and how far each round came.
 
@@ -23,6 +27,7 @@ def score_table(
         measures: key of each measure to its column's title; the first is the main one.
         paper: method to what the paper has.
         title: of the paper's column.
+        digits: behind the point.
     """
     main = next(iter(measures))
     found = {key: summary(results, key) for key in measures}
@@ -33,8 +38,8 @@ def score_table(
     header = ["method", *measures.values(), "seeds", *(f"round {number}" for number in rounds), title]
     rows = []
     for method, (_, _, count) in found[main].items():
-        cells = [_cell(found[key].get(method)) for key in measures]
-        of_rounds = [_number(one[method][0]) if method in one else "" for one in by_round]
+        cells = [_cell(found[key].get(method), digits) for key in measures]
+        of_rounds = [f"{one[method][0]:.{digits}f}" if method in one else "" for one in by_round]
         rows.append([method, *cells, str(count), *of_rounds, paper.get(method, "")])
     return table(header, rows)
 
@@ -54,13 +59,8 @@ def losses(trainers: Mapping[str, JointTrainer]) -> Any:
     return loss_curves(curves, starts)
 
 
-def _cell(value: tuple[float, float, int] | None) -> str:
+def _cell(value: tuple[float, float, int] | None, digits: int) -> str:
     if value is None:
         return ""
     mean, deviation, count = value
-    return _number(mean) + (f" ± {_number(deviation, mean)}" if count > 1 else "")
-
-
-def _number(value: float, like: float | None = None) -> str:
-    """Three digits of a share, one of a percentage."""
-    return f"{value:.3f}" if (value if like is None else like) <= 1 else f"{value:.1f}"
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if count > 1 else "")

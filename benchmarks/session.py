@@ -57,10 +57,12 @@ class Task(Protocol):
     Args:
         name: of the data, for the results.
         measure: the main one, a key of the metrics.
+        digits: behind its point where it is shown.
     """
 
     name: str
     measure: str
+    digits: int
 
     @property
     def images(self) -> Any:
@@ -139,15 +141,15 @@ def run(
             results = [r for r in results if (r.method, r.seed) != (method, seed)] + [row]
             common.write_results(folder / "results.json", results)
             value = outcome.score.metrics[task.measure]
-            print(f"{method:18s} seed {seed}  {said(task.measure, value)}  ({seconds:.0f} s)", flush=True)
+            print(f"{method:18s} seed {seed}  {said(task, value)}  ({seconds:.0f} s)", flush=True)
     text = shown.write(folder, results)
     print(f"\n{text}\n\nEverything lies in {folder.resolve()}")
     return 0
 
 
-def said(measure: str, value: float) -> str:
-    """A measure and its value, as they are printed: AUC 0.616, PCP_TOTAL 34.3."""
-    return f"{measure.upper()} {value:.3f}" if value <= 1 else f"{measure.upper()} {value:.1f}"
+def said(task: Task, value: float) -> str:
+    """The main measure and its value, as they are printed: AUC 0.616."""
+    return f"{task.measure.upper().replace('_', ' ')} {value:.{task.digits}f}"
 
 
 def earlier_results(folder: Path, options: RunOptions, name: str) -> list[common.Result]:
@@ -217,7 +219,7 @@ def learn(method: str, seed: int, task: Task, options: RunOptions, home: Path) -
         value = score(joint).metrics[task.measure]
         write_score(home, done, value)
         log.write("scores", {task.measure: value}, done * joint.iterations_per_round)
-        print(f"  {home.name}: {said(task.measure, value)} after round {done}", flush=True)
+        print(f"  {home.name}: {said(task, value)} after round {done}", flush=True)
 
     try:
         joint = train(

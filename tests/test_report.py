@@ -25,8 +25,8 @@ def test_seeds_rounds_and_the_paper():
     ]
 
 
-def test_percentages_have_one_digit():
-    text = score_table(rows("pcp", [40.0, 34.0, 35.0]), {"pcp": "PCP"}, {}, "paper")
+def test_digits():
+    text = score_table(rows("pcp", [40.0, 34.0, 35.0]), {"pcp": "PCP"}, {}, "paper", digits=1)
     assert "| posets | 34.5 ± 0.7 | 2     |" in text
 
 
