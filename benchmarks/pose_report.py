@@ -26,6 +26,7 @@ PAPER = {
     "triplet": "30.0",
     "posets": "34.3 (from ImageNet: 48.3)",
 }
+SHOWN = ("random", "hog", "posets", "checkpoint", "oracle")  # in the pictures
 SIDE = 96  # of the images in the pictures, px
 COLOURS = {"right": (230, 60, 60), "left": (60, 120, 240), "middle": (40, 200, 90)}
 
@@ -64,11 +65,9 @@ class PoseReport:
         trained = {name: joint for name, joint in self.trainers.items() if joint.history}
         if trained:
             save_figure(losses(trained), folder / "loss.png")
-        shown: list[str] = [
-            name for name in ("random", "hog", "posets", "checkpoint", "oracle") if name in self.copied
-        ]
+        shown: list[str] = [name for name in SHOWN if name in self.copied]
         if shown:
-            title = "Poses copied from the nearest; left red the truth; blue: left limbs, red: right"
+            title = "Framed: a person and the true pose. Beside it the nearest, whose poses are copied"
             save_figure(image_rows(self._neighbours(shown), title), folder / "neighbours.png")
             title = "Where the 20 nearest have their joints (heat), and the true pose"
             save_figure(image_rows(self._heat_maps(shown), title), folder / "heatmaps.png")
