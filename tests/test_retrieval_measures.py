@@ -187,6 +187,24 @@ def test_blocks_do_not_matter(monkeypatch):
     assert parts.recall == whole.recall
 
 
+def test_long_lists_are_the_same(monkeypatch):
+    features, labels = data(8)
+    features += 100  # far from the origin
+    asked, asked_labels = data(9, num=20)
+    others = {"query_features": asked, "query_labels": asked_labels, "similarity": "euclidean"}
+    short = retrieval_scores(features, labels, depth=59, similarity="euclidean")
+    short_others = retrieval_scores(features, labels, **others)
+    monkeypatch.setattr(retrieval, "_LONG_LIST", 1)
+    monkeypatch.setattr(retrieval, "_TILE_NUMBERS", 7 * 60)
+    monkeypatch.delattr(retrieval, "search")
+    long = retrieval_scores(features, labels, depth=59, similarity="euclidean")
+    np.testing.assert_array_equal(long.average_precisions, short.average_precisions)
+    assert long.recall == short.recall
+    np.testing.assert_array_equal(
+        retrieval_scores(features, labels, **others).r_precisions, short_others.r_precisions
+    )
+
+
 def test_nothing_to_find():
     scores = retrieval_scores(np.eye(3), [0, 1, 2], depth=2)
     assert scores.num_queries == 0
