@@ -9,6 +9,13 @@ from .attention_consistency import (
 from .contrastive_clustering import CentreForm, ContrastiveClusteringLoss
 from .feature_loss import FeatureLoss
 from .poset_loss import Margin, PosetLoss, poset_terms
+from .relaxed_contrastive import (
+    STMLObjective,
+    contextual_similarity,
+    relation_divergence,
+    relaxed_contrastive_loss,
+    teacher_similarity,
+)
 from .rotation_loss import RotationHead, RotationObjective, rotate_images, rotation_cross_entropy
 from .wrappers import PosetCrossBatchMemory, PosetSelfSupervisedLoss
 
@@ -23,10 +30,15 @@ __all__ = [
     "PosetSelfSupervisedLoss",
     "RotationHead",
     "RotationObjective",
+    "STMLObjective",
     "attention_consistency_loss",
+    "contextual_similarity",
     "cross_attention",
     "poset_terms",
     "random_affines",
+    "relation_divergence",
+    "relaxed_contrastive_loss",
     "rotate_images",
     "rotation_cross_entropy",
+    "teacher_similarity",
 ]

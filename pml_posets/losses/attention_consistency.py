@@ -15,7 +15,7 @@ from torch import nn
 
 from ..augmentation import BatchAugmentation
 from ..posets import Posets
-from .passes import check_images, conv_maps, pooled_features, without_augmentation
+from .passes import at_least_float32, check_images, conv_maps, pooled_features, without_augmentation
 
 __all__ = [
     "AttentionConsistencyObjective",
@@ -57,7 +57,7 @@ def cross_attention(maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
             f"{tuple(features.shape)}"
         )
     with torch.autocast(maps.device.type, enabled=False):
-        maps, features = _full(maps), _full(features)
+        maps, features = at_least_float32(maps), at_least_float32(features)
         places = F.normalize(maps, dim=1, eps=_EPS)  # (B, C, H, W)
         towards = F.normalize(features, dim=1, eps=_EPS)  # (B, C)
         found = F.relu(torch.einsum("bchw,bc->bhw", places, towards))
@@ -113,7 +113,10 @@ def attention_consistency_loss(
     """
     _check_pairs((maps_a, maps_b, moved_a, moved_b), (theta_a, theta_b))
     if not len(maps_a):
-        return sum((_full(maps).sum() for maps in (maps_b, moved_a, moved_b)), _full(maps_a).sum())
+        return sum(
+            (at_least_float32(maps).sum() for maps in (maps_b, moved_a, moved_b)),
+            at_least_float32(maps_a).sum(),
+        )
     with torch.autocast(maps_a.device.type, enabled=False):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
             before = _mutual_attention(maps_a, maps_b)  # twice (B, H, W)
@@ -237,7 +240,7 @@ class AttentionConsistencyObjective(nn.Module):
         if count < 2:
             return torch.zeros((), device=images.device, requires_grad=torch.is_grad_enabled())
         images = images if images.is_floating_point() else images.float() / 255
-        pixels = _full(images)
+        pixels = at_least_float32(images)
         theta = random_affines(
             count, height, width, self.rotation, self.scale, self.translation, self.flip
         ).to(images.device)  # (B, 2, 3)
@@ -255,7 +258,7 @@ class AttentionConsistencyObjective(nn.Module):
 
     def _partners(self, indices: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """(B,) the place in the batch of each image's partner."""
-        features = F.normalize(_full(pooled_features(maps)))  # (B, C)
+        features = F.normalize(at_least_float32(pooled_features(maps)))  # (B, C)
         near = features @ features.T  # (B, B)
         near.fill_diagonal_(-math.inf)
         nearest = near.argmax(dim=1)
@@ -282,7 +285,10 @@ class AttentionConsistencyObjective(nn.Module):
 
 def _mutual_attention(maps_a: torch.Tensor, maps_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """M_ab and M_ba, (B, H, W) each."""
-    feature_a, feature_b = pooled_features(_full(maps_a)), pooled_features(_full(maps_b))  # (B, C)
+    feature_a, feature_b = (
+        pooled_features(at_least_float32(maps_a)),
+        pooled_features(at_least_float32(maps_b)),
+    )  # (B, C)
     return cross_attention(maps_a, feature_b), cross_attention(maps_b, feature_a)
 
 
@@ -294,10 +300,6 @@ def _difference(before: torch.Tensor, after: torch.Tensor, theta: torch.Tensor) 
     warped = F.grid_sample(before[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
     squares = (warped - after).square().masked_fill(~valid, 0)
     return (squares.sum(dim=(1, 2)) / valid.sum(dim=(1, 2)).clamp_min(1)).mean()
-
-
-def _full(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def _check_pairs(maps: tuple[torch.Tensor, ...], thetas: tuple[torch.Tensor, ...]) -> None:

@@ -16,7 +16,12 @@ from torch import nn
 
 from ..augmentation import BatchAugmentation
 
-__all__ = ["check_images", "conv_maps", "pooled_features", "without_augmentation"]
+__all__ = ["at_least_float32", "check_images", "conv_maps", "pooled_features", "without_augmentation"]
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Half precision to float32; anything wider stays."""
+    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def check_images(images: Any, indices: Any = None, models: Any = None) -> None:

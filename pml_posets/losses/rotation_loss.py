@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..classes import as_count
-from .passes import check_images, pooled_features
+from .passes import at_least_float32, check_images, pooled_features
 
 __all__ = ["RotationHead", "RotationObjective", "rotate_images", "rotation_cross_entropy"]
 
@@ -85,7 +85,7 @@ def rotation_cross_entropy(logits: torch.Tensor, angles: torch.Tensor) -> torch.
     if angles.shape != (len(logits),):
         raise ValueError(f"angles must have shape ({len(logits)},), got {tuple(angles.shape)}")
     with torch.autocast(logits.device.type, enabled=False):
-        logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+        logits = at_least_float32(logits)
         if not len(logits):
             return logits.sum()
         low, high = (int(value) for value in torch.aminmax(angles))
