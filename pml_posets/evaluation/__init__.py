@@ -2,8 +2,17 @@
 
 `postures`: the retrieval protocol of the Olympic Sports benchmark. `pose`: PCP, PCKh, and poses copied from
 the nearest image, over the joints of `skeletons`. `retrieval`: recall@k, R-precision, MAP@R.
+`clustering`: NMI, AMI, ARI and accuracy of clusters.
 """
 
+from .clustering import (
+    ClusteringScores,
+    adjusted_mutual_information,
+    adjusted_rand_index,
+    clustering_accuracy,
+    clustering_scores,
+    normalized_mutual_information,
+)
 from .pose import (
     CopiedPoses,
     PoseScore,
@@ -32,6 +41,7 @@ __all__ = [
     "FPR_STEPS",
     "LSP_SKELETON",
     "MPII_SKELETON",
+    "ClusteringScores",
     "CopiedPoses",
     "PoseScore",
     "RetrievalCurve",
@@ -42,12 +52,17 @@ __all__ = [
     "Skeleton",
     "Stick",
     "Votes",
+    "adjusted_mutual_information",
+    "adjusted_rand_index",
+    "clustering_accuracy",
+    "clustering_scores",
     "copy_poses",
     "head_box_size",
     "head_neck_distance",
     "knn_vote",
     "mean_interpolated_roc",
     "mirror_joints",
+    "normalized_mutual_information",
     "pckh",
     "pcp",
     "retrieval_auc",
