@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from pml_posets.cache import digest
 from pml_posets.evaluation import CopiedPoses, copy_poses, mirror_joints, pcp
@@ -17,6 +16,7 @@ from pml_posets.features import extract
 from pml_posets.image_store import ImageStore
 
 from .described import Described, Pair
+from .labelled_images import Chosen
 from .learning import Start
 from .olympic_data import OlympicFrames, load_tree
 from .options import RunOptions
@@ -37,29 +37,6 @@ class PoseOptions(RunOptions):
     train_roots: tuple[Path, ...]
     skip_unreadable: bool
     figures: str
-
-
-class Chosen(Dataset[Any]):
-    """Some of a set of images.
-
-    Args:
-        images: with a `data_id`.
-        indices: which.
-    """
-
-    def __init__(self, images: Any, indices: np.ndarray) -> None:
-        self.images, self.indices = images, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.images[int(self.indices[index])]
-
-    @property
-    def data_id(self) -> str:
-        """A digest that changes with the images or the choice."""
-        return digest(self.images.data_id, np.asarray(self.indices))
 
 
 @dataclass
