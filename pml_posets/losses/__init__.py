@@ -6,8 +6,11 @@ from .attention_consistency import (
     cross_attention,
     random_affines,
 )
+from .concurl import ConcurlObjective
+from .consensus_loss import ConsensusLoss, RandomDiagonals, RandomProjections, SpaceKind, sinkhorn
 from .contrastive_clustering import CentreForm, ContrastiveClusteringLoss
 from .feature_loss import FeatureLoss
+from .memory_bank import MemoryBankNCE
 from .poset_loss import Margin, PosetLoss, poset_terms
 from .relaxed_contrastive import (
     STMLObjective,
@@ -22,15 +25,21 @@ from .wrappers import PosetCrossBatchMemory, PosetSelfSupervisedLoss
 __all__ = [
     "AttentionConsistencyObjective",
     "CentreForm",
+    "ConcurlObjective",
+    "ConsensusLoss",
     "ContrastiveClusteringLoss",
     "FeatureLoss",
     "Margin",
+    "MemoryBankNCE",
     "PosetCrossBatchMemory",
     "PosetLoss",
     "PosetSelfSupervisedLoss",
+    "RandomDiagonals",
+    "RandomProjections",
     "RotationHead",
     "RotationObjective",
     "STMLObjective",
+    "SpaceKind",
     "attention_consistency_loss",
     "contextual_similarity",
     "cross_attention",
@@ -40,5 +49,6 @@ __all__ = [
     "relaxed_contrastive_loss",
     "rotate_images",
     "rotation_cross_entropy",
+    "sinkhorn",
     "teacher_similarity",
 ]
