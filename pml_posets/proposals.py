@@ -1,6 +1,6 @@
 """Candidates for nearest neighbours, by faiss or by tiles of matrix products, for `neighbors.search`.
 
-This file alone knows faiss.
+For searching, this file alone knows faiss (`clustering` has its k-means).
 """
 
 from __future__ import annotations
