@@ -78,9 +78,8 @@ def test_as_many_clusters_as_samples():
 
 def test_in_the_sampler():
     features, planted = blobs()
-    sampler = PseudoLabelSampler(
-        features, batch_size=20, samples_per_class=5, grouping=KMeans(6, num_starts=4)
-    )
+    kmeans = KMeans(6, num_starts=4)
+    sampler = PseudoLabelSampler(features, batch_size=20, samples_per_class=5, grouping=kmeans)
     assert adjusted_rand_score(sampler.labels, planted) == 1
     before = sampler.labels.copy()
     sampler.regroup(features + 0.01)
@@ -126,7 +125,7 @@ def test_what_is_wrong(options, error, text):
 
 def test_features_and_labels_that_are_wrong():
     features, _ = blobs()
-    with pytest.raises(ValueError, match="finite|NaN"):
+    with pytest.raises(ValueError, match="finite"):
         KMeans(3).fit_predict(np.full((5, 2), np.nan))
     with pytest.raises(ValueError, match=r"\(300,\)"):
         KMeans(3).fit_predict(features, labels=np.zeros(5, int))
