@@ -21,6 +21,7 @@ from .classes import as_count
 from .datasets import IndexedDataset
 from .losses import PosetLoss
 from .miners import NearestMedoidMiner
+from .objectives import PML_LOSSES, check_objective, trainer_with_objectives
 from .parts import TrainingParts
 from .posets import Posets
 from .pseudo_labels import PseudoLabelLoss, PseudoLabelMiner, WeightedLosses
@@ -78,7 +79,9 @@ class JointTrainer:
             (see above); the last two may be left out. Modules must be on their device already.
         optimizers: by PML's names, "trunk_optimizer" etc.: optimizers, or functions parameters -> optimizer.
         sampler: a `PseudoLabelSampler`, or a batch sampler with the same attributes and methods.
-        loss_funcs: {"metric_loss": ..., "classifier_loss": ...}.
+        loss_funcs: {"metric_loss": ..., "classifier_loss": ...}, and objectives under names of your own:
+            modules called as objective(images, indices, models), see `trainer_with_objectives`, such as
+            `RotationObjective`. One with a method `bind(posets)` is told the posets of each round.
         dataset: yields images or (image, ...), augmented; its order is that of the sampler's features.
         mining_funcs: {"tuple_miner": ...}. Default: none.
         loss_weights: for each loss, {"classifier_loss": 1.0, "metric_loss": lambda}. Default: 1 each.
@@ -215,12 +218,17 @@ class JointTrainer:
                 f"got {sorted(self.loss_weights)}"
             )
         self._average: MovingAverage | None = None
+        objectives = [name for name in loss_funcs if name not in PML_LOSSES]
+        for name in objectives:
+            if name in self.loss_funcs:
+                check_objective(name, self.loss_funcs[name], optimizers)
         if ema_decay is not None:
             used = {name: model for name, model in self.models.items() if name in ("trunk", "embedder")}
             self._average = MovingAverage(used, ema_decay)
         default_class = TrainWithClassifier if "classifier" in models else MetricLossOnly
-        self.trainer_class = default_class if trainer_class is None else trainer_class
-        self.trainer_options = _checked_options(self.trainer_class, trainer_options)
+        chosen = default_class if trainer_class is None else trainer_class
+        self.trainer_options = _checked_options(chosen, trainer_options)
+        self.trainer_class = trainer_with_objectives(objectives, chosen)
         first = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
         self.device = torch.device(self.trainer_options.setdefault("data_device", first))
         self.trainer_options.setdefault("dataloader_num_workers", 0)
@@ -426,7 +434,8 @@ class JointTrainer:
             )
         self.dataset.flips = posets.flips if posets.flips.any() else None
         for part in (*self.loss_funcs.values(), *self.mining_funcs.values()):
-            part.bind(posets)
+            if hasattr(part, "bind"):  # an objective need not have it
+                part.bind(posets)
         if self.trainer is None:
             self.trainer = self._make_trainer()
 
@@ -450,7 +459,7 @@ class JointTrainer:
         return trainer
 
     def _adapt_loss(self, name: str, loss: torch.nn.Module) -> torch.nn.Module:
-        if hasattr(loss, "bind"):
+        if hasattr(loss, "bind") or name not in PML_LOSSES:
             return loss
         mined = isinstance(self.mining_funcs.get("tuple_miner"), NearestMedoidMiner)
         knows = name == "metric_loss" and (mined or any(isinstance(m, PosetLoss) for m in loss.modules()))
