@@ -180,7 +180,7 @@ class AttentionConsistencyObjective(nn.Module):
     class, at random, where posets are bound and there is one, otherwise its nearest neighbour by the pooled
     features of the image as it is. The loss is that of `attention_consistency_loss`, mean over the pairs. The
     trunk sees the images and the moved images, its own augmentation put off (only moves that are known can be
-    undone). The weight is the caller's, 1 in our notes on the paper.
+    undone). The weight is the caller's; mind the size of the loss, see there.
 
     Called as objective(images, indices, models) with images (B, C, H, W), uint8 or floating point, dataset
     indices (B,) and models {"trunk": ...}; the embedder is not used. Returns a scalar of at least 32 bits;

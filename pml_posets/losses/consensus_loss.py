@@ -139,7 +139,7 @@ class RandomProjections(_RandomSpaces):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, d) to (M, N, d')."""
         self._check(x)
-        return x @ self.matrices.mT.to(x.dtype)
+        return x @ self.matrices.mT.to(x)
 
 
 class RandomDiagonals(_RandomSpaces):
@@ -173,7 +173,7 @@ class RandomDiagonals(_RandomSpaces):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, d) to (M, N, d)."""
         self._check(x)
-        return x * self.matrices[:, None].to(x.dtype)
+        return x * self.matrices[:, None].to(x)
 
 
 class ConsensusLoss(nn.Module):
