@@ -2,8 +2,11 @@
 
 `postures`: the retrieval protocol of the Olympic Sports benchmark. `pose`: PCP, PCKh, and poses copied from
 the nearest image, over the joints of `skeletons`. `retrieval`: recall@k, R-precision, MAP@R.
-`clustering`: NMI, AMI, ARI and accuracy of clusters.
+`clustering`: NMI, AMI, ARI and accuracy of clusters. `calculator`: the last two for the testers of
+pytorch-metric-learning, which is loaded only when `RetrievalCalculator` is asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from .clustering import (
     ClusteringScores,
@@ -37,6 +40,9 @@ from .retrieval import RetrievalScores, retrieval_scores
 from .skeletons import LSP_SKELETON, MPII_SKELETON, Skeleton, Stick, mirror_joints
 from .voting import Votes, knn_vote
 
+if TYPE_CHECKING:
+    from .calculator import RetrievalCalculator
+
 __all__ = [
     "FPR_STEPS",
     "LSP_SKELETON",
@@ -44,6 +50,7 @@ __all__ = [
     "ClusteringScores",
     "CopiedPoses",
     "PoseScore",
+    "RetrievalCalculator",
     "RetrievalCurve",
     "RetrievalLabels",
     "RetrievalResult",
@@ -70,3 +77,11 @@ __all__ = [
     "retrieval_roc",
     "retrieval_scores",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "RetrievalCalculator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .calculator import RetrievalCalculator
+
+    return RetrievalCalculator
