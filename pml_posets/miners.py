@@ -23,7 +23,7 @@ from .representatives import (
 )
 
 if TYPE_CHECKING:
-    from .posets import Posets
+    from .pseudo_labels import Store
 
 __all__ = ["NearestMedoidMiner"]
 
@@ -47,7 +47,7 @@ class NearestMedoidMiner(BaseMiner):
     Args:
         num_nearest: Z, at least 1, and at most that of the posets. Default 2 (the paper: 2 or more).
         anchors: "all" (default): assigned samples are anchors too. "unassigned": the paper's L2.
-        posets: the `Posets` to be bound to, or None (default).
+        posets: the `Posets` to be bound to, or a sampler that has them, or None (default).
         **kwargs: PML's distance and collect_stats. The default distance is that of `PosetLoss`,
             LpDistance(normalize_embeddings=True, p=2, power=2); a bound miner takes no distance at all.
 
@@ -78,7 +78,7 @@ class NearestMedoidMiner(BaseMiner):
         self,
         num_nearest: int = 2,
         anchors: Anchors = "all",
-        posets: Posets | None = None,
+        posets: Store = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -92,12 +92,13 @@ class NearestMedoidMiner(BaseMiner):
         """Squared Euclidean distance of L2-normalised embeddings."""
         return default_distance()
 
-    def bind(self, posets: Posets | None) -> None:
+    def bind(self, posets: Store) -> None:
         """Take classes and representatives from `posets` from now on; None: from the batch again.
 
         Args:
             posets: anything with `labels` (N,), `medoids` (C,) and `nearest_classes` (N, Z), as `Posets` has
-                them.
+                them; or a store that has the current ones as `.posets` (a `PseudoLabelSampler`), looked at
+                with every batch.
 
         Raises:
             TypeError: if one of the three is missing.
@@ -114,6 +115,10 @@ class NearestMedoidMiner(BaseMiner):
             >>> a1.tolist(), p.tolist()
             ([0, 1, 2], [1, 1, 2])
         """
+        self._store = posets if hasattr(posets, "posets") else None
+        self._take(posets if self._store is None else self._store.posets)
+
+    def _take(self, posets: Any) -> None:
         tables: tuple[torch.Tensor, ...] = ()
         if posets is not None:
             missing = [name for name in ("labels", "medoids", "nearest_classes") if not hasattr(posets, name)]
@@ -151,6 +156,8 @@ class NearestMedoidMiner(BaseMiner):
         if labels is None or (ref_emb is not None and ref_labels is None):
             missing = "labels" if labels is None else "ref_labels"
             raise ValueError(f"{missing} must be given, got None: the miner finds the classes by them")
+        if self._store is not None and self._store.posets is not self.posets:
+            self._take(self._store.posets)
         check_batch(embeddings, labels, ref_emb, ref_labels, lowest=0 if self._tables else -1)
         if self._tables:
             self._check_indices(labels, ref_labels)

@@ -266,6 +266,21 @@ def test_bound_pairs_in_the_loss_give_eq_4():
     assert value.item() == pytest.approx(np.mean(terms))
 
 
+def test_bound_to_a_store_it_sees_every_round():
+    _, first = example_posets()
+    _, second = example_posets(size=50, num_classes=3)
+    embeddings, _ = batch(0, size=50)
+    store = SimpleNamespace(posets=first)
+    miner = NearestMedoidMiner(posets=store)
+    assert miner.posets is first
+    store.posets = second
+    assert as_sets(miner(embeddings, torch.arange(50))) == loop_bound_pairs(second, range(50))
+    assert miner.posets is second
+    miner.bind(first)
+    store.posets = None
+    assert miner.posets is first
+
+
 def test_rebinding_and_unbinding():
     _, first = example_posets()
     _, second = example_posets(size=50, num_classes=3)
