@@ -288,6 +288,7 @@ def _long_lists(
     place: torch.device,
 ) -> NDArray[np.int64]:
     """(B, k) row numbers of `table` by ascending distance from the (B, D) queries, by matrix products."""
+    table = table if table.flags.writeable else table.copy()  # torch warns of a memory map
     parts = torch.from_numpy(table).to(place).split(max(1, _TILE_NUMBERS // table.shape[1]))
     step = max(1, _TILE_NUMBERS // len(table))
     lists = []
@@ -298,7 +299,9 @@ def _long_lists(
             [part.square().sum(1) - 2 * query @ part.T for part in map(torch.Tensor.double, parts)], 1
         )
         if own is not None:
-            tile[torch.arange(len(tile)), torch.from_numpy(own[start : start + step]).to(place)] = torch.inf
+            tile[
+                torch.arange(len(tile), device=place), torch.from_numpy(own[start : start + step]).to(place)
+            ] = torch.inf
         lists.append(tile.topk(k, dim=1, largest=False).indices.cpu().numpy())
     return np.concatenate(lists)
 
