@@ -103,7 +103,7 @@ class PoseData:
         """What tells these data from others, for results."""
         return {
             "data": self.name,
-            "data_id": digest(self.images.data_id, self.joints, self.train, self.test)[:16],
+            "people": digest(list(self.names), self.joints, self.train, self.test)[:16],
             "num_train": len(self.train),
             "num_test": len(self.test),
             "left_out": {reason: len(names) for reason, names in self.excluded.items()},
