@@ -1,0 +1,598 @@
+"""DeepPose: joints move with their images, masked losses, runs that are killed and gone on with, reports."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pose_trees import person, poses, upright, write_crops, write_leeds, write_mpii
+
+from benchmarks import alexnet, deeppose, deeppose_report, deeppose_training
+from benchmarks.deeppose import judge, labelled, main
+from benchmarks.deeppose_model import PoseAugmentation, PoseRegressor, pose_loss
+from benchmarks.deeppose_options import Init, parse
+from benchmarks.deeppose_training import PoseRecipe, batches, fit, predict
+from benchmarks.learning import TINY, Start, train
+from benchmarks.mpii_data import load_mpii
+from benchmarks.pose_data import load_lsp
+from pml_posets.evaluation import LSP_SKELETON, MPII_SKELETON, mirror_joints
+
+SHAPE = alexnet.AlexNetConfig(64, batch_norm=True, fc_dim=8)
+RECIPE = PoseRecipe(iterations=10, batch_size=3, dropout=0.3)
+KEYS = ["method", "dataset", "metrics", "settings", "seed", "command", "commit", "versions", "seconds"]
+
+
+# --- Augmentation
+
+
+def spot_images(joints, side=64):
+    """(B, 3, S, S): a smooth spot about each joint, joints about the middle."""
+    grid = (torch.arange(side) + 0.5) / side - 0.5
+    gap = (grid - joints[..., :1]) ** 2, (grid - joints[..., 1:]) ** 2  # (B, J, S)
+    spots = torch.exp(-(gap[1][..., :, None] + gap[0][..., None, :]) / (2 * 0.03**2))
+    return spots[:, :3]
+
+
+def centres(images):
+    """(B, 3, 2): the centre of mass of each channel, about the middle."""
+    side = images.shape[-1]
+    grid = (torch.arange(side) + 0.5) / side - 0.5
+    mass = images.sum((2, 3))
+    return torch.stack([(images.sum(2) * grid).sum(-1) / mass, (images.sum(3) * grid).sum(-1) / mass], -1)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_joints_move_with_their_images(flip):
+    torch.manual_seed(0)
+    joints = torch.rand(40, 3, 2) * 0.5 - 0.25
+    mirror = (1, 0, 2)
+    augment = PoseAugmentation(mirror, scale=(0.7, 1.2), shift=0.1, flip=flip)
+    seen = torch.ones(40, 3, dtype=torch.bool)
+    images, moved, visible = augment(spot_images(joints), joints, seen)
+    assert visible.all()
+    found = centres(images)
+    found = found[:, list(mirror)] if flip else found  # the channels stay, the joints change places
+    torch.testing.assert_close(moved, found, atol=4e-3, rtol=0)
+    assert (moved - joints).abs().max() > 0.05
+    if flip:  # without magnification and shift it is `mirror_joints`
+        plain = PoseAugmentation(LSP_SKELETON.mirror, (1.0, 1.0), 0.0, 1.0)
+        pose = torch.rand(2, 14, 2)
+        _, moved, _ = plain(torch.zeros(2, 3, 8, 8), pose - 0.5, torch.ones(2, 14, dtype=torch.bool))
+        np.testing.assert_allclose(moved + 0.5, mirror_joints(pose.numpy()), atol=1e-6)
+
+
+def test_magnification_and_shift_stay_in_their_ranges():
+    torch.manual_seed(0)
+    ends = torch.tensor([[0.1, 0.0], [-0.1, 0.0], [0.0, 0.0]]).expand(500, 3, 2)
+    augment = PoseAugmentation((0, 1, 2), scale=(0.8, 1.1), shift=0.05)
+    _, moved, _ = augment(torch.zeros(500, 3, 4, 4), ends, torch.ones(500, 3, dtype=torch.bool))
+    length = (moved[:, 0] - moved[:, 1]).norm(dim=1) / 0.2
+    assert 0.8 <= length.min() < 0.82
+    assert 1.08 < length.max() <= 1.1 + 1e-6
+    assert 0.048 < moved[:, 2].abs().max() <= 0.05
+    mirrored = (moved[:, 0, 0] < moved[:, 1, 0]).float().mean()
+    assert 0.4 < mirrored < 0.6
+
+
+def test_missing_joints_stay_missing_and_those_that_leave_go():
+    seen = torch.tensor([[True, False, True]])
+    joints = torch.tensor([[[0.4, 0.0], [0.1, 0.1], [-0.45, 0.0]]])
+    flip = PoseAugmentation((1, 0, 2), scale=(1.0, 1.0), shift=0.0, flip=1.0)
+    _, _, visible = flip(torch.zeros(1, 3, 8, 8), joints, seen)
+    assert visible.tolist() == [[False, True, True]]
+    larger = PoseAugmentation((0, 1, 2), scale=(1.2, 1.2), shift=0.0, flip=0.0)
+    _, moved, visible = larger(torch.zeros(1, 3, 8, 8), joints, seen)
+    assert visible.tolist() == [[True, False, False]]
+    assert moved[0, 2, 0] == pytest.approx(-0.54)
+
+
+def test_the_same_seed_moves_alike_whatever_was_drawn():
+    augment = PoseAugmentation((1, 0, 2))
+    batch = spot_images(torch.zeros(4, 3, 2)), torch.zeros(4, 3, 2), torch.ones(4, 3, dtype=torch.bool)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        results.append(augment(*batch)[1])
+    assert torch.equal(*results)
+    assert augment(*(part[:0] for part in batch))[1].shape == (0, 3, 2)
+
+
+# --- Loss and network
+
+
+def test_the_loss_by_loops():
+    rng = np.random.default_rng(0)
+    predicted, joints = torch.from_numpy(rng.normal(size=(2, 5, 4, 2)))
+    visible = torch.from_numpy(rng.random((5, 4)) < 0.6)
+    visible[2] = False
+    means = []
+    for i in range(5):
+        terms = [
+            float(((predicted[i, j] - joints[i, j]) ** 2).sum()) for j in range(4) if bool(visible[i, j])
+        ]
+        if terms:
+            means.append(sum(terms) / len(terms))
+    assert pose_loss(predicted, joints, visible).item() == pytest.approx(sum(means) / len(means))
+    predicted.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: pose_loss(x, joints, visible), predicted)
+    pose_loss(predicted, joints, visible).backward()
+    assert (predicted.grad[~visible] == 0).all()
+    assert (predicted.grad[visible] != 0).all()
+
+
+def test_nobody_to_learn_from_is_a_loss_of_zero():
+    predicted = torch.ones(3, 4, 2, requires_grad=True)
+    loss = pose_loss(predicted, torch.zeros(3, 4, 2), torch.zeros(3, 4, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert (predicted.grad == 0).all()
+
+
+def regressor(seed=0, shape=SHAPE, num_joints=14):
+    return PoseRegressor(alexnet.build(shape, seed, 0.3), num_joints, seed)
+
+
+def test_the_network():
+    model = regressor().eval()
+    images = torch.randn(3, 3, 64, 64)
+    before = torch.get_rng_state()
+    again = regressor().eval()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model(images).shape == (3, 14, 2)
+    assert torch.equal(model(images), again(images))
+    features = model.embedder(model.trunk(images)).relu()
+    expected = features @ model.head.weight.T + model.head.bias
+    torch.testing.assert_close(model(images), expected.view(3, 14, 2))
+    assert (model.head.bias == 0).all()
+    wide = regressor(shape=replace(SHAPE, fc_dim=512))
+    assert wide.head.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images).dtype == torch.float32
+
+
+# --- Training
+
+
+@pytest.fixture(scope="module")
+def crops():
+    """Images of 10 people as tensors, their joints, and which can be seen."""
+    rng = np.random.default_rng(0)
+    joints = 0.1 + 0.8 * upright() + rng.normal(0, 0.02, (10, 14, 2))
+    images = (spot_images(torch.from_numpy(joints) - 0.5) * 255).to(torch.uint8)
+    visible = rng.random((10, 14)) < 0.8
+    joints[~visible] = np.nan
+    return images, joints, visible
+
+
+def learn(crops, recipe=RECIPE, seed=0, rows=None, model=None, **more):
+    images, joints, visible = crops
+    rows = np.arange(10) if rows is None else rows
+    model = regressor(seed) if model is None else model
+    done = fit(model, images, joints, visible, rows, LSP_SKELETON.mirror, recipe, seed=seed, **more)
+    return model, done
+
+
+def same(model, other):
+    state = other.state_dict()
+    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_it_learns_what_it_sees(crops):
+    recipe = replace(RECIPE, iterations=16, batch_size=5, lr=0.05, scale=(1.0, 1.0), shift=0.0)
+    before = torch.get_rng_state()
+    model, done = learn(crops, recipe)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert done.iterations == list(range(1, 17))
+    assert np.mean(done.losses[-5:]) < 0.3 * np.mean(done.losses[:2])
+    assert done.seconds > 0
+    predicted = predict(model, crops[0], np.array([3, 1]), recipe, batch_size=1)
+    both = predict(model, crops[0], np.array([3, 1]), recipe)
+    assert predicted.shape == (2, 14, 2)
+    np.testing.assert_allclose(predicted, both, atol=1e-5)
+    assert ((predicted >= 0) & (predicted <= 1)).all()
+    with torch.no_grad():
+        model.head.bias += 9
+    assert (predict(model, crops[0], np.array([0]), recipe) == 1).all()  # clipped to the box
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(crops, tmp_path, monkeypatch):
+    whole, curve = learn(crops, checkpoint=tmp_path / "whole.pt", settings={"data": "a"})
+    save = deeppose_training.save_checkpoint
+    path = tmp_path / "killed.pt"
+
+    def killed(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deeppose_training, "_RECORDS", 5)  # a record every 2 iterations, a save every 2
+        patch.setattr(deeppose_training, "save_checkpoint", killed)
+        for stopped_at in (2, 4):
+            with pytest.raises(KeyboardInterrupt):
+                learn(crops, checkpoint=path, settings={"data": "a"}, resume=True)
+            assert torch.load(path, weights_only=True)["iteration"] == stopped_at
+    torch.manual_seed(99)
+    resumed, rest = learn(crops, checkpoint=path, settings={"data": "a"}, resume=True, model=regressor(0))
+    assert same(whole, resumed)
+    assert rest.iterations == [2, 4, *range(5, 11)]
+    assert rest.losses[2:] == curve.losses[4:]
+    assert rest.losses[0] == pytest.approx(np.mean(curve.losses[:2]))
+    again, done = learn(crops, checkpoint=path, settings={"data": "a"}, resume=True, model=regressor(5))
+    assert same(again, whole)  # nothing is left to do
+    assert done.losses == rest.losses
+    content = torch.load(path, weights_only=True)
+    assert content["optimizer"] is None  # of no use any more
+    for changed in ({"recipe": replace(RECIPE, lr=0.5)}, {"settings": {"data": "b"}}, {"seed": 1}):
+        options = {"settings": {"data": "a"}, **changed}
+        with pytest.raises(ValueError, match="belongs to another run"):
+            learn(crops, checkpoint=path, resume=True, **options)
+    with pytest.raises(ValueError, match="does not fit this run"):
+        learn(crops, checkpoint=path, resume=True, settings={"data": "a"}, model=regressor(0, num_joints=3))
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "sgd"])
+def test_frozen_convolutions(crops, optimizer):
+    recipe = replace(RECIPE, iterations=2, freeze=2, optimizer=optimizer, schedule="constant", lr=0.01)
+    model, _ = learn(crops, recipe)
+    start = regressor()
+    for key, value in start.trunk.named_parameters():
+        assert torch.equal(value, model.trunk.get_parameter(key))
+    assert not torch.equal(start.head.weight, model.head.weight)
+    assert all(value.requires_grad for value in model.parameters())
+    model, _ = learn(crops, replace(recipe, freeze=1))
+    assert not torch.equal(start.trunk.features[0].weight, model.trunk.features[0].weight)
+
+
+def test_bad_runs(crops):
+    with pytest.raises(ValueError, match="nobody to learn from"):
+        learn(crops, rows=np.array([], np.int64))
+    wild = replace(RECIPE, iterations=40, lr=1e6, optimizer="sgd", schedule="constant")
+    with pytest.raises(
+        FloatingPointError, match=r"the loss of here is (nan|inf) at iteration \d+: lower --lr"
+    ):
+        learn(crops, wild, name="here")
+
+
+def test_bfloat16(crops):
+    model, done = learn(crops, replace(RECIPE, iterations=2, precision="bfloat16"))
+    assert np.isfinite(done.losses).all()
+    assert predict(model, crops[0], np.arange(2), RECIPE).dtype == np.float32
+
+
+def test_batches_are_passes_over_the_rows():
+    rows = np.array([7, 9, 2, 5, 4])
+    drawn = list(batches(rows, 3, 0, 10, seed=4))
+    assert [len(batch) for batch in drawn] == [3] * 10
+    flat = np.concatenate(drawn)
+    for start in range(0, 30, 5):
+        assert sorted(flat[start : start + 5].tolist()) == [2, 4, 5, 7, 9]
+    assert len({tuple(flat[start : start + 5].tolist()) for start in range(0, 30, 5)}) > 3
+    assert list(batches(rows, 3, 4, 10, seed=4)) == drawn[4:]  # whatever came before
+    assert list(batches(rows, 3, 0, 10, seed=5)) != drawn
+    assert list(batches(np.array([3]), 4, 0, 2, seed=0)) == [[3] * 4] * 2
+    (large,) = batches(rows, 12, 0, 1, seed=4)
+    assert large == flat[:12].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iterations": 0}, "--iterations must be at least 1, got 0"),
+        ({"batch_size": 1}, "--batch-size must be at least 2, got 1"),
+        ({"lr": 0}, "--lr must be above 0"),
+        ({"lr": -1}, "--lr must be at least 0, got -1"),
+        ({"lr": float("nan")}, "--lr must be"),
+        ({"weight_decay": -1}, "--weight-decay must be at least 0"),
+        ({"dropout": 1}, "--dropout must be below 1"),
+        ({"dropout": 1.5}, "--dropout must be at most 1, got 1.5"),
+        ({"freeze": -1}, "--freeze must be at least 0"),
+        ({"shift": 2}, "--shift must be at most 1"),
+        ({"scale": (0, 1)}, "--scale must be two numbers above 0"),
+        ({"scale": (1.2, 1)}, "--scale must be two numbers above 0"),
+    ],
+)
+def test_recipes_are_checked(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(RECIPE, **change)
+
+
+# --- Budgets, beginnings, scores
+
+
+def test_budgets_are_nested_and_drawn_by_the_seed():
+    everybody = np.arange(100, 300)
+    small, middle, large = (labelled(everybody, fraction, 3) for fraction in (0.01, 0.1, 1.0))
+    assert (len(small), len(middle), len(large)) == (2, 20, 200)
+    assert set(small) < set(middle) < set(large) == set(everybody)
+    assert set(labelled(everybody, 0.1, 4)) != set(middle)
+    assert len(labelled(everybody, 1e-9, 0)) == 1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The checkpoint of a tiny run of posets, and its networks."""
+    folder = tmp_path_factory.mktemp("posets")
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(24, 6)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    images = torch.from_numpy(rng.integers(0, 255, (24, 3, 64, 64), dtype=np.uint8))
+    recipe = replace(
+        TINY, rounds=1, iterations=2, batch_size=8, fc_dim=8, ema=0.5, precision="float32", top_fraction=0.5,
+        mirror_images=False,
+    )  # fmt: skip
+    joint = train("posets", images, Start(features), recipe, seed=0, output_dir=folder, progress=False)
+    return folder / "checkpoint.pt", joint.evaluation_models
+
+
+@pytest.mark.parametrize("layers", ["pool5", "fc6", "fc7"])
+def test_layers_come_from_the_checkpoint(trained, layers):
+    path, networks = trained
+    models = Init("posets", "posets", path).models(SHAPE, layers, seed=7, dropout=0.0)
+    fresh = alexnet.build(SHAPE, 7)
+    for key, value in networks["trunk"][1].state_dict().items():  # behind the augmentation; the average
+        assert torch.equal(models["trunk"].state_dict()[key], value)
+    for name, taken in (("fc6", layers != "pool5"), ("fc7", layers == "fc7")):
+        mine = models["embedder"].get_submodule(name).state_dict()
+        other = (networks if taken else fresh)["embedder"].get_submodule(name).state_dict()
+        assert all(torch.equal(value, other[key]) for key, value in mine.items())
+
+
+def test_layers_come_from_imagenet(tmp_path, monkeypatch):
+    def load(models, path):  # the real one is tested with `alexnet`
+        assert path == tmp_path / "alexnet.pth"
+        for model in models.values():
+            for value in model.parameters():
+                value.data.fill_(0.25)
+
+    init = Init("imagenet", "imagenet", tmp_path / "alexnet.pth")
+    assert init.shape(SHAPE) == alexnet.AlexNetConfig()  # its own, whatever the others have
+    monkeypatch.setattr(alexnet, "load_imagenet", load)
+    monkeypatch.setattr(Init, "shape", lambda self, shape: shape)
+    models = init.models(SHAPE, "fc6", seed=7, dropout=0.0)
+    parts = (models["trunk"], *(models["embedder"].get_submodule(name) for name in ("fc6", "fc7")))
+    given = [all((value == 0.25).all() for value in part.parameters()) for part in parts]
+    assert given == [True, True, False]
+
+
+def test_scores(tmp_path):
+    joints = poses(6, skeleton=MPII_SKELETON)
+    entries = [(f"{i}.jpg", [person(joints[i], head=i % 2 == 0)], 1, joints[i]) for i in range(6)]
+    data = load_mpii(*write_mpii(tmp_path, entries), test_share=0.7)
+    assert deeppose.measure_of(data) == "pckh"
+    true = data.joints[data.test]
+    perfect = judge(true, data, "neck")
+    assert perfect["pckh_total"] == perfect["pckh/ankle"] == 100
+    assert (perfect["judged"], perfect["not_judged"], perfect["distance"]) == (64, 0, 0)
+    neck = np.linalg.norm(true[:, 9] - true[:, 8], axis=1)
+    off = true.copy()
+    off[:, 0, 0] += 0.45 * neck
+    off[:, 5, 0] += 0.55 * neck
+    assert judge(off, data, "neck")["pckh/ankle"] == 50
+    # the head box is 8 px wide and as high as head top and neck are apart
+    tall = data.head_boxes[data.test]
+    size = 0.6 * np.linalg.norm(tall[:, 2:] - tall[:, :2], axis=1)
+    unknown = np.isnan(size)
+    assert 0 < unknown.sum() < 4
+    size[unknown] = 9
+    off[:, 0, 0] = true[:, 0, 0] + 0.49 * size
+    off[:, 5, 0] = true[:, 5, 0] + 0.51 * size
+    boxed = judge(off, data, "box")
+    assert boxed["pckh/ankle"] == 50
+    assert boxed["not_judged"] == 16 * unknown.sum()
+    with pytest.raises(ValueError, match="has no head boxes: use --head-size neck"):
+        judge(true, replace(data, head_boxes=None), "box")
+
+
+# --- The command
+
+
+@pytest.fixture(scope="module")
+def leeds(tmp_path_factory):
+    """LSP as crops and LSPET as released, 16 and 14 people."""
+    root = tmp_path_factory.mktemp("leeds")
+    unit = (poses(16) - (15, 5)) / (100, 90)
+    write_crops(root / "lsp", unit, np.zeros((16, 14)))
+    flags = np.ones((14, 14))
+    flags[2, 5:] = flags[3] = 0
+    write_leeds(root / "lspet", poses(14, seed=1), flags, digits=5, extended=True)
+    return root
+
+
+def arguments(root, output, *more):
+    recipe = ["--fc-dim", "8", "--iterations", "3", "--batch-size", "4", "--precision", "float32"]
+    shared = ["--cache", root / "cache", "--workers", "0", "--device", "cpu", "--quiet", *recipe]
+    data = [] if "--mpii-images" in more else ["--data-root", root / "lsp", "--extra-root", root / "lspet"]
+    return [str(a) for a in (*data, "--output", output, *shared, *more)]
+
+
+def rows_of(folder):
+    rows = json.loads((folder / "results.json").read_text())
+    return {(row["method"], row["settings"]["num_labels"], row["seed"]): row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def whole(leeds, trained, tmp_path_factory):
+    """A run of two beginnings with two budgets under two seeds."""
+    folder = tmp_path_factory.mktemp("whole")
+    more = ("--init", "random", "--init", "posets", trained[0], "--label-fraction", "1", "0.2")
+    assert main(arguments(leeds, folder, *more, "--seed", "0", "1")) == 0
+    return folder, more
+
+
+def test_rows(whole):
+    rows = rows_of(whole[0])
+    assert set(rows) == {(m, n, s) for m in ("random", "posets") for n in (4, 21) for s in (0, 1)}
+    for (method, _, _), row in rows.items():
+        assert list(row) == KEYS
+        assert row["dataset"] == "LSP+LSPET"
+        metrics, settings = row["metrics"], row["settings"]
+        parts = [metrics[f"pcp/{part}"] for part in LSP_SKELETON.parts]
+        assert metrics["pcp_total"] == pytest.approx(np.mean(parts))
+        assert metrics["judged"] + metrics["not_judged"] == 80
+        assert metrics["distance"] > 0
+        assert settings["init"] == method
+        assert (settings["num_train"], settings["num_test"]) == (21, 8)
+        assert settings["left_out"] == {"no joint annotated": 1}
+        assert (settings["image_size"], settings["fc_dim"], settings["iterations"]) == (64, 8, 3)
+        assert ("init_id" in settings) == (method == "posets")
+    assert len({row["metrics"]["distance"] for row in rows.values()}) == 8
+
+
+def test_files(whole):
+    folder, _ = whole
+    text = (folder / "table.md").read_text()
+    assert "| random                     | 4      |" in text
+    assert "| posets                     | 21     |" in text
+    assert "± " in text
+    assert "| paper (LSP): posets        | 11000  | 89.7 | 62.1 | 48.2 | 36.0 | 16.0 | 54.2 | 51.0" in text
+    for total in ("49.3", "42.0", "55.7"):
+        assert total in text
+    assert "square crops, 1.3 times" in text
+    for name in ("poses.png", "loss.png"):
+        assert (folder / name).read_bytes()[:4] == b"\x89PNG"
+    home = folder / "posets-labels0.2-seed1"
+    with np.load(home / "predictions.npz") as found:
+        assert found["joints"].shape == (8, 14, 2)
+        assert found["iterations"].tolist() == [1, 2, 3]
+    content = torch.load(home / "checkpoint.pt", weights_only=True)
+    assert content["iteration"] == 3
+
+
+def test_rows_that_are_there_are_kept(whole, leeds, tmp_path, capsys, monkeypatch):
+    folder, more = whole
+    shutil.copytree(folder, tmp_path / "run")
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        main(arguments(leeds, tmp_path / "run", *more))
+    # one row is gone, as after a kill; another was never there
+    gone = [row for row in rows if row["settings"]["num_labels"] != 21]
+    (tmp_path / "run" / "results.json").write_text(json.dumps(gone))
+    fits = []
+    real = deeppose.fit
+
+    def counted(*args, **kwargs):
+        fits.append(kwargs["name"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(deeppose, "fit", counted)
+    assert main(arguments(leeds, tmp_path / "run", *more, "--resume")) == 0
+    assert fits == ["random-labels1-seed0", "posets-labels1-seed0"]
+    assert capsys.readouterr().out.count("is there already") == 2
+    after = rows_of(tmp_path / "run")
+    before = rows_of(folder)
+    assert set(after) == {key for key in before if key[1] == 4 or key[2] == 0}
+    for key, row in after.items():  # from the finished checkpoints: the very numbers
+        assert row["metrics"] == before[key]["metrics"]
+    with pytest.raises(ValueError, match=r"random with 0\.2 of the labels, seed 0, of other settings.*lr 0"):
+        main(arguments(leeds, tmp_path / "run", *more, "--resume", "--lr", "0.5"))
+    with pytest.raises(ValueError, match="is of other data"):
+        main([*arguments(leeds, tmp_path / "run", "--resume")[2:], "--data-root", str(leeds / "lsp")][2:])
+
+
+def test_mpii_as_a_command(leeds, tmp_path, capsys):
+    joints = poses(20, skeleton=MPII_SKELETON)
+    entries = [(f"{i:03d}.jpg", [person(joints[i])], 1, joints[i]) for i in range(20)]
+    annotation, images = write_mpii(tmp_path / "mpii", entries)
+    mpii = ("--mpii-annotations", annotation, "--mpii-images", images, "--label-fraction", "0.5")
+    shape = ("--image-size", "64", "--batch-norm")
+    assert main(arguments(leeds, tmp_path / "run", *mpii, *shape, "--head-size", "box")) == 0
+    ((key, row),) = rows_of(tmp_path / "run").items()
+    assert key == ("random", 9, 0)
+    assert row["dataset"] == "MPII"
+    assert row["settings"]["head_size"] == "box"
+    assert {name for name in row["metrics"] if name.startswith("pckh/")} == {
+        f"pckh/{name}" for name in deeppose_report.MPII["posets"] if name != "total"
+    }
+    text = capsys.readouterr().out
+    assert "PCKh@0.5 in percent, by MPII's head box" in text
+    assert "| paper (MPII): posets        | 17928  | 83.8" in text
+
+
+def test_drawn_figures(tmp_path, capsys, monkeypatch):
+    small = {"sports": ("run",), "num_sources": 4, "num_clips": 1, "num_frames": 3, "num_anchors": 2}
+    monkeypatch.setitem(deeppose.FIGURE_SIZES, "tiny", small)
+    options = ["--figures", "tiny", "--preset", "tiny", "--iterations", "1", "--batch-size", "2"]
+    more = ["--cache", str(tmp_path / "cache"), "--workers", "1", "--quiet", "--label-fraction", "0.3"]
+    assert main([*options, *more, "--output", str(tmp_path / "run")]) == 0
+    assert "figures-tiny: 12 people, 9 to learn from, 3 to test on" in capsys.readouterr().out
+    assert list(rows_of(tmp_path / "run")) == [("random", 3, 0)]
+    again = ["--data-root", str(tmp_path / "cache" / "figures-tiny"), *options[2:], *more]
+    assert main([*again, "--output", str(tmp_path / "run"), "--resume"]) == 0
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_the_table_of_the_paper():
+    for table in (deeppose_report.LSP, deeppose_report.MPII):
+        for values in table.values():
+            parts = [value for name, value in values.items() if name != "total"]
+            assert values["total"] == pytest.approx(np.mean(parts), abs=0.11)
+
+
+def test_defaults(trained):
+    options = parse("", ["--init", "posets", str(trained[0])])
+    assert options.shape == replace(SHAPE, stem_stride=2)  # of the checkpoint
+    assert options.preset == "figures"
+    assert options.fractions == (0.01, 0.1, 1.0)
+    wide = parse("", ["--init", "posets", str(trained[0]), "--init-layers", "pool5", "--fc-dim", "32"])
+    assert wide.shape.fc_dim == 32
+    paper = parse("", ["--preset", "paper", "--data-root", "lsp", "--precision", "float32"])
+    assert paper.shape == alexnet.AlexNetConfig()
+    assert (paper.recipe.optimizer, paper.recipe.lr, paper.recipe.batch_size) == ("adagrad", 5e-4, 128)
+    assert parse("", ["--data-root", "lsp"]).preset == "small"
+    assert [init.name for init in options.inits] == ["posets"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--init", "best"], "--init must be one of random, posets, imagenet, got 'best'"),
+        (["--init", "random", "x"], "--init random x: expected --init random"),
+        (["--init", "posets"], r"--init posets: expected --init posets FILE \[NAME\]"),
+        (["--init", "posets", "none.pt"], "--init posets: there is no file none.pt"),
+        (["--init", "imagenet", "FILE", "name"], "expected --init imagenet FILE"),
+        (["--init", "posets", "FILE", "a/b"], "a name is of letters"),
+        (["--init", "posets", "FILE", "--init", "posets", "FILE"], "posets is there twice"),
+        (["--init", "posets", "FILE", "--fc-dim", "16"], "is of another architecture"),
+        (["--init", "posets", "FILE", "--no-batch-norm"], "is of another architecture"),
+        (["--init", "imagenet", "FILE"], "does not fit this AlexNet|holds no state_dict"),
+        (["--label-fraction", "0"], "--label-fraction must lie above 0 and up to 1, got 0"),
+        (["--label-fraction", "1.5"], "--label-fraction must lie above 0"),
+        (["--mpii-images", "a"], "belong together"),
+        (["--mpii-images", "a", "--mpii-annotations", "b", "--data-root", "c"], "stands in place of"),
+        (["--mpii-people", "all"], "--mpii-people is for --mpii-annotations"),
+        (["--head-size", "box"], "--head-size is for --mpii-annotations"),
+        (["--extra-root", "a"], "beside --data-root"),
+        (["--skip-unreadable"], "drawn figures can be read"),
+        (["--figures", "tiny", "--data-root", "a"], "--figures are drawn where there is no --data-root"),
+        (["--seed", "-1"], "must be 0 or more"),
+        (["--workers", "-1"], "--workers must be 0 or more"),
+        (["--resume"], "--resume needs --output"),
+        (["--image-size", "32"], "at least 64 px"),
+        (["--device", "abacus"], "--device must be"),
+    ],
+)
+def test_options_are_checked(trained, options, message):
+    with pytest.raises(ValueError, match=message):
+        parse("", [str(trained[0]) if word == "FILE" else word for word in options])
+
+
+def test_a_damaged_checkpoint_is_no_beginning(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is damaged or none"):
+        parse("", ["--init", "posets", str(tmp_path / "checkpoint.pt")])
+
+
+def test_missing_data_end_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"neither joints\.mat"):
+        main(
+            ["--data-root", str(tmp_path), "--output", str(tmp_path / "run"), "--cache", str(tmp_path / "c")]
+        )
+
+
+def test_real_people_are_masked_as_annotated(shared_data):
+    data = load_lsp(shared_data / "lsp")
+    score = judge(np.nan_to_num(data.joints[data.test]), data, "neck")
+    assert score["pcp_total"] == 100
+    assert (score["judged"], score["not_judged"]) == (9998, 2)
