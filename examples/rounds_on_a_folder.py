@@ -1,10 +1,11 @@
-"""Rounds of grouping and training on a folder of images, without any label.
+"""Embeddings of a folder of images and a search in it, learned in rounds, without any label.
 
     python examples/rounds_on_a_folder.py                        # draws a small folder of its own
-    python examples/rounds_on_a_folder.py FOLDER --rounds 5 --iterations 400 --size 96
+    python examples/rounds_on_a_folder.py FOLDER --rounds 5 --iterations 400 --size 96 --find OTHER.jpg
 
-HOG-LDA gives the first similarities, JointTrainer the rounds. All that comes of it lies in --output; started
-again, a run goes on where it was stopped. Subfolders, if there are any, serve to score the result, no more.
+HOG-LDA gives the first similarities, JointTrainer the rounds. All that comes of it lies in --output, with
+embeddings.npy and names.txt for searches of your own; started again, a run goes on where it was stopped.
+Subfolders, if there are any, serve to score the result, no more.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=48, help="side of the images the network sees, px")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=50, help="in each round")
-    parser.add_argument("--query", type=int, default=64, help="image whose neighbours are drawn, from 0")
+    parser.add_argument("--find", type=Path, help="image to search for; without: one of the folder")
     options = parser.parse_args(arguments)
     logging.getLogger("PML").setLevel(logging.ERROR)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -57,23 +58,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     joint = make_trainer(store, first, options)
     before = joint.extract()
     joint.train(resume=True)
-    after = joint.extract()
+    after = joint.extract()  # (N, 128), unit rows
+    names = [str(path.relative_to(folder)) for path in images.paths]
+    np.save(options.output / "embeddings.npy", after)
+    (options.output / "names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
 
     posets = joint.posets
     print(f"{posets.num_classes} classes in the last round, {len(posets.unassigned)} images in none")
-    stages = {"HOG-LDA": first, "untrained": before, "trained": after}
     truth = np.unique([str(path.parent) for path in images.paths], return_inverse=True)[1]
-    rows = {}
-    for name, features in stages.items():
-        found = search(features, min(8, len(images) - 1))
+    for name, features in {"HOG-LDA": first, "untrained": before, "trained": after}.items():
         if truth.any():
-            print(f"recall@1 {name}: {np.mean(truth[found.indices[:, 0]] == truth):.3f}")
-        near = zip(found.indices[options.query], found.distances[options.query], strict=True)
-        rows[name] = [Tile(store[options.query], "query", "tab:red")]
-        rows[name] += [Tile(store[int(i)], f"{distance:.2f}") for i, distance in near]
-    picture = save_figure(image_rows(rows, "The nearest images of one"), options.output / "neighbours.png")
-    nearest = [str(images.paths[i].relative_to(folder)) for i in search(after, 3).indices[options.query]]
-    print(f"nearest to {images.paths[options.query].relative_to(folder)}: {', '.join(nearest)}")
+            nearest = search(features, 1).indices[:, 0]
+            print(f"recall@1 {name}: {np.mean(truth[nearest] == truth):.3f}")
+
+    wanted = ImageList([options.find or images.paths[len(images) // 6]])
+    query = ImageStore(wanted, options.output, options.size, progress=False)
+    found = search(after, min(8, len(images)), query_features=joint.extract(query))
+    near = list(zip(found.indices[0].tolist(), found.distances[0].tolist(), strict=True))
+    print(f"nearest to {wanted.paths[0].name}: {', '.join(names[i] for i, _ in near[:4])}")
+    row = [Tile(query[0], "wanted", "tab:red"), *(Tile(store[i], f"{distance:.2f}") for i, distance in near)]
+    picture = save_figure(image_rows({"found": row}, "The nearest images"), options.output / "found.png")
     print(f"picture: {picture}")
 
 

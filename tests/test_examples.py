@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -59,7 +60,12 @@ def test_rounds_learn_from_a_folder_and_resume(tmp_path):
     assert after > start + 0.03
     assert start > before
     assert output.startswith("360 images")
-    assert Image.open(tmp_path / "out" / "neighbours.png").size > (300, 200)
+    assert Image.open(tmp_path / "out" / "found.png").size > (300, 100)
+    assert re.search(r"nearest to (\d+\.png): \S+/\1, ", output)  # itself, as it is in the folder
+    names = (tmp_path / "out" / "names.txt").read_text().splitlines()
+    embeddings = np.load(tmp_path / "out" / "embeddings.npy")
+    assert embeddings.shape == (len(names), 128) == (360, 128)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
     checkpoint = (tmp_path / "out" / "checkpoint.pt").stat()
     assert run("rounds_on_a_folder", tmp_path, *settings) == output  # nothing left to do
     assert (tmp_path / "out" / "checkpoint.pt").stat().st_mtime_ns == checkpoint.st_mtime_ns
@@ -78,12 +84,22 @@ def test_rounds_take_a_folder_with_a_broken_image(tmp_path):
         path.rename(flat / f"{number:03d}.png")
     (flat / "broken.png").write_bytes(b"half an image")
     output = run(
-        "rounds_on_a_folder", tmp_path, flat, "--rounds", 1, "--iterations", 2, "--query", 7, "--size", 32
+        "rounds_on_a_folder",
+        tmp_path,
+        flat,
+        "--rounds",
+        1,
+        "--iterations",
+        2,
+        "--size",
+        32,
+        "--find",
+        flat / "007.png",
     )
     assert output.startswith(f"36 images in {flat}, 1 unreadable\n")
     assert "recall" not in output  # no subfolders, no truth
-    assert "nearest to 007.png: 0" in output
-    assert (tmp_path / "runs" / "rounds" / "neighbours.png").is_file()
+    assert "nearest to 007.png: 007.png, 0" in output
+    assert (tmp_path / "runs" / "rounds" / "found.png").is_file()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
