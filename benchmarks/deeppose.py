@@ -31,7 +31,14 @@ from benchmarks.people import PoseData
 from benchmarks.pose_data import load_figures, load_lsp, load_lspet
 from benchmarks.session import earlier_results
 from pml_posets.cache import digest, write_npz
-from pml_posets.evaluation import MPII_SKELETON, head_box_size, head_neck_distance, pckh, pcp
+from pml_posets.evaluation import (
+    MPII_SKELETON,
+    head_box_size,
+    head_neck_distance,
+    mirror_joints,
+    pckh,
+    pcp,
+)
 from pml_posets.image_store import ImageStore
 from pml_posets.seeding import derive_seeds
 
@@ -160,7 +167,8 @@ def run(
     """
     home = common.output_folder(folder / deeppose_report.home_of(init.name, settings["label_fraction"], seed))
     models = init.models(options.shape, options.layers, seed, options.recipe.dropout)
-    model = PoseRegressor(models, len(data.skeleton.joints), derive_seeds(seed, _HEAD)[0])
+    begin = mean_pose(data, rows) - 0.5 if options.recipe.mean_pose else None
+    model = PoseRegressor(models, len(data.skeleton.joints), derive_seeds(seed, _HEAD)[0], begin)
     training = fit(
         model,
         images,
@@ -190,6 +198,14 @@ def run(
     )
     metrics = judge(predicted, data, options.head_size)
     return {**metrics, "loss": training.losses[-1]}, training.seconds + time.perf_counter() - began
+
+
+def mean_pose(data: PoseData, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """(J, 2) mean of some people's poses and mirror images; a joint that nobody has is in the middle."""
+    joints = data.joints[rows].astype(np.float64)
+    both = np.concatenate([joints, mirror_joints(joints, data.skeleton)])  # (2n, J, 2)
+    count = np.isfinite(both).sum(axis=0)
+    return np.where(count > 0, np.nansum(both, axis=0) / np.maximum(count, 1), 0.5)
 
 
 def judge(predicted: npt.NDArray[Any], data: PoseData, head_size: str) -> dict[str, float]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,15 +23,24 @@ class PoseRegressor(nn.Module):
     Args:
         models: {"trunk", "embedder"} of `alexnet.build`.
         num_joints: J.
-        seed: of the last layer's weights, normal with deviation 0.01; its biases are 0.
+        seed: of the last layer's weights, normal with deviation 0.01.
+        pose: (J, 2) the last layer's biases b: a pose to begin from, say the mean of the labelled ones. None
+            (default): 0, the middle.
 
     Shapes: (B, 3, S, S) normalised images -> (B, J, 2) float32, not clipped.
 
     Source: DeepPose, stage 1 (Toshev and Szegedy, CVPR 2014), as section 4.1.2 of the posets paper uses it.
-    Differs from the paper: see `alexnet`; the deviation is that of the authors' public code.
+    Differs from the paper: see `alexnet`; the deviation is that of the authors' public code, which begins
+        from the middle.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], num_joints: int, seed: int) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        num_joints: int,
+        seed: int,
+        pose: npt.NDArray[Any] | None = None,
+    ) -> None:
         super().__init__()
         self.trunk, self.embedder = models["trunk"], models["embedder"]
         width = self.embedder.get_parameter("fc7.1.bias").numel()
@@ -36,7 +48,8 @@ class PoseRegressor(nn.Module):
             seed_everything(seed, accelerators=False)
             self.head = nn.Linear(width, 2 * num_joints)
             nn.init.normal_(self.head.weight, std=0.01)
-            nn.init.zeros_(self.head.bias)
+        bias = np.zeros(2 * num_joints) if pose is None else pose.reshape(-1)
+        self.head.bias.data.copy_(torch.from_numpy(bias))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) -> (B, J, 2)."""

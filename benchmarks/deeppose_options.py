@@ -27,6 +27,7 @@ PAPER = PoseRecipe(
     weight_decay=0.0,
     dropout=0.6,
     shift=0.1,
+    mean_pose=False,
 )
 PRESETS: dict[str, tuple[alexnet.AlexNetConfig, PoseRecipe]] = {
     "paper": (alexnet.AlexNetConfig(), PAPER),
@@ -244,6 +245,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
         "freeze": {"type": int},
         "scale": {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")},
         "shift": {"type": float},
+        "mean_pose": {"action": argparse.BooleanOptionalAction},
         "precision": {"choices": ("auto", "float32", "bfloat16")},
     }
     for name, option in options.items():

@@ -42,6 +42,7 @@ class PoseRecipe:
         freeze: iterations at the beginning in which the convolutions stay as they are.
         scale: range of the magnification of a person, both above 0.
         shift: largest shift of a person to any side, as a share of the image, in 0..1.
+        mean_pose: begin from the mean of the labelled poses and their mirror images, not from the middle.
         precision: "float32", or "bfloat16" (mixed).
 
     Raises:
@@ -51,7 +52,7 @@ class PoseRecipe:
         dropout 0.6, mirror images, shifts of 0.1; convolutions frozen for 10,000 iterations where they come
         from ImageNet.
     Differs from the paper: its code enlarges the joints' box by 1.5 to 2, each side on its own; here a crop
-        of 1.3 is magnified as a whole. The presets but "paper" are ours.
+        of 1.3 is magnified as a whole. The presets but "paper" are ours, and so is the mean pose.
     """
 
     iterations: int = 1000
@@ -64,6 +65,7 @@ class PoseRecipe:
     freeze: int = 0
     scale: tuple[float, float] = (0.8, 1.1)
     shift: float = 0.05
+    mean_pose: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:

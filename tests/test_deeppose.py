@@ -10,13 +10,14 @@ import torch
 from pose_trees import person, poses, upright, write_crops, write_leeds, write_mpii
 
 from benchmarks import alexnet, deeppose, deeppose_report, deeppose_training
-from benchmarks.deeppose import judge, labelled, main
+from benchmarks.deeppose import judge, labelled, main, mean_pose
 from benchmarks.deeppose_model import PoseAugmentation, PoseRegressor, pose_loss
 from benchmarks.deeppose_options import Init, parse
 from benchmarks.deeppose_training import PoseRecipe, batches, fit, predict
-from benchmarks.learning import TINY, Start, train
+from benchmarks.learning import Start, train
 from benchmarks.mpii_data import load_mpii
-from benchmarks.pose_data import load_lsp
+from benchmarks.options import PRESETS
+from benchmarks.pose_data import load_lsp, load_lspet
 from pml_posets.evaluation import LSP_SKELETON, MPII_SKELETON, mirror_joints
 
 SHAPE = alexnet.AlexNetConfig(64, batch_norm=True, fc_dim=8)
@@ -146,6 +147,8 @@ def test_the_network():
     expected = features @ model.head.weight.T + model.head.bias
     torch.testing.assert_close(model(images), expected.view(3, 14, 2))
     assert (model.head.bias == 0).all()
+    pose = np.arange(28.0).reshape(14, 2)
+    assert PoseRegressor(alexnet.build(SHAPE, 0), 14, 0, pose).head.bias.tolist() == list(range(28))
     wide = regressor(shape=replace(SHAPE, fc_dim=512))
     assert wide.head.weight.std().item() == pytest.approx(0.01, rel=0.1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -310,6 +313,21 @@ def test_budgets_are_nested_and_drawn_by_the_seed():
     assert len(labelled(everybody, 1e-9, 0)) == 1
 
 
+def test_the_mean_pose_by_loops(leeds):
+    data = load_lspet(leeds / "lspet")
+    joints, rows = data.joints.copy(), np.array([2, 0, 5, 1])
+    joints[:, [0, 5]] = np.nan  # ankles that nobody has
+    data = replace(data, joints=joints, visible=np.isfinite(joints).all(axis=2))
+    found = mean_pose(data, rows)
+    for j in range(14):
+        seen = [joints[i, j] for i in rows if data.visible[i, j]]
+        other = data.skeleton.mirror[j]
+        seen += [(1 - joints[i, other, 0], joints[i, other, 1]) for i in rows if data.visible[i, other]]
+        expected = np.mean(seen, axis=0) if seen else [0.5, 0.5]
+        np.testing.assert_allclose(found[j], expected, rtol=1e-6)
+    assert found[0].tolist() == [0.5, 0.5]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The checkpoint of a tiny run of posets, and its networks."""
@@ -319,8 +337,8 @@ def trained(tmp_path_factory):
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     images = torch.from_numpy(rng.integers(0, 255, (24, 3, 64, 64), dtype=np.uint8))
     recipe = replace(
-        TINY, rounds=1, iterations=2, batch_size=8, fc_dim=8, ema=0.5, precision="float32", top_fraction=0.5,
-        mirror_images=False,
+        PRESETS["tiny"], rounds=1, iterations=2, batch_size=8, fc_dim=8, ema=0.5, precision="float32",
+        top_fraction=0.5, mirror_images=False,
     )  # fmt: skip
     joint = train("posets", images, Start(features), recipe, seed=0, output_dir=folder, progress=False)
     return folder / "checkpoint.pt", joint.evaluation_models
