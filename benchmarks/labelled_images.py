@@ -1,9 +1,9 @@
-"""Images with classes: PASCAL VOC's object boxes, and folders of images."""
+"""Images with classes: folders of them; `voc_data` reads PASCAL VOC."""
 
 from __future__ import annotations
 
 import csv
-import xml.etree.ElementTree as ElementTree
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +29,11 @@ class LabelledImages:
         labels: (N,) int64 from 0, index of the class name.
         classes: names.
         train, test: dataset indices, int64.
+        names: N names of the images, the same wherever they lie; empty: their numbers tell them apart.
         excluded: reason to the names of what was left out.
 
     Raises:
-        ValueError: for labels that do not match, or an empty side of the split.
+        ValueError: for labels or names that do not match, or an empty side of the split.
     """
 
     name: str
@@ -41,11 +42,14 @@ class LabelledImages:
     classes: tuple[str, ...]
     train: npt.NDArray[np.int64]
     test: npt.NDArray[np.int64]
+    names: tuple[str, ...] = ()
     excluded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.images),):
             raise ValueError(f"{self.name} has {len(self.images)} images, labels of {self.labels.shape}")
+        if self.names and len(self.names) != len(self.images):
+            raise ValueError(f"{self.name} has {len(self.images)} images, but {len(self.names)} names")
         for part in ("train", "test"):
             if not len(getattr(self, part)):
                 raise ValueError(f"there are no images to {part} on in {self.name}")
@@ -68,7 +72,7 @@ class LabelledImages:
         """What tells these data from others, for results."""
         return {
             "data": self.name,
-            "data_id": str(digest(self.images.data_id, self.labels, self.train, self.test)[:16]),
+            "image_names": str(digest(list(self.names), self.labels, self.train, self.test)[:16]),
             "num_train": len(self.train),
             "num_test": len(self.test),
             "left_out": {reason: len(names) for reason, names in self.excluded.items()},
@@ -98,30 +102,6 @@ class Chosen(Dataset[Any]):
         return str(digest(self.images.data_id, np.asarray(self.indices)))
 
 
-class BoxCrops(Dataset[Any]):
-    """Objects cut from images when they are read, in the proportions of their boxes.
-
-    Args:
-        paths: N image files.
-        boxes: (N, 4) int left, top, right, bottom in pixels; right and bottom are not in the box.
-    """
-
-    def __init__(self, paths: Sequence[Path], boxes: npt.NDArray[np.int64]) -> None:
-        self._files = ImageList(paths)
-        self.paths, self.boxes = self._files.paths, boxes
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._files[index].crop(tuple(int(side) for side in self.boxes[index]))
-
-    @property
-    def data_id(self) -> str:
-        """A digest that changes with the files or the boxes."""
-        return str(digest(files_id(self.paths), self.boxes))
-
-
 class ImageFiles(ImageList):
     """Whole images."""
 
@@ -137,6 +117,33 @@ def files_id(paths: Sequence[Path]) -> str:
     return str(digest([str(path) for path in paths], [[s.st_size, s.st_mtime_ns] for s in states]))
 
 
+def numbered(names: Sequence[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """The number of each sample's class, and the classes in order: 2 comes before 10."""
+    numeric = all(name.isdecimal() for name in names)
+    classes = sorted(set(names), key=lambda name: (int(name) if numeric else 0, name))
+    places = {name: place for place, name in enumerate(classes)}
+    return np.array([places[name] for name in names], np.int64), tuple(classes)
+
+
+def check_known(
+    labels: npt.NDArray[np.int64], learned: npt.NDArray[np.bool_], classes: Sequence[str], root: Path
+) -> None:
+    """See that no class is tested that nothing to learn from has.
+
+    Args:
+        labels: (N,) of all.
+        learned: (N,) True: to learn from.
+        classes: their names.
+        root: where they lie, for the message.
+
+    Raises:
+        ValueError: if one is.
+    """
+    unknown = np.setdiff1d(labels[~learned], labels[learned])
+    if unknown.size and learned.any():
+        raise ValueError(f"nothing to learn from in {root} is of the class {classes[unknown[0]]}")
+
+
 def load_folder(root: Path, split: Split, skip_unreadable: bool = False) -> LabelledImages:
     """A folder of images with classes.
 
@@ -146,145 +153,87 @@ def load_folder(root: Path, split: Split, skip_unreadable: bool = False) -> Labe
     Args:
         root: the folder.
         split: where it has none of its own. "images": every other image of each class, in order of their
-            names, is to be learned from, the rest to be tested on. "classes": the first half of the classes
-            (in order) is learned from, the second half tested on.
+            names, is to be learned from, the rest to be tested on; a class of a single image is not tested,
+            and named. "classes": the first half of the classes (in order) is learned from, the second half
+            tested on.
         skip_unreadable: decode every image now, and leave out those that cannot be.
 
     Raises:
-        NotADirectoryError, FileNotFoundError, ValueError: if it is none of these, a class has too few images
-            or a line of labels.csv names no image.
+        NotADirectoryError, FileNotFoundError, ValueError: if it is none of these, has one class alone, a line
+            of labels.csv names no image or no class, or the images to test on have a class of their own
+            (unless the split is by classes).
     """
     root = Path(root)
     if not root.is_dir():
         raise NotADirectoryError(
             f"{root} is no folder: give a folder of images with a subfolder for each class"
         )
+    halves = None
     if (root / "labels.csv").is_file():
         paths, names = _listed(root)
-        halves = None
     elif (root / "train").is_dir() and (root / "test").is_dir():
         found = [_by_folder(root / part) for part in ("train", "test")]
         paths, names = ([*found[0][i], *found[1][i]] for i in (0, 1))
         halves = np.arange(len(paths)) < len(found[0][0])
     else:
         paths, names = _by_folder(root)
-        halves = None
     images = ImageFiles(paths, skip_unreadable=skip_unreadable)
     unreadable = {path for path, _ in images.unreadable}
     kept = np.array([path not in unreadable for path in paths])
-    names = [name for name, keep in zip(names, kept, strict=True) if keep]
-    classes, labels = np.unique(names, return_inverse=True)
-    if all(name.isdigit() for name in names):  # 2 comes before 10
-        numbers = sorted(set(names), key=int)
-        labels = np.array([numbers.index(name) for name in classes])[labels]
-        classes = np.array(numbers)
+    labels, classes = numbered([name for name, keep in zip(names, kept, strict=True) if keep])
     if len(classes) < 2:
         raise ValueError(f"{root} has the class {', '.join(classes)} alone: at least two are needed")
-    if split == "classes":
+    excluded: dict[str, tuple[str, ...]] = {}
+    if unreadable:
+        excluded["image missing or damaged"] = tuple(_within(root, path) for path in sorted(unreadable))
+    if halves is not None:
+        learned = halves[kept]
+    elif split == "classes":
         learned = labels < (len(classes) + 1) // 2
     else:
-        learned = _every_other(labels) if halves is None else halves[kept]
+        learned = _every_other(labels)
+        single = np.flatnonzero(np.bincount(labels) == 1)
+        if single.size:
+            excluded["class of a single image, not tested"] = tuple(classes[c] for c in single)
+    if split == "images":
+        check_known(labels, learned, classes, root)
     return LabelledImages(
         name=root.resolve().name,
         images=images,
-        labels=labels.astype(np.int64),
-        classes=tuple(classes.tolist()),
+        labels=labels,
+        classes=classes,
         train=np.flatnonzero(learned),
         test=np.flatnonzero(~learned),
-        excluded={"unreadable": tuple(path.name for path in sorted(unreadable))} if unreadable else {},
-    )
-
-
-def load_voc(root: Path, year: str, train: str, test: str, download: bool = False) -> LabelledImages:
-    """Object boxes of PASCAL VOC, read by torchvision's dataset; objects marked difficult are left out.
-
-    Args:
-        root: folder that holds VOCdevkit/.
-        year: "2007".
-        train, test: image sets.
-        download: fetch it first.
-
-    Raises:
-        RuntimeError: by torchvision, if it is not there and not to be downloaded.
-        ValueError: for an annotation that is damaged, or a class that only the test objects have.
-    """
-    paths: list[Path] = []
-    boxes: list[list[int]] = []
-    names: list[str] = []
-    halves: list[bool] = []
-    excluded: dict[str, tuple[str, ...]] = {}
-    for part in (train, test):
-        found = _voc(root, year, part, download)
-        for path, note in zip(found.images, found.annotations, strict=True):
-            for number, (name, box, difficult) in enumerate(_objects(Path(note)), 1):
-                empty = box[0] >= box[2] or box[1] >= box[3]
-                if difficult or empty:
-                    reason = "difficult" if difficult else "empty box"
-                    excluded[reason] = (*excluded.get(reason, ()), f"{Path(note).stem} object {number}")
-                    continue
-                paths.append(Path(path))
-                boxes.append(box)
-                names.append(name)
-                halves.append(part == train)
-    classes, labels = np.unique(names, return_inverse=True)
-    learned = np.array(halves, bool)
-    unknown = np.setdiff1d(labels[~learned], labels[learned])
-    if unknown.size:
-        raise ValueError(f"no object to learn from in {root} is of the class {classes[unknown[0]]}")
-    return LabelledImages(
-        name=f"voc{year}",
-        images=BoxCrops(paths, np.array(boxes, np.int64).reshape(-1, 4)),
-        labels=labels.astype(np.int64),
-        classes=tuple(classes.tolist()),
-        train=np.flatnonzero(learned),
-        test=np.flatnonzero(~learned),
+        names=tuple(_within(root, path) for path in images.paths),
         excluded=excluded,
     )
-
-
-def _voc(root: Path, year: str, part: str, download: bool) -> Any:
-    from torchvision.datasets import VOCDetection
-
-    try:
-        return VOCDetection(str(root), year=year, image_set=part, download=download)
-    except (RuntimeError, FileNotFoundError) as error:
-        raise FileNotFoundError(
-            f"PASCAL VOC {year} {part} is not in {root} ({error}): unpack it so that "
-            f"{root}/VOCdevkit/VOC{year} is there, or give --download"
-        ) from error
-
-
-def _objects(note: Path) -> list[tuple[str, list[int], bool]]:
-    """Class, box (left, top, right, bottom; the last two not in it) and difficulty of each object."""
-    try:
-        found = []
-        for one in ElementTree.parse(note).getroot().iter("object"):
-            left, top, right, bottom = (
-                round(float(one.findtext(f"bndbox/{side}", ""))) for side in ("xmin", "ymin", "xmax", "ymax")
-            )
-            name, difficult = one.findtext("name", ""), one.findtext("difficult", "0").strip() == "1"
-            if not name:
-                raise ValueError("an object has no name")
-            found.append((name, [left - 1, top - 1, right, bottom], difficult))
-        return found
-    except (ElementTree.ParseError, ValueError) as error:
-        raise ValueError(f"the annotation {note} is damaged ({error}): unpack it anew") from error
 
 
 def _listed(root: Path) -> tuple[list[Path], list[str]]:
     """Files and classes of labels.csv."""
     table = root / "labels.csv"
-    with open(table, newline="") as file:
+    paths: list[Path] = []
+    names: list[str] = []
+    with open(table, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"file", "class"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{table} must have the columns file and class, got {reader.fieldnames}")
-        rows = list(reader)
-    folder = root / "images" if (root / "images").is_dir() else root
-    paths = [folder / row["file"] for row in rows]
-    for line, path in enumerate(paths, 2):
-        if not path.is_file():
-            raise FileNotFoundError(f"line {line} of {table} names {path}, which is not there")
-    return paths, [row["class"] for row in rows]
+        for row in reader:
+            line = f"line {reader.line_num} of {table}"
+            if not row["file"] or not row["class"]:
+                raise ValueError(f"{line} names no {'class' if row['file'] else 'file'}")
+            places = [folder / row["file"] for folder in (root, root / "images")]
+            path = next((path for path in places if path.is_file()), None)
+            if path is None:
+                raise FileNotFoundError(
+                    f"{line} names {row['file']}, which is neither in {root} nor in images/"
+                )
+            paths.append(path)
+            names.append(row["class"])
+    if len(set(paths)) != len(paths):
+        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
+        raise ValueError(f"{table} names {_within(root, twice)} more than once")
+    return paths, names
 
 
 def _by_folder(root: Path) -> tuple[list[Path], list[str]]:
@@ -293,6 +242,10 @@ def _by_folder(root: Path) -> tuple[list[Path], list[str]]:
     if not paths:
         raise ValueError(f"{root} has no subfolders of images, one for each class, and no labels.csv")
     return paths, [path.relative_to(root).parts[0] for path in paths]
+
+
+def _within(root: Path, path: Path) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def _every_other(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -15,11 +15,14 @@ from pml_posets.features import extract
 from pml_posets.image_store import ImageStore
 
 from .described import Described
-from .labelled_images import Chosen, LabelledImages, load_folder, load_voc
+from .labelled_images import Chosen, LabelledImages, load_folder
 from .learning import Start
 from .options import RunOptions
 from .postures import check_size
 from .session import Score
+from .voc_data import load_voc
+
+SETS = ("trainval", "test")  # VOC's image sets to learn from and to test on
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,11 @@ class Objects:
 
 
 def data_name(options: ObjectOptions) -> str:
-    """What the data are called in the results."""
-    return "voc2007" if options.dataset == "voc" else options.data_root.resolve().name
+    """What the data are called in the results: VOC, and its image sets if they are not the usual ones."""
+    if options.dataset != "voc":
+        return options.data_root.resolve().name
+    sets = (options.train_set, options.test_set)
+    return "voc2007" if sets == SETS else f"voc2007 {sets[0]}, tested on {sets[1]}"
 
 
 def prepare(options: ObjectOptions) -> Objects:
@@ -136,7 +142,8 @@ def prepare(options: ObjectOptions) -> Objects:
         OSError, ValueError: for data that are missing, damaged, or too few for a batch.
     """
     if options.dataset == "voc":
-        data = load_voc(options.data_root, "2007", options.train_set, options.test_set, options.download)
+        sets = (options.train_set, options.test_set)
+        data = load_voc(options.data_root, "2007", *sets, options.download, options.skip_unreadable)
     else:
         data = load_folder(options.data_root, "images", options.skip_unreadable)
     print(data.summary(), flush=True)

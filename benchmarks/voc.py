@@ -15,7 +15,7 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks import common, session
 from benchmarks.object_report import ObjectReport
-from benchmarks.object_task import ObjectOptions, data_name, prepare
+from benchmarks.object_task import SETS, ObjectOptions, data_name, prepare
 from benchmarks.options import PLAIN, CommandLine, parser_of, settle
 
 LINE = CommandLine("voc", layer="fc6", plain=("majority", *PLAIN))
@@ -44,15 +44,15 @@ def parse(description: str, arguments: Sequence[str] | None) -> ObjectOptions:
     data.add_argument("--dataset", choices=("voc", "folder"), default="voc")
     data.add_argument("--data-root", type=Path, required=True, help="folder of VOCdevkit/, or of images")
     data.add_argument("--votes", type=int, default=5, help="nearest neighbours that vote")
-    data.add_argument("--train-set", default="trainval", help="VOC's image set to learn from")
-    data.add_argument("--test-set", default="test", help="VOC's image set to test on")
+    data.add_argument("--train-set", default=SETS[0], help="VOC's image set to learn from")
+    data.add_argument("--test-set", default=SETS[1], help="VOC's image set to test on")
     data.add_argument("--download", action="store_true", help="fetch VOC into --data-root first")
     data.add_argument("--skip-unreadable", action="store_true", help="count unreadable images and go on")
     got = parser.parse_args(arguments)
     if got.votes < 1:
         raise ValueError(f"--votes must be 1 or more, got {got.votes}")
-    if got.dataset == "folder" and got.download:
-        raise ValueError("--download is for --dataset voc")
+    if got.dataset == "folder" and (got.download or (got.train_set, got.test_set) != SETS):
+        raise ValueError("--download, --train-set and --test-set are for --dataset voc")
     return ObjectOptions(
         **settle(LINE, got, drawn=False),
         dataset=got.dataset,
