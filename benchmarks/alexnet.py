@@ -180,19 +180,7 @@ def load_imagenet(models: Mapping[str, nn.Module], path: str | Path) -> None:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no file of weights, or one of another architecture.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no ImageNet weights at {path}: give the local file of torchvision's AlexNet "
-            "(alexnet-owt-7be5be79.pth)"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged or no file of weights ({reason}): download it anew") from error
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no state_dict: give the file as torchvision publishes it")
+    state = read_weights(path, "torchvision's AlexNet (alexnet-owt-7be5be79.pth)")
     parts: dict[str, dict[str, torch.Tensor]] = {
         "trunk": {key: value for key, value in state.items() if key.startswith("features.")},
         "embedder": {
@@ -214,6 +202,30 @@ def load_imagenet(models: Mapping[str, nn.Module], path: str | Path) -> None:
         )
     for model, part in parts.items():
         models[model].load_state_dict(part)
+
+
+def read_weights(path: str | Path, whose: str) -> dict[str, torch.Tensor]:
+    """A state_dict from a local file.
+
+    Args:
+        path: the file.
+        whose: what it should be, for messages.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or no file of weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no ImageNet weights at {path}: give the local file of {whose}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged or no file of weights ({reason}): download it anew") from error
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no state_dict: give the file as torchvision publishes it")
+    return state
 
 
 def settings(config: AlexNetConfig) -> dict[str, Any]:

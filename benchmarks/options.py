@@ -12,15 +12,16 @@ from typing import Any, Literal
 
 import torch
 
-from . import alexnet, common
-from .learning import METHODS, PRESETS, Recipe, flag
-from .trained import config_of
+from . import alexnet, common, trunks
+from .recipes import PRESETS, Recipe, flag
+from .trained import architecture_of
 
-LEARNED = (*METHODS, "posets-fixed")
+LEARNED = ("posets", "cliques", "triplet", "ntxent", "posets-fixed")
 PLAIN = ("hog", "hog-lda", "start")  # no network
 NETWORKS = ("random", "alexnet-imagenet", "checkpoint")  # networks that are not trained here
 EVERY_METHOD = (*PLAIN, *NETWORKS, *LEARNED)
 FILES = {"alexnet-imagenet": "--imagenet-weights", "checkpoint": "--checkpoint"}  # a method to what it needs
+NOT_TRAINED = ("alexnet-imagenet", "checkpoint")  # nor left to chance
 INITIAL = ("hog-lda", "hog", "hog-window")
 IMAGENET = alexnet.AlexNetConfig()  # torchvision's shapes
 WINDOW = (0.2, 0.6)
@@ -36,20 +37,30 @@ class CommandLine:
 
     Args:
         name: of the benchmark, of its folders under runs/.
-        layer: that is scored by default.
+        layer: that is scored by default; with a trunk of torchvision pool5 is "pooled", another "embedding".
         plain: its methods without a network, which leave nothing to chance.
         default: the methods that run when none is asked for.
+        networks: its methods with a network that is not trained; "init" is that of --init.
+        learned: its methods that train: of `methods.METHODS`, or "posets-fixed".
     """
 
     name: str
-    layer: alexnet.Layer
+    layer: trunks.Layer
     plain: tuple[str, ...] = PLAIN
     default: tuple[str, ...] = ("hog-lda", "start", "random", "posets")
+    networks: tuple[str, ...] = NETWORKS
+    learned: tuple[str, ...] = LEARNED
 
     @property
     def methods(self) -> tuple[str, ...]:
         """Every method, in the order of the tables."""
-        return (*self.plain, *NETWORKS, *LEARNED)
+        return (*self.plain, *self.networks, *self.learned)
+
+    def layer_of(self, trunk: str) -> trunks.Layer:
+        """The layer that is scored by default."""
+        if trunk == "alexnet" or self.layer in ("pooled", "embedding"):
+            return self.layer
+        return "pooled" if self.layer == "pool5" else "embedding"
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class RunOptions:
     cache: Path
     resume: bool
     methods: tuple[str, ...]
-    layer: alexnet.Layer
+    layer: trunks.Layer
     initial: str
     window: tuple[float, float] | None
     hog_size: int
@@ -83,11 +94,11 @@ class RunOptions:
         """The recipe of a method: the shapes of given weights, fixed groups where asked for."""
         if method == "alexnet-imagenet":
             size, width = IMAGENET.image_size, IMAGENET.fc_dim
-            return replace(self.recipe, image_size=size, batch_norm=False, fc_dim=width)
+            return replace(self.recipe, trunk="alexnet", image_size=size, batch_norm=False, fc_dim=width)
         if method == "checkpoint":
-            shape = config_of(self.files[method])
-            size, width = shape.image_size, shape.fc_dim
-            return replace(self.recipe, image_size=size, batch_norm=shape.batch_norm, fc_dim=width)
+            shape = trunks.settings(architecture_of(self.files[method]))
+            names = ("trunk", "image_size", "batch_norm", "fc_dim")
+            return replace(self.recipe, **{name: shape[name] for name in names if name in shape})
         return replace(self.recipe, regroup="fixed") if method == "posets-fixed" else self.recipe
 
     @property
@@ -116,7 +127,11 @@ def parser_of(line: CommandLine, description: str) -> argparse.ArgumentParser:
     run.add_argument(
         "--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes that load images"
     )
-    run.add_argument("--layer", choices=alexnet.LAYERS, default=line.layer, help="whose features are scored")
+    run.add_argument(
+        "--layer", choices=trunks.LAYERS,
+        help=f"whose features are scored; default: {line.layer}, of another trunk than AlexNet "
+        f"{line.layer_of('resnet18')}",
+    )  # fmt: skip
     run.add_argument("--no-round-scores", action="store_true", help="score after the last round only")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.add_argument("--init", type=Path, help="begin from torchvision's ImageNet weights in this file")
@@ -170,15 +185,19 @@ def settle(line: CommandLine, got: argparse.Namespace, drawn: bool) -> dict[str,
     files = {method: path for method, path in files.items() if path is not None}
     methods = tuple(dict.fromkeys(got.method or line.default))
     if "all" in methods:
-        methods = tuple(m for m in line.methods if m not in FILES or m in files)
-    _check(got, methods, files, recipe, initial, components)
+        left_out = {m for m in FILES if m not in files} | ({"init"} if got.init is None else set())
+        methods = tuple(m for m in line.methods if m not in left_out)
+    layer = got.layer or line.layer_of(recipe.trunk)
+    _check_layer(layer, methods, recipe)
+    _check_init(got, methods, recipe)
+    _check(got, methods, files, initial, components)
     return {
         "line": line,
         "output": got.output or _new_folder(Path("runs"), line.name),
         "cache": got.cache or Path("runs") / "cache",
         "resume": got.resume,
         "methods": methods,
-        "layer": got.layer,
+        "layer": layer,
         "initial": initial,
         "window": tuple(got.window or WINDOW) if initial == "hog-window" else None,
         "hog_size": got.hog_size,
@@ -214,7 +233,6 @@ def _check(
     got: argparse.Namespace,
     methods: Sequence[str],
     files: Mapping[str, Path],
-    recipe: Recipe,
     initial: str,
     components: int,
 ) -> None:
@@ -240,18 +258,38 @@ def _check(
         if method in files and method not in methods:
             hint = "; to begin from them: --init FILE" if method == "alexnet-imagenet" else ""
             raise ValueError(f"{option} is for --method {method}{hint}")
-    shapes = alexnet.settings(recipe.architecture)
-    expected = alexnet.settings(IMAGENET)
-    if got.init is not None and any(
-        shapes[name] != expected[name] for name in expected if name != "image_size"
-    ):
+    for option, path in (("--init", got.init), *((FILES[method], path) for method, path in files.items())):
+        if path is not None and not path.is_file():
+            raise ValueError(f"{option}: there is no file {path}")
+
+
+def _check_layer(layer: str, methods: Sequence[str], recipe: Recipe) -> None:
+    """See that the networks have the layer."""
+    if recipe.trunk != "alexnet" and layer in alexnet.LAYERS:
+        raise ValueError(f"--layer {layer} is AlexNet's: of --trunk {recipe.trunk} take pooled or embedding")
+    if recipe.trunk != "alexnet" and "alexnet-imagenet" in methods:
+        raise ValueError(
+            f"--method alexnet-imagenet goes with --trunk alexnet; for weights of {recipe.trunk}: --init FILE"
+        )
+
+
+def _check_init(got: argparse.Namespace, methods: Sequence[str], recipe: Recipe) -> None:
+    """See that there are weights to begin from where they are wanted, and that the shapes are theirs."""
+    if "init" in methods and got.init is None:
+        raise ValueError(f"--method init needs --init FILE (torchvision's weights of {recipe.trunk})")
+    if got.init is None:
+        return
+    config = recipe.architecture
+    if isinstance(config, trunks.TorchvisionConfig):
+        if config.small_stem:
+            raise ValueError("--init needs torchvision's stem: --image-size 64 or more")
+        return
+    shapes, expected = alexnet.settings(config), alexnet.settings(IMAGENET)
+    if any(shapes[name] != expected[name] for name in expected if name != "image_size"):
         raise ValueError(
             "--init needs a network of torchvision's shapes: "
             f"--image-size {IMAGENET.image_size} --fc-dim {IMAGENET.fc_dim} --no-batch-norm"
         )
-    for option, path in (("--init", got.init), *((FILES[method], path) for method, path in files.items())):
-        if path is not None and not path.is_file():
-            raise ValueError(f"{option}: there is no file {path}")
 
 
 def fast_precision(device: str) -> Literal["float32", "bfloat16"]:
@@ -265,6 +303,7 @@ def fast_precision(device: str) -> Literal["float32", "bfloat16"]:
 def _add_recipe_options(group: Any) -> None:
     """One option for each field of `Recipe`, without a default: the preset's stands."""
     options: dict[str, dict[str, Any]] = {
+        "trunk": {"choices": trunks.TRUNKS},
         "scale": {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")},
         "anchors": {"choices": ("unassigned", "all")},
         "regroup": {"choices": ("network", "mixed", "fixed")},

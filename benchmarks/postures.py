@@ -16,12 +16,12 @@ from pml_posets.evaluation import RetrievalResult, retrieval_report
 from pml_posets.features import extract
 from pml_posets.image_store import ImageStore
 
-from . import common
+from . import common, methods
 from .described import Described, Pair
 from .figures import make_figures
 from .learning import Start
 from .olympic_data import OlympicFrames, OlympicTree, load_tree
-from .options import FIGURE_SIZES, LEARNED, RunOptions
+from .options import FIGURE_SIZES, RunOptions
 from .session import Score
 
 
@@ -156,23 +156,27 @@ def draw(options: RunOptions, size: str) -> Path:
     return root
 
 
-def check_size(found: int, there: str, options: RunOptions) -> None:
-    """See that there are enough images for a batch, before any work is done.
+def check_size(found: int, there: str, options: RunOptions, num_clusters: int = 100) -> None:
+    """See that there are enough images for a batch of every method, before any work is done.
 
     Args:
         found: images.
         there: where, for the message.
         options: of the run.
+        num_clusters: K of k-means where the recipe leaves it open.
 
     Raises:
-        ValueError: if not.
+        ValueError: if not, or for clusters and batches that do not go with a method (see `methods.check`).
     """
     recipe, count = options.recipe, found
     if recipe.mirror_images:
         count *= 2
-    if set(options.methods) & set(LEARNED) and count < recipe.batch_size:
+    learned = [method for method in options.methods if method in options.line.learned]
+    if learned and count < recipe.batch_size:
         doubled = " (each with its mirror image)" if recipe.mirror_images else ""
         raise ValueError(
             f"a batch has {recipe.batch_size} images, but {there} {found}{doubled}: "
             f"use --batch-size {count - count % 2} or less"
         )
+    for method in learned:
+        methods.check(method, recipe, count, num_clusters)

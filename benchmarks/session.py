@@ -14,10 +14,10 @@ import torch
 from pml_posets.augmentation import BatchAugmentation
 from pml_posets.trainers import JointTrainer
 
-from . import alexnet, common
+from . import common, trunks
 from .learning import Start, train
 from .logs import RunLog
-from .options import LEARNED, RunOptions
+from .options import NOT_TRAINED, RunOptions
 from .trained import load_trained
 
 
@@ -122,7 +122,7 @@ def run(
     shown = report(task)
     for seed in options.seeds:
         for method in options.methods:
-            alike = method in options.line.plain or method in ("alexnet-imagenet", "checkpoint")
+            alike = method in options.line.plain or method in NOT_TRAINED
             if alike and seed != options.seeds[0]:
                 continue  # one seed says it all
             began = time.perf_counter()
@@ -180,12 +180,14 @@ def run_method(method: str, seed: int, task: Task, options: RunOptions, folder: 
     """One method under one seed."""
     if method in options.line.plain:
         return Outcome(task.plain(method))
-    if method in LEARNED:
+    if method in options.line.learned:
         return learn(method, seed, task, options, folder / f"{method}-seed{seed}")
     recipe = options.recipe_of(method)
-    models = alexnet.build(recipe.architecture, seed, dropout=0.0)
+    models = trunks.build(recipe.architecture, seed, dropout=0.0)
     if method == "alexnet-imagenet":
-        alexnet.load_imagenet(models, options.files[method])
+        trunks.load_imagenet(models, recipe.architecture, options.files[method])
+    if method == "init" and options.init is not None:
+        trunks.load_imagenet(models, recipe.architecture, options.init)
     if method == "checkpoint":
         load_trained(models, options.files[method])
     models["trunk"] = torch.nn.Sequential(BatchAugmentation(), models["trunk"])
@@ -198,15 +200,15 @@ def score_models(
     """The score of the layer that was asked for."""
     for model in models.values():
         model.to(options.device)
-    return task.score(alexnet.up_to(models, options.layer), image_size)
+    return task.score(trunks.up_to(models, options.layer), image_size)
 
 
 def learn(method: str, seed: int, task: Task, options: RunOptions, home: Path) -> Outcome:
     """Train by one method under one seed, or go on with it; its checkpoint and its logs lie in `home`."""
     recipe = options.recipe_of(method)
-    begin = alexnet.build(recipe.architecture, seed, recipe.dropout)
+    begin = trunks.build(recipe.architecture, seed, recipe.dropout)
     if options.init is not None:
-        alexnet.load_imagenet(begin, options.init)
+        trunks.load_imagenet(begin, recipe.architecture, options.init)
     log = RunLog(home / "logs")
 
     def score(joint: JointTrainer) -> Score:
@@ -223,7 +225,7 @@ def learn(method: str, seed: int, task: Task, options: RunOptions, home: Path) -
 
     try:
         joint = train(
-            "posets" if method == "posets-fixed" else method,  # type: ignore[arg-type]
+            "posets" if method == "posets-fixed" else method,
             task.images,
             task.start,
             recipe,
@@ -280,7 +282,8 @@ def settings_of(method: str, task: Task, options: RunOptions) -> dict[str, Any]:
     recipe = options.recipe_of(method)
     device = {"device": options.device, "hardware": common.hardware(options.device)}
     layer = {**scored, "layer": options.layer, **device}
-    if method in LEARNED:
+    if method in options.line.learned:
         return {**origin(task, options), **recipe.settings(), "preset": options.preset, **layer}
-    given = {"file": options.files[method].name} if method in options.files else {}
-    return {**alexnet.settings(recipe.architecture), "precision": recipe.precision, **given, **layer}
+    file = options.init if method == "init" else options.files.get(method)
+    given = {} if file is None else {"file": file.name}
+    return {**trunks.settings(recipe.architecture), "precision": recipe.precision, **given, **layer}

@@ -10,10 +10,24 @@ from torch import nn
 
 from pml_posets.checkpoints import load_checkpoint
 
-from .alexnet import AlexNetConfig, settings
+from .alexnet import AlexNetConfig
+from .trunks import Architecture, TorchvisionConfig, settings
 
 
 def config_of(path: str | Path) -> AlexNetConfig:
+    """The shapes of the AlexNet in a checkpoint that a benchmark wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or holds no AlexNet of the benchmarks.
+    """
+    config = architecture_of(path)
+    if not isinstance(config, AlexNetConfig):
+        raise ValueError(f"the checkpoint {path} is of a {config.trunk}: give one of --trunk alexnet")
+    return config
+
+
+def architecture_of(path: str | Path) -> Architecture:
     """The shapes of the network in a checkpoint that a benchmark wrote.
 
     Raises:
@@ -21,6 +35,9 @@ def config_of(path: str | Path) -> AlexNetConfig:
         ValueError: if it is damaged or holds no network of the benchmarks.
     """
     found = load_checkpoint(path)["settings"]
+    trunk = found.get("your trunk", "alexnet")  # older checkpoints do not say
+    if trunk != "alexnet":
+        return TorchvisionConfig(trunk, found["your image_size"], found["your fc_dim"])
     names = ("image_size", "batch_norm", "stem_stride", "fc_dim")
     missing = [name for name in names if f"your {name}" not in found]
     if missing:
@@ -35,8 +52,8 @@ def load_trained(models: Mapping[str, nn.Module], path: str | Path) -> None:
     """Put the weights of a checkpoint into the models: their moving average where the run kept one.
 
     Args:
-        models: of `alexnet.build`, of the shapes that `config_of` says, or a "trunk" alone. They stay as they
-            were if the file does not fit.
+        models: of `trunks.build`, of the shapes that `architecture_of` says, or a "trunk" alone. They stay as
+            they were if the file does not fit.
         path: checkpoint.pt of a run.
 
     Raises:
@@ -56,7 +73,7 @@ def load_trained(models: Mapping[str, nn.Module], path: str | Path) -> None:
         wrong += [f"{name} {k}" for k in sorted(expected | found) if expected.get(k) != found.get(k)]
         parts[name] = state
     if wrong:
-        there = ", ".join(f"{name} {value}" for name, value in settings(config_of(path)).items())
+        there = ", ".join(f"{name} {value}" for name, value in settings(architecture_of(path)).items())
         raise ValueError(
             f"the checkpoint {path} is of another architecture, it differs at {', '.join(wrong[:3])}: "
             f"its network has {there}"

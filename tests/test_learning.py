@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import alexnet, learning
-from benchmarks.learning import METHODS, PRESETS, Recipe, Start, train
+from benchmarks import alexnet, learning, methods
+from benchmarks.learning import Start, train
+from benchmarks.recipes import PRESETS, Recipe
 from benchmarks.two_views import IndexLoss, TwoViews
 from pml_posets.augmentation import BatchAugmentation
 from pml_posets.losses import FeatureLoss, PosetLoss
 from pml_posets.pseudo_labels import WeightedLosses
 
 NUM, SIZE, KINDS = 60, 64, 10
+METHODS = ("posets", "cliques", "triplet", "ntxent")  # the others: test_methods.py
 SHORT = dataclasses.replace(
     PRESETS["tiny"],
     rounds=2,
@@ -216,13 +218,13 @@ def test_fixed_groups_stay_and_others_do_not(run):
 def test_mixed_features_mix_the_cosines(start):
     network = unit(np.random.default_rng(5).standard_normal((NUM, 7)))
     turned = network[:, ::-1]
-    mixed, mirrored = learning._mixed((network, turned), start, 0.3)
+    mixed, mirrored = methods.mixed((network, turned), start, 0.3)
     assert mixed.dtype == np.float32
     expected = 0.3 * network @ network.T + 0.7 * start.features @ start.features.T
     np.testing.assert_allclose(mixed @ mixed.T, expected, atol=1e-5)
     expected = 0.3 * turned @ network.T + 0.7 * start.mirrored @ start.features.T
     np.testing.assert_allclose(mirrored @ mixed.T, expected, atol=1e-5)
-    alone = learning._mixed(network, Start(start.features), 0.3)
+    alone = methods.mixed(network, Start(start.features), 0.3)
     np.testing.assert_array_equal(alone, mixed)
 
 
@@ -357,26 +359,27 @@ def test_the_paper_s_preset_holds_the_paper_s_values(monkeypatch, images, start)
         "dropout": 0.5,
     }
     assert {name: getattr(paper, name) for name in expected} == expected
-    augmentation = learning._augmentation(paper)
+    augmentation = learning.augmentation(paper)
     assert augmentation.scale == (1.0, 1.41)
     assert (augmentation.rotation, augmentation.shear) == (10.0, 4.0)
     assert augmentation.translation == pytest.approx(15 / 227)
     assert (augmentation.brightness, augmentation.colour, augmentation.grey) == (0, 0, 0)
     weight = nn.Parameter(torch.zeros(1))
-    (group,) = learning._optimizer(paper)([weight]).param_groups
+    (group,) = learning.optimizer(paper)([weight]).param_groups
     assert (group["lr"], group["momentum"]) == (1e-3, 0.9)
-    scheduler = learning._schedule(paper, 200_000)(torch.optim.SGD([weight], lr=1e-3))
+    scheduler = learning.schedule(paper, 200_000)(torch.optim.SGD([weight], lr=1e-3))
     assert {scheduler.lr_lambdas[0](step) for step in (0, 5, 100_000, 200_000)} == {1.0}
-    sampler = learning._pseudo_label_sampler("posets", start, dataclasses.replace(paper, batch_size=16), 0)
+    plan = methods.Plan(start, dataclasses.replace(paper, batch_size=16), {}, seed=0)
+    sampler = methods.surrogate_sampler(plan, posets=True)
     assert sampler.warm_start
     assert sampler.assignment.min_size == 3
     assert sampler.posets.num_classes > 0  # of 60 samples 20,000 classes cannot be made: all are kept
-    assert learning._feature_fn("posets", start, paper) is None  # the network's own
+    assert methods.feature_fn(start, paper) is None  # the network's own
 
 
 def test_the_cosine_schedule_warms_up_and_ends_at_nothing():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler = learning._schedule(dataclasses.replace(SHORT, schedule="cosine"), 100)(optimizer)
+    scheduler = learning.schedule(dataclasses.replace(SHORT, schedule="cosine"), 100)(optimizer)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -436,7 +439,7 @@ def test_values_out_of_range_are_told_by_their_option(changes, text):
 
 def test_other_methods_and_too_few_images(run, images, start):
     with pytest.raises(
-        ValueError, match="method must be one of posets, cliques, triplet, ntxent, got 'poset'"
+        ValueError, match=r"method must be one of posets, cliques, .*, supervised, got 'poset'"
     ):
         run("poset")
     with pytest.raises(ValueError, match="got batch_size=61 for 60 samples: lower batch_size"):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import alexnet, options
-from benchmarks.learning import PRESETS, Recipe, flag
+from benchmarks import alexnet, options, trunks
 from benchmarks.olympic import parse
-from benchmarks.options import EVERY_METHOD, FILES, fast_precision
+from benchmarks.options import EVERY_METHOD, FILES, CommandLine, fast_precision
+from benchmarks.recipes import PRESETS, Recipe, flag
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,9 @@ def test_every_field_of_a_recipe_has_an_option(field):
         "regroup": ("network",), "mix": (0.9,), "optimizer": ("sgd",), "lr": (0.5,), "momentum": (0.1,),
         "weight_decay": (0.2,), "schedule": ("constant",), "ema": (0.5,), "sigma": (0.9,),
         "brightness": (0.1,), "colour": (0.2,), "grey": (0.1,), "scale": (0.5, 2.0),
-        "precision": ("float32",),
+        "precision": ("float32",), "trunk": ("resnet18",), "num_clusters": (30,),
+        "samples_per_cluster": (3,), "rotation": (0.3,), "attention": (9.0,), "exemplar": (0.5,),
+        "population": (0.6,), "consensus": (0.7,), "num_transforms": (8,),
     }  # fmt: skip
     before = getattr(PRESETS["small"], field.name)
     if isinstance(before, bool):
@@ -136,6 +138,16 @@ def test_imagenet_weights_bring_their_method_and_its_shapes(tmp_path):
     assert got("--preset", "paper", "--init", "alexnet.pth").init == Path("alexnet.pth")
     shapes = ("--image-size", 227, "--fc-dim", 4096, "--no-batch-norm")
     assert got("--init", "alexnet.pth", *shapes).recipe.architecture == alexnet.AlexNetConfig()
+
+
+def test_another_trunk_has_other_layers():
+    assert got("--trunk", "resnet18").layer == "embedding"
+    assert got("--trunk", "resnet18", "--layer", "pooled").layer == "pooled"
+    assert got("--layer", "embedding").layer == "embedding"
+    assert CommandLine("lsp", layer="pool5").layer_of("googlenet") == "pooled"
+    recipe = got("--trunk", "resnet50", "--image-size", 32, "--fc-dim", 128).recipe
+    assert recipe.architecture == trunks.TorchvisionConfig("resnet50", 32, 128)
+    assert recipe.settings()["small_stem"]
 
 
 def test_everything_else_is_passed_on():
@@ -211,6 +223,16 @@ def test_precision_follows_the_hardware(monkeypatch, tmp_path):
         ("--init w.pth", "torchvision's shapes: --image-size 227 --fc-dim 4096 --no-batch-norm"),
         ("--preset paper --batch-norm --init w.pth", "torchvision's shapes"),
         ("--preset paper --image-size 128 --init w.pth", "torchvision's shapes"),
+        ("--trunk resnet18 --layer fc6", "of --trunk resnet18 take pooled or embedding"),
+        ("--trunk resnet18 --image-size 32 --init w.pth", "--init needs torchvision's stem: --image-size 64"),
+        ("--trunk resnet18 --init w.pth", "--init: there is no file w.pth"),
+        ("--trunk googlenet --image-size 31", "googlenet needs images of at least 32 px"),
+        (
+            "--trunk resnet50 --method alexnet-imagenet --imagenet-weights w.pth",
+            "goes with --trunk alexnet; for weights of resnet50: --init FILE",
+        ),
+        ("--num-clusters 1", "--num-clusters must be at least 2, got 1"),
+        ("--population 0 --consensus 0", "--population and --consensus are both 0"),
         ("--device gpu", "--device must be auto, cpu, cuda"),
         ("--device cuda:99", r"cuda:99: .* CUDA device\(s\) found; use --device cpu"),
         ("--lambda -1", "--lambda must be at least 0, got -1"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import alexnet
-from benchmarks.learning import TINY, Start, train
+from benchmarks.learning import Start, train
+from benchmarks.recipes import TINY
 from benchmarks.trained import config_of, load_trained
 from pml_posets.checkpoints import save_checkpoint
 
