@@ -56,8 +56,8 @@ def parse(description: str, arguments: Sequence[str] | None) -> PoseOptions:
         type=Path,
         nargs="+",
         default=[],
-        help="learn from these folders: LSPET, a tree of olympic.py, --data-root for its train half; "
-        "default: the train half. A network trained before: --method checkpoint",
+        help="learn from these folders: LSPET, LSP (of which the train half), a tree of olympic.py; "
+        "default: the train half of --data-root. A network trained before: --method checkpoint",
     )
     data.add_argument("--skip-unreadable", action="store_true", help="count unreadable images and go on")
     add_figures(data)
@@ -67,6 +67,8 @@ def parse(description: str, arguments: Sequence[str] | None) -> PoseOptions:
         if not root.is_dir():
             hint = f": score it by --method checkpoint --checkpoint {root}" if root.is_file() else ""
             raise ValueError(f"--train-root {root} is no folder{hint}")
+    if len({root.resolve() for root in got.train_root}) < len(got.train_root):
+        raise ValueError("--train-root names a folder twice: its images would count twice")
     return PoseOptions(
         **settle(LINE, got, drawn=got.data_root is None),
         data_root=got.data_root,

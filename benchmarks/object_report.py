@@ -12,10 +12,10 @@ from pml_posets.trainers import JointTrainer
 
 from .common import Result, write_text
 from .object_task import Objects
-from .report import losses, score_table
+from .report import losses, score_table, seen
 from .session import Outcome
 
-# Table 5 of the paper: accuracy on VOC 2007, fc6, k = 5. Its posets began from the triplets' network.
+# Table 5 of the paper: accuracy on VOC 2007.
 PAPER = {
     "hog-lda": "0.118",
     "triplet": "0.450 (Wang and Gupta)",
@@ -23,7 +23,7 @@ PAPER = {
     "posets": "0.510",
     "alexnet-imagenet": "0.616",
 }
-SHOWN = ("random", "hog-lda", "posets")  # in the picture
+SHOWN = ("random", "hog-lda", "posets", "checkpoint")  # in the picture
 
 
 class ObjectReport:
@@ -49,11 +49,14 @@ class ObjectReport:
         """Write table.md and the pictures; returns the main table."""
         measures = {"accuracy": "accuracy", "class_accuracy": "mean of classes"}
         table = score_table(results, measures, PAPER, "paper (VOC 2007)")
-        note = (
-            f"{self.objects.options.num_votes} nearest of {len(self.objects.data.train)} vote on "
-            f"{len(self.objects.data.test)}. The paper: 227 px, 5 votes."
-        )
-        text = f"{table}\n\n{note}"
+        data, options = self.objects.data, self.objects.options
+        notes = [
+            f"Here: {self.objects.name}, {options.num_votes} nearest of {len(data.train)} vote on "
+            f"{len(data.test)}; {seen(options)} The first similarities: {options.initial}.",
+            "The paper: the object boxes of VOC 2007, 5 votes, 227 px, fc6. Its posets began from the "
+            "network and the similarities of the triplets (Wang and Gupta), with 1000 classes of 8.",
+        ]
+        text = "\n".join([table, "", *notes])
         write_text(folder / "table.md", text + "\n")
         trained = {name: joint for name, joint in self.trainers.items() if joint.history}
         if trained:

@@ -15,10 +15,10 @@ from pml_posets.trainers import JointTrainer
 
 from .common import Result, write_text
 from .pose_task import Poses
-from .report import losses, score_table
+from .report import losses, score_table, seen
 from .session import Outcome
 
-# Table 2 of the paper: strict PCP@0.5 on Leeds Sports, pool5, 227 px. Its triplets are Shuffle & Learn.
+# Table 2 of the paper: strict PCP@0.5 on Leeds Sports.
 PAPER = {
     "oracle": "69.2",
     "alexnet-imagenet": "41.1",
@@ -52,13 +52,18 @@ class PoseReport:
 
     def write(self, folder: Path, results: list[Result]) -> str:
         """Write table.md and the pictures; returns the main table."""
-        parts = self.poses.people.skeleton.parts
+        poses, people = self.poses, self.poses.people
+        parts = people.skeleton.parts
         measures = {"pcp_total": "PCP total", **{f"pcp/{part}": part for part in parts}}
-        text = score_table(results, measures, PAPER, "paper (total, LSP)", self.poses.digits)
+        text = score_table(results, measures, PAPER, "paper (total, LSP)", poses.digits)
+        unjudged = max((r.metrics.get("sticks_left_out", 0.0) for r in results), default=0.0)
         notes = [
-            "Strict PCP@0.5 in percent. The paper: 227 px, a network trained on Olympic Sports frames.",
-            f"Gallery: {len(self.poses.gallery)} people and their mirror images "
-            f"({self.poses.incomplete} left out, joints missing). Learned from: {self.poses.pool.name}.",
+            f"Strict PCP@0.5 in percent on {len(people.test)} people ({unjudged:.0f} sticks not judged). "
+            f"Gallery: {len(poses.gallery)} people and their mirror images ({poses.incomplete} left out, "
+            "joints missing).",
+            f"Here: {people.name}, learned from {poses.pool.name}; {seen(poses.options)}",
+            "The paper: Leeds Sports, 227 px, pool5, networks trained on Olympic Sports frames. Its triplets "
+            "are Shuffle & Learn, its cliques began from ImageNet weights.",
         ]
         text = "\n".join([text, "", *notes])
         write_text(folder / "table.md", text + "\n")
@@ -69,7 +74,8 @@ class PoseReport:
         if shown:
             title = "Framed: a person and the true pose. Beside it the nearest, whose poses are copied"
             save_figure(image_rows(self._neighbours(shown), title), folder / "neighbours.png")
-            title = "Where the 20 nearest have their joints (heat), and the true pose"
+            count = min(self.copied[name].joints.shape[1] for name in shown)
+            title = f"Where the {count} nearest have their joints (heat), and the true pose"
             save_figure(image_rows(self._heat_maps(shown), title), folder / "heatmaps.png")
         return text
 

@@ -46,12 +46,14 @@ class Pool:
     Args:
         name: of where they come from.
         images: PIL images, with a `data_id`.
+        names: of the images, the same wherever they lie.
         sources: (N,) what they were cut from; None: each its own.
     """
 
     name: str
     images: Any
-    sources: np.ndarray | None
+    names: list[str]
+    sources: np.ndarray | None = None
 
 
 class Poses:
@@ -104,8 +106,7 @@ class Poses:
             both = np.concatenate([joints, mirror_joints(joints, self.people.skeleton)])
             return self._judged(np.repeat(both.mean(0)[None], len(self.people.test), 0), None)
         if method == "pixels":
-            store = self.described.images_of(PIXELS)
-            return self.scored((_pixels(store, False), _pixels(store, True)))
+            return self.scored(_pixels(self.described.images_of(PIXELS), self.gallery))
         return self.scored(self.described.hog(self.options.initial if method == "start" else method))
 
     def score(self, network: torch.nn.Module, image_size: int) -> Score:
@@ -156,11 +157,8 @@ class Poses:
 
     def origin(self) -> dict[str, Any]:
         """Which images are learned from."""
-        return {"pool": self.pool.name, "images": len(self.pool.images), "image_names": self._pool_id}
-
-    @cached_property
-    def _pool_id(self) -> str:
-        return str(digest(self.pool.images.data_id)[:16])
+        names = str(digest(self.pool.names)[:16])
+        return {"pool": self.pool.name, "images": len(self.pool.images), "image_names": names}
 
     def plain_settings(self, method: str) -> dict[str, Any]:
         """Of HOG."""
@@ -179,12 +177,13 @@ class Poses:
         return {**self.people.settings(), "gallery": len(self.gallery), "mirrored_gallery": True}
 
 
-def _pixels(store: ImageStore, mirror: bool) -> np.ndarray:
-    """(N, D) float32, the images less their mean."""
+def _pixels(store: ImageStore, gallery: np.ndarray) -> Pair:
+    """(N, D) float32 of the images and the mirrored ones, less the mean of the gallery's both."""
     images = np.stack([store[i].numpy() for i in range(len(store))]).astype(np.float32)
-    flipped = images[..., ::-1]
-    chosen = (flipped if mirror else images) - (images.mean(0) + flipped.mean(0)) / 2
-    return chosen.reshape(len(images), -1)
+    mean = images[gallery].mean(0)
+    mean = (mean + mean[..., ::-1]) / 2
+    plain, mirrored = ((x - mean).reshape(len(images), -1) for x in (images, images[..., ::-1]))
+    return plain, mirrored
 
 
 def data_name(options: PoseOptions) -> str:
@@ -222,26 +221,39 @@ def read_pool(people: PoseData, options: PoseOptions) -> Pool:
         OSError, ValueError: for a folder that is none of the known kinds, or is damaged.
     """
     if not options.train_roots:
-        return Pool(people.name, Chosen(people.images, people.train), None)
-    images, sources = [], []
-    for root in options.train_roots:
-        found, source = _unlabelled(root, people, options)
-        images.append(found)
-        sources.append(np.arange(len(found)) if source is None else source)
-    first = np.cumsum([0, *(len(np.unique(one)) for one in sources[:-1])])
-    apart = [
-        np.unique(one, return_inverse=True)[1] + begin for one, begin in zip(sources, first, strict=True)
-    ]
-    return Pool(pool_name(options), JoinedImages(images), np.concatenate(apart))
+        return _train_half(people)
+    pools = [_unlabelled(root, people, options) for root in options.train_roots]
+    sources, total = [], 0
+    for pool in pools:
+        own = np.arange(len(pool.images)) if pool.sources is None else pool.sources
+        found, own = np.unique(own, return_inverse=True)
+        sources.append(own + total)
+        total += len(found)
+    names = [f"{pool.name}/{name}" for pool in pools for name in pool.names]
+    images = JoinedImages([pool.images for pool in pools])
+    return Pool(pool_name(options), images, names, np.concatenate(sources))
 
 
-def _unlabelled(root: Path, people: PoseData, options: PoseOptions) -> tuple[Any, np.ndarray | None]:
-    """Images of one folder, and their sources if they share any."""
-    skip = options.skip_unreadable
+def _unlabelled(root: Path, people: PoseData, options: PoseOptions) -> Pool:
+    """The images of one folder; it says what the folder holds."""
+    if options.data_root is not None and root.resolve() == options.data_root.resolve():
+        return _train_half(people)
+    name, skip = root.resolve().name, options.skip_unreadable
     if (root / "image_pathes").is_dir():
         tree = load_tree(root, skip_unreadable=skip)
-        return OlympicFrames(tree), tree.sources
-    if options.data_root is not None and root.resolve() == options.data_root.resolve():
-        return Chosen(people.images, people.train), None
-    data = load_lspet(root, skip_unreadable=skip)
-    return Chosen(data.images, data.train), None
+        print("\n".join([tree.summary(), *(f"  left out: {gone}" for gone in tree.excluded)]), flush=True)
+        names = [
+            f"{tree.sequence_names[s]} {frame}" for s, frame in zip(tree.sequences, tree.names, strict=True)
+        ]
+        return Pool(name, OlympicFrames(tree), names, tree.sources)
+    first_half = any((root / "images").glob("im????.*"))  # im0001.jpg; im00001.jpg in the extended set
+    data = (load_lsp if first_half else load_lspet)(root, skip_unreadable=skip)
+    print(data.summary(), flush=True)
+    return _train_half(data)
+
+
+def _train_half(people: PoseData) -> Pool:
+    """The people to learn from; frames of one drawn clip share their source."""
+    images, train = people.images, people.train
+    sources = images.tree.sources[train] if isinstance(images, OlympicFrames) else None
+    return Pool(people.name, Chosen(images, train), [people.names[i] for i in train], sources)

@@ -11,6 +11,7 @@ from pml_posets.plots import loss_curves
 from pml_posets.trainers import JointTrainer
 
 from .common import Result, summary, table
+from .options import RunOptions
 
 
 def score_table(
@@ -42,6 +43,12 @@ def score_table(
         of_rounds = [f"{one[method][0]:.{digits}f}" if method in one else "" for one in by_round]
         rows.append([method, *cells, str(count), *of_rounds, paper.get(method, "")])
     return table(header, rows)
+
+
+def seen(options: RunOptions) -> str:
+    """In words, what the networks that a run trains see and begin from, and which layer is scored."""
+    begin = "random" if options.init is None else "ImageNet"
+    return f"{options.recipe.image_size} px, {begin} weights at the beginning, {options.layer} scored."
 
 
 def losses(trainers: Mapping[str, JointTrainer]) -> Any:

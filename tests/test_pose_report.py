@@ -1,0 +1,102 @@
+"""Pictures of poses: which sticks are drawn where, and where the heat of joints is."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from pose_trees import upright
+
+from benchmarks.pose_report import COLOURS, heated, with_pose
+from pml_posets.evaluation import LSP_SKELETON, Skeleton, Stick
+
+SIDE = 64
+ARMS = Skeleton(  # two sticks and one between the middles of two joints each
+    joints=("right_elbow", "right_wrist", "left_elbow", "left_wrist"),
+    sticks=(
+        Stick("LA", ("right_elbow",), ("right_wrist",)),
+        Stick("LA", ("left_elbow",), ("left_wrist",)),
+        Stick("M", ("right_elbow", "left_elbow"), ("right_wrist", "left_wrist")),
+    ),
+    mirror=(2, 3, 0, 1),
+    neck_and_head=("right_elbow", "right_wrist"),
+)
+POSE = np.array([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]])
+
+
+def blank(side=SIDE):
+    return Image.new("RGB", (side, side))
+
+
+def drawn(image):
+    """The colours that are in the image, black apart, with the columns they are in."""
+    pixels = np.asarray(image)
+    colours = {tuple(colour) for colour in pixels.reshape(-1, 3).tolist()} - {(0, 0, 0)}
+    return {c: set(np.flatnonzero((pixels == c).all(axis=2).any(axis=0)).tolist()) for c in colours}
+
+
+def test_sticks_are_drawn_in_the_colour_of_their_side():
+    image = blank()
+    found = drawn(with_pose(image, POSE, ARMS))
+    assert set(found) == set(COLOURS.values())
+    assert 16 in found[COLOURS["right"]]
+    assert 48 in found[COLOURS["left"]]
+    assert 32 in found[COLOURS["middle"]]
+    assert all(len(columns) <= 2 for columns in found.values())  # upright
+    rows = np.flatnonzero((np.asarray(with_pose(image, POSE, ARMS)) > 0).any(axis=(1, 2)))
+    assert (rows.min(), rows.max()) == (16, 48)
+    assert drawn(image) == {}  # it drew on a copy
+
+
+@pytest.mark.parametrize("joint", range(4))
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sticks_of_a_missing_joint_are_not_drawn(joint, axis):
+    pose = POSE.copy()
+    pose[joint, axis] = np.nan
+    found = drawn(with_pose(blank(), pose, ARMS))
+    assert set(found) == {COLOURS["left" if joint < 2 else "right"]}
+
+
+def test_without_any_joint_nothing_is_drawn():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8))
+    found = with_pose(image, np.full((14, 2), np.nan), LSP_SKELETON)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(image))
+
+
+def test_a_whole_person_lies_between_its_joints():
+    image = with_pose(blank(), upright(), LSP_SKELETON)
+    assert set(drawn(image)) == set(COLOURS.values())
+    assert image.size == (SIDE, SIDE)
+
+
+def test_heat_by_hand():
+    side, sigma = 8, 0.2
+    grey = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
+    image = Image.fromarray(grey)
+    poses = np.array([[[0.3, 0.6], [0.9, 0.1]], [[0.35, 0.6], [0.2, 0.2]]])  # two poses of two joints
+    heat = np.zeros((side, side))
+    for row in range(side):
+        for column in range(side):
+            for x, y in poses.reshape(-1, 2):
+                away = ((column + 0.5) / side - x) ** 2 + ((row + 0.5) / side - y) ** 2
+                heat[row, column] += np.exp(-away / (2 * sigma**2))
+    heat = (heat / heat.max())[:, :, None]
+    tone = np.asarray(image.convert("L"), float)[:, :, None]
+    expected = 0.7 * tone * (1 - heat) + np.array([255, 200, 0]) * heat
+    found = np.asarray(heated(image, poses, sigma)).astype(float)
+    assert np.abs(found - expected).max() <= 0.5 + 1e-9
+    np.testing.assert_array_equal(np.asarray(image), grey)
+
+
+def test_the_heat_is_greatest_where_most_joints_are():
+    poses = np.array([[[0.25, 0.75], [0.9, 0.1]], [[0.25, 0.75], [0.1, 0.1]]])
+    found = np.asarray(heated(Image.new("RGB", (40, 40), (9, 9, 9)), poses)).astype(int)
+    row, column = np.unravel_index(found[:, :, 0].argmax(), (40, 40))
+    assert abs(column + 0.5 - 10) <= 0.5
+    assert abs(row + 0.5 - 30) <= 0.5
+    assert found[4, 36] == pytest.approx([131, 103, 3], abs=1)  # one joint, not two: half the heat
+    assert found[20, 20].max() <= 7  # grey, and darkened, where no joint is near
+
+
+def test_heat_where_no_joint_is_in_the_image():
+    far = np.full((1, 3, 2), 50.0)
+    found = np.asarray(heated(Image.new("RGB", (16, 16), (100, 100, 100)), far))
+    np.testing.assert_array_equal(found, np.full((16, 16, 3), 70))
