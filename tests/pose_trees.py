@@ -41,6 +41,15 @@ def poses(count, seed=0, skeleton=LSP_SKELETON):
     return joints + rng.uniform((15, 8), (45, 18), (count, 1, 2))
 
 
+def leaning(count, seed):
+    """(N, 14, 2) people in [0, 1] of their crops, who lean to all sides."""
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(-1.5, 1.5, count)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])  # (2, 2, N)
+    unit = 0.5 + np.einsum("ijn,kj->nki", turn, 0.7 * (upright() - 0.5)) + rng.normal(0, 0.02, (count, 14, 2))
+    return np.clip(unit, 0.02, 0.98)
+
+
 def draw(joints, skeleton=LSP_SKELETON, size=SIZE):
     """A picture with a spot of 3 x 3 pixels on each joint that lies in it."""
     pixels = np.full((size[1], size[0], 3), 90, np.uint8)
@@ -129,3 +138,17 @@ def write_mpii(root, entries):
     )
     savemat(root / "mpii.mat", {"RELEASE": release})
     return root / "mpii.mat", root / "images"
+
+
+def write_lsp_and_more(root, count, seed=0):
+    """lsp, of `count` people to learn from and as many to test on; lspet of 6; all of them crops.
+
+    Two people to learn from lack a joint; of those to test on one lacks an elbow, and one has no head.
+    """
+    joints = leaning(2 * count, seed)
+    joints[2, 5] = (1.4, 0.5)  # outside its image
+    joints[7, 0] = joints[count + 2, 7] = np.nan
+    joints[count + 5, 13] = joints[count + 5, 12]
+    write_crops(root / "lsp", joints, np.zeros((2 * count, 14)))
+    write_crops(root / "lspet", leaning(6, seed + 1), np.ones((6, 14)), digits=5)
+    return root

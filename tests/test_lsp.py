@@ -1,4 +1,4 @@
-"""lsp.py as a command on a few people: its numbers by hand, its files, its resuming, what it learns from."""
+"""lsp.py as a command on a few people: its numbers by hand, its files, its resuming."""
 
 import json
 import os
@@ -11,18 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmark_runs import KILL, LEARNED, few_patches, quick, rows_of, weights
 from PIL import Image
-from pose_trees import draw, upright, write_crops
+from pose_trees import draw, leaning, write_crops, write_lsp_and_more
 
-from benchmarks import described, lsp, options, pose_report, pose_task, session
-from benchmarks.figures import make_figures
+from benchmarks import lsp, options, pose_report, pose_task, session
 from benchmarks.lsp import main
 from benchmarks.pose_data import load_lsp
 from pml_posets.evaluation import LSP_SKELETON
 
 ROOT = Path(__file__).resolve().parents[1]
 PEOPLE = 20  # to learn from, and as many to test on
-RECIPE = ["--preset", "tiny", "--iterations", 1, "--batch-size", 16, "--fc-dim", 8, "--top-fraction", 0.3]
 FIGURES = {
     "sports": ("run",),
     "num_sources": 4,
@@ -31,48 +30,16 @@ FIGURES = {
     "size": 48,
     "num_anchors": 4,
 }
-LEARNED = ["posets", "cliques", "triplet", "ntxent", "posets-fixed"]
 PLAIN = ["oracle", "mean-pose", "pixels", "hog", "hog-lda", "start"]
 PARTS = ["T", "UL", "LL", "UA", "LA", "H"]
 
 
-def some_poses(count, seed):
-    """(N, 14, 2) people in [0, 1] of their crops, who lean to all sides."""
-    rng = np.random.default_rng(seed)
-    angle = rng.uniform(-1.5, 1.5, count)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])  # (2, 2, N)
-    unit = 0.5 + np.einsum("ijn,kj->nki", turn, 0.7 * (upright() - 0.5)) + rng.normal(0, 0.02, (count, 14, 2))
-    return np.clip(unit, 0.02, 0.98)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """LSP, its extended set and a tree of olympic.py beside the folder for what is made of them once.
-
-    Two people to learn from lack a joint; of those to test on one lacks an elbow, and one has no head.
-    """
-    root = tmp_path_factory.mktemp("data")
-    joints = some_poses(2 * PEOPLE, 0)
-    joints[2, 5] = (1.4, 0.5)  # outside its image
-    joints[7, 0] = joints[22, 7] = np.nan
-    joints[25, 13] = joints[25, 12]
-    write_crops(root / "lsp", joints, np.zeros((2 * PEOPLE, 14)))
-    write_crops(root / "lspet", some_poses(6, 1), np.ones((6, 14)), digits=5)
-    make_figures(root / "tree", num_workers=1, **FIGURES)
-    return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_patches():
-    """Statistics of HOG from 200 patches: they need not be good here."""
-    fit = described.HOGLDA.fit_background
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            described.HOGLDA,
-            "fit_background",
-            lambda self, *a, **k: fit(self, *a, **{**k, "num_patches": 200}),
-        )
-        yield
+    """LSP and its extended set beside the folder for what is made of them once."""
+    root = write_lsp_and_more(tmp_path_factory.mktemp("data"), PEOPLE)
+    with few_patches():
+        yield root
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +50,7 @@ def no_pictures(monkeypatch):
 
 def arguments(data, output, *more):
     given = [] if "--figures" in more else ["--data-root", data / "lsp"]
-    shared = ["--cache", data / "cache", "--workers", 0, "--quiet", "--hog-size", 32, "--components", 32]
-    precision = ["--precision", "float32"]  # bit for bit
-    return [str(a) for a in (*given, "--output", output, *shared, *RECIPE, *precision, *more)]
+    return quick(data / "cache", output, *given, *more)
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +59,6 @@ def whole(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     assert main(arguments(data, folder, "--method", "all")) == 0
     return folder
-
-
-def rows_of(folder):
-    return {(row["method"], row["seed"]): row for row in json.loads((folder / "results.json").read_text())}
-
-
-def weights(folder):
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)["parts"]["models"]
-    return {f"{name} {key}": value for name, part in state.items() for key, value in part.items()}
 
 
 # --- By hand
@@ -204,7 +160,7 @@ def test_pixels_take_the_most_similar_image(whole, known, data):
 
 
 def test_a_mirrored_person_is_found_in_the_mirror(data, tmp_path):
-    joints = some_poses(8, 3)
+    joints = leaning(8, 3)
     root = write_crops(
         tmp_path / "twins", np.concatenate([joints, [mirror(j) for j in joints]]), np.zeros((16, 14))
     )
@@ -342,96 +298,6 @@ def test_layers(data, tmp_path, layer, width, monkeypatch):
     assert rows_of(tmp_path)["random", 0]["settings"]["layer"] == layer
 
 
-# --- What is learned from
-
-
-def pool_of(data, *roots):
-    given = lsp.parse("", arguments(data, data / "unused", "--method", "random", "--train-root", *roots))
-    return pose_task.read_pool(load_lsp(data / "lsp"), given)
-
-
-def same(found, expected):
-    return [np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(found, expected, strict=True)]
-
-
-def test_several_folders_are_learned_from_together(data, capsys):
-    pool = pool_of(data, data / "lspet", data / "tree", data / "lsp")
-    said = capsys.readouterr().out
-    assert "LSPET: 6 people" in said
-    assert "20 frames, 1 categories" in said
-    assert pool.name == "lspet+tree+lsp"
-    assert len(pool.images) == len(pool.names) == 6 + 20 + PEOPLE
-    # crops of the extended set, frames of the tree, the train half: in this order, and nobody to test on
-    people = load_lsp(data / "lsp")
-    own = [people.images[i] for i in range(PEOPLE)]
-    assert all(same((pool.images[i] for i in range(26, 26 + PEOPLE)), own))
-    extended = [Image.open(data / "lspet" / "images" / f"im0000{i}.jpg") for i in range(1, 7)]
-    assert all(same((pool.images[i] for i in range(6)), extended))
-    # each crop is its own source, the frames of an athlete share theirs
-    assert pool.sources[:6].tolist() == list(range(6))
-    assert pool.sources[6:26].tolist() == np.repeat(np.arange(6, 10), 5).tolist()
-    assert pool.sources[26:].tolist() == list(range(10, 10 + PEOPLE))
-    assert len(set(pool.names)) == len(pool.names)
-
-
-def test_only_the_train_half_of_lsp_is_learned_from_wherever_it_lies(data, tmp_path):
-    shutil.copytree(data / "lsp", tmp_path / "copy")
-    here, there = pool_of(data, data / "lsp"), pool_of(data, tmp_path / "copy")
-    assert len(here.images) == len(there.images) == PEOPLE
-    assert here.names == there.names
-    assert here.images.data_id != there.images.data_id  # which is for caches
-
-
-def test_drawn_frames_of_an_athlete_share_their_source(data, tmp_path, monkeypatch):
-    monkeypatch.setitem(options.FIGURE_SIZES, "tiny", FIGURES)
-    given = lsp.parse("", arguments(data, tmp_path, "--figures", "tiny", "--method", "random"))
-    task = pose_task.prepare(given)
-    assert task.pool.sources.tolist() == np.repeat([0, 1, 2], 5).tolist()
-    assert task.start.sources is task.pool.sources
-
-
-def test_a_run_that_learns_from_several_folders(data, tmp_path, capsys):
-    roots = [data / name for name in ("lspet", "tree", "lsp")]
-    main(arguments(data, tmp_path, "--train-root", *roots, "--method", "hog", "ntxent", "--rounds", 1))
-    assert "learned from: lspet+tree+lsp, 46 images" in capsys.readouterr().out
-    rows = rows_of(tmp_path)
-    assert {row["dataset"] for row in rows.values()} == {"lsp, learned on lspet+tree+lsp"}
-    settings = rows["ntxent", 0]["settings"]
-    assert (settings["pool"], settings["images"], settings["num_test"]) == ("lspet+tree+lsp", 46, 20)
-    assert rows["hog", 0]["settings"]["background"] == "lspet+tree+lsp"
-    assert "Here: LSP, learned from lspet+tree+lsp; 64 px" in (tmp_path / "table.md").read_text()
-    with pytest.raises(ValueError, match=r"is of other data \(lsp, learned on lspet\+tree\+lsp, here lsp\)"):
-        main(arguments(data, tmp_path, "--resume"))
-
-
-def test_hog_is_centred_on_what_is_learned_from(data, tmp_path):
-    """The same people in the same cache, described against other backgrounds."""
-    found = []
-    for root in ("lsp", "lspet", "lsp"):
-        given = arguments(data, tmp_path, "--method", "random", "--train-root", data / root)
-        found.append(pose_task.prepare(lsp.parse("", given)).described.hog("hog")[0])
-    np.testing.assert_array_equal(found[0], found[2])
-    assert np.abs(found[0] - found[1]).max() > 1e-3
-
-
-def wrong_root(data, tmp_path, text, *roots):
-    with pytest.raises(ValueError, match=text):
-        main(arguments(data, tmp_path / "out", "--method", "random", "--train-root", *roots))
-    assert not (tmp_path / "out").exists()  # before any work
-
-
-def test_train_roots_that_are_wrong(data, whole, tmp_path):
-    path = whole / "posets-seed0" / "checkpoint.pt"
-    wrong_root(
-        data, tmp_path, rf"{path} is no folder: score it by --method checkpoint --checkpoint {path}$", path
-    )
-    wrong_root(data, tmp_path, "--train-root .*nowhere is no folder$", data / "lspet", data / "nowhere")
-    wrong_root(data, tmp_path, "names a folder twice", data / "lspet", data / "tree", data / "lspet" / ".")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"neither joints\.mat .* nor joints\.npz"):
-        main(arguments(data, tmp_path / "out", "--train-root", tmp_path / "empty"))
-
-
 def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(pose_report, "SHOWN", ("checkpoint",))
     path = whole / "posets-seed0" / "checkpoint.pt"
@@ -445,25 +311,11 @@ def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path, monkeypatc
 # --- Going on
 
 
-KILL = """
-import os, runpy, signal, sys
-from benchmarks import logs, lsp
-record = logs.RunLog.record
-def kill(self, trainer):
-    record(self, trainer)
-    if trainer.joint.global_iteration + 1 == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-logs.RunLog.record = kill
-runpy.run_path(lsp.__file__, run_name="__main__")
-"""
-
-
 def test_a_killed_run_goes_on_to_the_same_numbers_and_weights(data, whole, tmp_path):
     chosen = arguments(data, tmp_path, "--method", "oracle", "posets")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    run = subprocess.run(
-        [sys.executable, "-c", KILL, *chosen], env=environment, capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-c", KILL, lsp.__file__, *chosen]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert list(rows_of(tmp_path)) == [("oracle", 0)]
     with pytest.raises(FileExistsError, match="holds a run already"):
@@ -505,87 +357,6 @@ def test_a_checkpoint_that_learned_from_others(data, whole, tmp_path):
                 data / "lsp",
             )
         )
-
-
-# --- Bad data
-
-
-@pytest.fixture
-def broken(data, tmp_path):
-    """A copy of LSP, to be broken."""
-    shutil.copytree(data / "lsp", tmp_path / "data" / "lsp")
-    return tmp_path / "data"
-
-
-def change_joints(root, change):
-    with np.load(root / "lsp" / "joints.npz") as file:
-        content = dict(file)
-    change(content["joints"])
-    np.savez(root / "lsp" / "joints.npz", **content)
-
-
-def test_unreadable_images(broken, tmp_path, capsys):
-    images = broken / "lsp" / "images"
-    (images / "im0030.jpg").unlink()
-    chosen = arguments(broken, tmp_path / "out", "--method", "pixels")
-    with pytest.raises(
-        OSError, match=r"cannot read the image .*im0030\.jpg: there is no such file.*--skip-unreadable"
-    ):
-        main(chosen)
-    (images / "im0004.jpg").write_bytes((images / "im0004.jpg").read_bytes()[:200])
-    main([*chosen, "--skip-unreadable"])
-    said = capsys.readouterr().out
-    assert "LSP: 38 people, 19 to learn from, 19 to test on" in said
-    assert "left out, image missing or damaged: 2 (im0004, im0030)" in said
-    settings = rows_of(tmp_path / "out")["pixels", 0]["settings"]
-    assert settings["left_out"]["image missing or damaged"] == 2
-    assert (settings["num_train"], settings["num_test"], settings["gallery"]) == (19, 19, 17)
-
-
-def test_a_damaged_image_is_named_when_it_is_read(broken, tmp_path):
-    path = broken / "lsp" / "images" / "im0004.jpg"
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(OSError, match=f"cannot read the image {path}"):
-        main(arguments(broken, tmp_path / "out", "--method", "pixels"))
-
-
-def test_unreadable_images_of_what_is_learned_from(data, tmp_path, capsys):
-    shutil.copytree(data / "lspet", tmp_path / "lspet")
-    (tmp_path / "lspet" / "images" / "im00002.jpg").unlink()
-    roots = ["--train-root", tmp_path / "lspet", "--method", "oracle"]
-    with pytest.raises(OSError, match=r"im00002\.jpg: there is no such file"):
-        main(arguments(data, tmp_path / "a", *roots))
-    main(arguments(data, tmp_path / "b", *roots, "--skip-unreadable"))
-    said = capsys.readouterr().out
-    assert "LSPET: 5 people" in said
-    assert "left out, image missing or damaged: 1 (im00002)" in said
-
-
-def test_nobody_to_learn_from_is_complete(broken, tmp_path):
-    def miss(joints):
-        joints[:PEOPLE, 3] = np.nan
-
-    change_joints(broken, miss)
-    with pytest.raises(ValueError, match="nobody to learn from in LSP has every joint annotated"):
-        main(arguments(broken, tmp_path / "out", "--method", "oracle"))
-    assert not (tmp_path / "out" / "results.json").exists()
-
-
-def test_people_without_any_joint_are_left_out(broken, tmp_path, capsys):
-    def miss(joints):
-        joints[[4, 33]] = np.nan
-
-    change_joints(broken, miss)
-    main(arguments(broken, tmp_path / "out", "--method", "mean-pose"))
-    assert "left out, no joint annotated: 2 (im0005, im0034)" in capsys.readouterr().out
-    settings = rows_of(tmp_path / "out")["mean-pose", 0]["settings"]
-    assert (settings["gallery"], settings["num_test"]) == (17, 19)
-
-
-def test_fewer_images_than_a_batch(data, tmp_path):
-    chosen = arguments(data, tmp_path / "out", "--method", "cliques", "--batch-size", 60)
-    with pytest.raises(ValueError, match=r"60 images, but LSP holds only 20 \(each with its mirror image\)"):
-        main(chosen)
 
 
 # --- Real data

@@ -1,0 +1,55 @@
+"""Runs of the benchmarks that take seconds, for their tests: options, rows and weights."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from benchmarks import described
+
+RECIPE = ["--preset", "tiny", "--iterations", 1, "--batch-size", 16, "--fc-dim", 8, "--top-fraction", 0.3]
+LEARNED = ["posets", "cliques", "triplet", "ntxent", "posets-fixed"]
+KILL = """
+import os, runpy, signal, sys
+from benchmarks import logs
+record = logs.RunLog.record
+def kill(self, trainer):
+    record(self, trainer)
+    if trainer.joint.global_iteration + 1 == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+logs.RunLog.record = kill
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+"""A script that is killed in round 2: arguments are those of the benchmark, its file first."""
+
+
+def quick(cache, output, *more):
+    """The command line of a run with two rounds of one iteration, the same numbers each time bit for bit."""
+    shared = ["--cache", cache, "--workers", 0, "--quiet", "--hog-size", 32, "--components", 32]
+    return [str(a) for a in ("--output", output, *shared, *RECIPE, "--precision", "float32", *more)]
+
+
+@contextmanager
+def few_patches() -> Iterator[None]:
+    """Statistics of HOG from 200 patches: they need not be good here."""
+    fit = described.HOGLDA.fit_background
+
+    def quickly(self, *images, **given):
+        return fit(self, *images, **{**given, "num_patches": 200})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(described.HOGLDA, "fit_background", quickly)
+        yield
+
+
+def rows_of(folder):
+    """(method, seed) to its row of results.json."""
+    return {(row["method"], row["seed"]): row for row in json.loads((folder / "results.json").read_text())}
+
+
+def weights(folder):
+    """Every weight in a checkpoint, by name."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)["parts"]["models"]
+    return {f"{name} {key}": value for name, part in state.items() for key, value in part.items()}
