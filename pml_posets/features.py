@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from torch.utils.data import DataLoader
 
 from .cache import FeatureCache
 from .classes import ArrayLike, as_count, as_mirrored
+from .distributed import all_gather_rows, is_main
 from .hoglda import HOGLDA, unit_rows
 from .neighbors import as_features
 from .seeding import preserved_randomness, seed_everything
+from .sharing import shard, shares_work, together
 
 __all__ = ["HOGLDA", "FeatureCache", "extract", "principal_components", "similarity"]
 
@@ -60,6 +63,9 @@ def extract(
     The network is put into eval mode meanwhile, and every submodule back into the mode it was in. No gradient
     is kept. The global random generators are as before afterwards; a dataset with random transforms gets the
     same ones every time.
+
+    Inside `pml_posets.sharing.shared_work` every rank takes whole batches of its own and gets the rows of
+    all: on a CPU, of a dataset without random transforms, the very numbers of one process.
 
     Args:
         model: any module from (B, channels, H, W) to (B, D) or (B, ...), which is flattened; for a trunk and
@@ -110,17 +116,24 @@ def extract(
         half = torch.float16
     modes = [(module, module.training) for module in model.modules()]
     views: list[np.ndarray] = []
+    mine = range(num_samples)
+    if shares_work():
+        batches = shard(-(-num_samples // batch_size))
+        mine = mine[batches.start * batch_size : batches.stop * batch_size]
+    shown = progress and (is_main() or not shares_work())
     try:
         with (
+            together() if shares_work() else nullcontext(),
             preserved_randomness(),
             torch.no_grad(),
-            tqdm(total=num_samples, desc="features", unit="image", disable=not progress) as bar,
+            tqdm(total=len(mine), desc="features", unit="image", disable=not shown) as bar,
         ):
             seed_everything(0)
             model.eval()
             loader = DataLoader(
                 dataset,
                 batch_size=batch_size,
+                sampler=mine,
                 num_workers=num_workers,
                 collate_fn=_stack_images,
                 pin_memory=place.type == "cuda",
@@ -129,15 +142,18 @@ def extract(
             for images in loader:
                 images = images.to(place, non_blocking=True)
                 for v, view in enumerate([images, images.flip(-1)] if mirror else [images]):
-                    rows = _forward(model, view, half, start)
+                    rows = _forward(model, view, half, mine.start + start)
                     if v == len(views):
-                        views.append(np.empty((num_samples, rows.shape[1]), np.float32))
+                        views.append(np.empty((len(mine), rows.shape[1]), np.float32))
                     views[v][start : start + len(rows)] = rows
                 start += len(images)
                 bar.update(len(images))
     finally:
         for module, mode in modes:
             module.training = mode
+    if shares_work():
+        missing = [np.empty((0, 0), np.float32)] * (1 + mirror)  # a rank without a batch
+        views = [all_gather_rows(view) for view in views or missing]
     if normalize:
         views = [unit_rows(view) for view in views]
     return (views[0], views[1]) if mirror else views[0]

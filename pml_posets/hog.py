@@ -148,19 +148,26 @@ class HogItems(Dataset[np.ndarray]):
 
 
 def hog_batches(
-    items: HogItems, batch_size: int, num_workers: int, progress: bool, what: str
+    items: HogItems,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+    what: str,
+    rows: range | None = None,
 ) -> Iterator[np.ndarray]:
-    """(B, views, D) float32 after (B, views, D), in order, by worker processes, with a progress bar."""
+    """(B, views, D) float32 after (B, views, D), of all items or some, in order, by worker processes."""
     from tqdm.auto import tqdm
 
+    rows = range(len(items)) if rows is None else rows
     loader = DataLoader(
         items,
         batch_size=batch_size,
+        sampler=rows,
         num_workers=num_workers,
         collate_fn=np.stack,
         generator=torch.Generator(),  # a loader seeds its workers from the global one otherwise
     )
-    with tqdm(total=len(items), desc=what, unit="image", disable=not progress) as bar:
+    with tqdm(total=len(rows), desc=what, unit="image", disable=not progress) as bar:
         for batch in loader:
             yield batch
             bar.update(len(batch))

@@ -7,13 +7,16 @@ Ramanan: Discriminative Decorrelation for Clustering and Classification, ECCV 20
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
 from .cache import FeatureCache, read_npz, write_npz
+from .distributed import all_gather_objects, all_gather_rows, is_main
 from .hog import HogGrid, HogItems, block_toeplitz, hog_batches, stationary_statistics
+from .sharing import shard, shares_work, together
 
 __all__ = ["HOGLDA", "unit_rows"]
 
@@ -165,6 +168,9 @@ class HOGLDA:
     ) -> Any:
         """Features of images, in their order.
 
+        Inside `pml_posets.sharing.shared_work` every rank describes its share of the images, and gets the
+        rows of all, equal to those of one process; rank 0 alone writes to the cache.
+
         Args:
             images: a dataset that yields an image or a tuple that starts with one, or a sequence or array of
                 images or paths. Images are PIL images, or arrays (H, W[, 3]) or tensors ([3,] H, W), uint8 or
@@ -194,20 +200,32 @@ class HOGLDA:
             cache = FeatureCache(cache_dir)
             key = cache.key(self._arrays(), images, data_id)
             found = cache.load(key)
-            if found is not None and all(name in found for name in names):
+            complete = found is not None and all(name in found for name in names)
+            if shares_work():  # all or none
+                complete = all(all_gather_objects(complete))
+            if found is not None and complete:
                 return found["features"] if not mirror else (found["features"], found["mirrored"])
         items = HogItems(images, self.grid, mirror)
-        views = [np.empty((len(items), self.num_features), np.float32) for _ in names]
+        mine = range(len(items))
+        if shares_work():  # whole batches: the same numbers
+            batches = shard(-(-len(items) // batch_size))
+            mine = mine[batches.start * batch_size : batches.stop * batch_size]
+            progress = progress and is_main()
+        views = [np.empty((len(mine), self.num_features), np.float32) for _ in names]
         start = 0
-        for batch in hog_batches(items, batch_size, num_workers, progress, "HOG"):
-            rows = self._project(batch.reshape(-1, self.num_features)).reshape(batch.shape)
-            bad = np.flatnonzero(~np.isfinite(rows).all((1, 2)))
-            if len(bad):
-                raise ValueError(f"the features of images[{start + bad[0]}] hold a NaN or an infinite value")
-            for v, view in enumerate(views):
-                view[start : start + len(batch)] = rows[:, v]
-            start += len(batch)
-        if cache is not None and key is not None:
+        with together() if shares_work() else nullcontext():
+            for batch in hog_batches(items, batch_size, num_workers, progress, "HOG", mine):
+                rows = self._project(batch.reshape(-1, self.num_features)).reshape(batch.shape)
+                bad = np.flatnonzero(~np.isfinite(rows).all((1, 2)))
+                if len(bad):
+                    which = mine.start + start + bad[0]
+                    raise ValueError(f"the features of images[{which}] hold a NaN or an infinite value")
+                for v, view in enumerate(views):
+                    view[start : start + len(batch)] = rows[:, v]
+                start += len(batch)
+        if shares_work():
+            views = [all_gather_rows(view) for view in views]
+        if cache is not None and key is not None and (is_main() or not shares_work()):
             cache.save(key, dict(zip(names, views, strict=True)))
         return (views[0], views[1]) if mirror else views[0]
 

@@ -8,7 +8,7 @@ same answer. No step ever holds an N x N matrix.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -18,7 +18,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .distributed import all_gather_rows
 from .proposals import MIN_IVF_SAMPLES, FaissIndex, Questions, Tiles, principal_directions
+from .sharing import shard, shares_work, together
 
 Method = Literal["exact", "approximate"]
 Backend = Literal["auto", "faiss", "torch"]
@@ -122,6 +124,9 @@ def search(
         seed: of the approximate search (sample for the directions, cells of the inverted file).
         progress: whether to show a progress bar.
 
+    Inside `pml_posets.sharing.shared_work` every rank answers some chunks of the queries, and gets all
+    answers: those of one process. An index is built by every rank.
+
     Returns:
         Neighbors. Deterministic; of equal distances the lower index comes first, and a pair that is equally
         near with and without mirroring is not flipped. Backends agree, except on which of many (more than
@@ -161,11 +166,14 @@ def search(
     flips = np.zeros((num_queries, k), dtype=bool)
     order = np.argsort(excluded, kind="stable")  # queries that need equally long lists go together
     starts: Any = range(0, num_queries, chunk_size)
+    mine = shard(len(starts)) if shares_work() else range(len(starts))  # whole chunks: the same numbers
+    starts = starts[mine.start : mine.stop]
     if progress:
         from tqdm.auto import tqdm
 
         starts = tqdm(starts, desc="neighbours", unit="chunk")
-    with torch.no_grad(), torch.autocast(place.type, enabled=False), _full_precision():
+    shared = together() if shares_work() else nullcontext()
+    with shared, torch.no_grad(), torch.autocast(place.type, enabled=False), _full_precision():
         finder = _Finder(database, codes, k, method, use_faiss, place, seed)
         for start in starts:
             block = order[start : start + chunk_size]
@@ -179,6 +187,10 @@ def search(
             index, square, flip = finder.find(views, ask, available[block])
             indices[block], flips[block] = index.cpu().numpy(), flip.cpu().numpy()
             distances[block] = square.sqrt().cpu().numpy()
+    if shares_work():
+        own_rows = order[mine.start * chunk_size : mine.stop * chunk_size]
+        for found in (indices, distances, flips):
+            found[order] = all_gather_rows(found[own_rows])
     return Neighbors(indices, distances, None if mirrors is None else flips)
 
 
