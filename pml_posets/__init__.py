@@ -14,6 +14,7 @@ _HOMES = {
     "HOGLDA": "features",
     "ImageStore": "image_store",
     "JointTrainer": "trainers",
+    "KMeans": "clustering",
     "NearestMedoidMiner": "miners",
     "PosetCrossBatchMemory": "losses",
     "PosetLoss": "losses",
