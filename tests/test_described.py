@@ -1,0 +1,117 @@
+"""Images that are described without a network: whose statistics they share, and what training starts from."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from benchmark_runs import few_patches
+from PIL import Image
+
+from benchmarks import described
+from benchmarks.described import Described
+from benchmarks.labelled_images import Chosen
+
+
+class Noise:
+    """Images of noise in one direction or the other."""
+
+    def __init__(self, count, seed, name, tall=False):
+        pixels = np.random.default_rng(seed).integers(0, 256, (count, 40, 40, 3), np.uint8)
+        self.pixels = np.repeat(pixels[:, ::8], 8, axis=1) if tall else pixels
+        self.data_id = name
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, index):
+        return Image.fromarray(self.pixels[index])
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return Noise(10, 0, "noise")
+
+
+@pytest.fixture(autouse=True)
+def quickly():
+    with few_patches():
+        yield
+
+
+def options(tmp_path, **changes):
+    given = {"initial": "hog-window", "window": (0.2, 0.6), "components": 4, "hog_size": 32, "workers": 0}
+    given |= {"cache": tmp_path, "progress": False, "recipe": SimpleNamespace(image_size=24)}
+    return SimpleNamespace(**{**given, **changes})
+
+
+def test_statistics_are_those_of_the_background(frames, tmp_path):
+    other = Noise(10, 1, "tall", tall=True)
+    learned = Described(frames, options(tmp_path))
+    tested = Described(other, options(tmp_path), background=learned)
+    assert tested.statistics is learned.statistics
+    own = Described(other, options(tmp_path))
+    assert np.abs(own.statistics.mean_ - learned.statistics.mean_).max() > 0.01
+    assert np.abs(own.hog("hog")[0] - tested.hog("hog")[0]).max() > 0.01  # from one cache folder
+    assert len(list(tmp_path.glob("hog-background-*.npz"))) == 2
+
+
+def test_a_part_is_described_as_in_the_whole(frames, tmp_path):
+    frames_of = Chosen(frames, np.array([7, 2]))
+    whole = Described(frames, options(tmp_path))
+    part = Described(frames_of, options(tmp_path), background=whole)
+    for kind in ("hog", "hog-lda", "hog-window"):
+        for found, expected in zip(part.hog(kind), whole.hog(kind), strict=True):
+            np.testing.assert_allclose(found, expected[[7, 2]], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["hog", "hog-lda", "hog-window"])
+def test_kinds_of_hog_are_those_of_hoglda(frames, tmp_path, kind):
+    one = Described(frames, options(tmp_path))
+    plain, mirrored = one.hog(kind)
+    expected = described.HOGLDA(image_size=32, whiten=kind == "hog-lda")
+    expected.window = (0.2, 0.6) if kind == "hog-window" else None
+    expected.mean_, expected.covariance_ = one.statistics.mean_, one.statistics.covariance_
+    found = expected.transform(frames, mirror=True, progress=False)
+    np.testing.assert_allclose(plain, found[0], atol=1e-5)
+    np.testing.assert_allclose(mirrored, found[1], atol=1e-5)
+    settings = one.statistics.whiten, one.statistics.normalize, one.statistics.window
+    assert settings == (False, False, None)  # left as they were
+
+
+def test_the_start_keeps_the_first_principal_directions(frames, tmp_path):
+    sources = np.arange(10) // 2
+    one = Described(frames, options(tmp_path))
+    start = one.start(sources)
+    assert start.sources is sources
+    whole = Described(frames, options(tmp_path, components=0)).start(None)
+    assert whole.sources is None
+    np.testing.assert_array_equal(whole.features, one.hog("hog-window")[0])
+    np.testing.assert_array_equal(whole.mirrored, one.hog("hog-window")[1])
+    directions = np.linalg.svd(whole.features, full_matrices=False)[2][:4]
+    plain, mirrored = (rows @ directions.T for rows in (whole.features, whole.mirrored))
+    plain, mirrored = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (plain, mirrored))
+    assert start.features.shape == start.mirrored.shape == (10, 4)
+    # each direction may point either way, which inner products do not show
+    np.testing.assert_allclose(start.features @ start.features.T, plain @ plain.T, atol=1e-3)
+    np.testing.assert_allclose(start.features @ start.mirrored.T, plain @ mirrored.T, atol=1e-3)
+
+
+def test_the_start_is_of_the_chosen_kind(frames, tmp_path):
+    found = Described(frames, options(tmp_path, initial="hog-lda", window=None, components=0)).start(None)
+    np.testing.assert_array_equal(found.features, Described(frames, options(tmp_path)).hog("hog-lda")[0])
+
+
+def test_images_of_several_sizes_are_made_once(frames, tmp_path):
+    one = Described(frames, options(tmp_path))
+    assert one.images.shape == (10, 3, 24, 24)
+    assert one.images is one.images_of(24)
+    assert one.images_of(16).shape == (10, 3, 16, 16)
+    assert len(one) == 10
+    assert len(list(tmp_path.glob("images-*.npy"))) == 2
+
+
+def test_what_was_made_before_is_found_again(frames, tmp_path, monkeypatch):
+    before = Described(frames, options(tmp_path)).hog("hog-lda")
+    monkeypatch.setattr(Noise, "__getitem__", None)
+    after = Described(frames, options(tmp_path)).hog("hog-lda")
+    np.testing.assert_array_equal(before, after)
