@@ -183,9 +183,13 @@ class SeededBatches(BatchSampler):
         seeds: numbers from which, with the iteration, the seeds are derived.
         first: the first iteration, from 0.
         last: the one after the last.
+        positions: where the samples that are wanted stand in each batch. Default None: everywhere.
     """
 
-    def __init__(self, sampler: Any, seeds: tuple[int, ...], first: int, last: int) -> None:
+    def __init__(
+        self, sampler: Any, seeds: tuple[int, ...], first: int, last: int, positions: Any = None
+    ) -> None:
+        self.positions = positions
         self.source, self.seeds, self.first, self.last = sampler, seeds, first, last
 
     def __len__(self) -> int:
@@ -200,4 +204,5 @@ class SeededBatches(BatchSampler):
                 batches = islice(iter(self.source), iteration % length, None)
             batch = next(batches)
             seeds = derive_seeds(*self.seeds, iteration, count=len(batch))
-            yield list(zip(batch, seeds, strict=True))
+            keys = list(zip(batch, seeds, strict=True))
+            yield keys if self.positions is None else [keys[p] for p in self.positions]

@@ -182,17 +182,19 @@ def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
     Raises:
         RankError: if another rank has failed.
     """
-    if world_size() == 1:
+    given = list(tensors)
+    if world_size() == 1 or not given:
         return
+    place = _carrier(given[0])
+    sizes = [tensor.numel() * tensor.element_size() for tensor in given]
     with _collective(), torch.no_grad():
-        for tensor in tensors:
-            sent = tensor.detach().contiguous()
-            flat = sent.reshape(-1).view(torch.uint8).to(_carrier(sent))
-            for piece in flat.split(_PIECE):
-                if len(piece):
-                    dist.broadcast(piece, src=0)
-            if not is_main():
-                tensor.copy_(flat.to(tensor.device).view(tensor.dtype).reshape(tensor.shape))
+        flat = torch.cat([_as_bytes(tensor).to(place) for tensor in given])
+        for piece in flat.split(_PIECE):
+            dist.broadcast(piece, src=0)
+        if not is_main():
+            for tensor, part in zip(given, flat.split(sizes), strict=True):
+                received = part.clone().view(tensor.dtype)  # a clone lies where numbers may begin
+                tensor.copy_(received.reshape(tensor.shape))
 
 
 def all_gather_equal(x: torch.Tensor) -> torch.Tensor:

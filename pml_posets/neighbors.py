@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .distributed import all_gather_rows
+from .distributed import all_gather_rows, is_main
 from .proposals import MIN_IVF_SAMPLES, FaissIndex, Questions, Tiles, principal_directions
 from .sharing import shard, shares_work, together
 
@@ -168,7 +168,7 @@ def search(
     starts: Any = range(0, num_queries, chunk_size)
     mine = shard(len(starts)) if shares_work() else range(len(starts))  # whole chunks: the same numbers
     starts = starts[mine.start : mine.stop]
-    if progress:
+    if progress and (is_main() or not shares_work()):
         from tqdm.auto import tqdm
 
         starts = tqdm(starts, desc="neighbours", unit="chunk")

@@ -181,6 +181,11 @@ class PseudoLabelSampler(BatchSampler):
         self._posets: Posets | None = None
 
     @property
+    def is_grouped(self) -> bool:
+        """True once the first grouping has been made."""
+        return self._posets is not None
+
+    @property
     def posets(self) -> Posets:
         """Classes, medoids and nearest classes of the current round."""
         return self.regroup(*self._waiting) if self._posets is None else self._posets

@@ -19,15 +19,25 @@ from .batches import SeededBatches
 from .checkpoints import check_folder, check_settings, load_checkpoint, save_checkpoint
 from .classes import as_count
 from .datasets import IndexedDataset
+from .distributed import all_gather_objects, guarded, is_main, world_size
 from .losses import PosetLoss
 from .miners import NearestMedoidMiner
 from .objectives import PML_LOSSES, check_objective, trainer_with_objectives
+from .parallel import (
+    check_parts,
+    own_positions,
+    same_groups,
+    same_weights,
+    shared_groups,
+    trainer_over_ranks,
+)
 from .parts import TrainingParts
 from .posets import Posets
 from .pseudo_labels import PseudoLabelLoss, PseudoLabelMiner, WeightedLosses
 from .records import LossRecord
 from .samplers import PseudoLabelSampler
 from .seeding import derive_seeds, preserved_randomness, seed_everything
+from .sharing import from_main, shared_work
 
 __all__ = ["JointTrainer", "PseudoLabelLoss", "PseudoLabelMiner", "keep_groups"]
 
@@ -73,6 +83,12 @@ class JointTrainer:
     `checkpoint.pt` there after each y-step, each round and every `checkpoint_every` iterations, whole or not
     at all. A run killed at any time and resumed ends, on a CPU, with the very weights of the uninterrupted
     one, with any number of workers.
+
+    **Several processes**, started by torchrun and joined by `pml_posets.distributed.from_environment` before
+    this object is made: every rank makes the same object and calls `train`, and `load` if it is called.
+    `batch_size` is that of the joint batch; `pml_posets.parallel` says what is equal to one process. Rank 0
+    alone writes and shows progress; hooks are called on every rank, and False from any ends the run. A
+    checkpoint is resumed by any number of ranks. An error on one rank ends all.
 
     Args:
         models: {"trunk": ..., "embedder": ..., "classifier": ...}, modules, the classifier rather a function
@@ -203,7 +219,7 @@ class JointTrainer:
         self.start_of_round_hook = start_of_round_hook
         self.checkpoint_path = None if output_dir is None else Path(output_dir) / "checkpoint.pt"
         self.settings = dict(settings or {})
-        self.progress = progress
+        self.progress = progress and is_main()
 
         if not isinstance(models.get("trunk"), torch.nn.Module):
             raise TypeError('models must have a module "trunk"')
@@ -228,7 +244,9 @@ class JointTrainer:
         default_class = TrainWithClassifier if "classifier" in models else MetricLossOnly
         chosen = default_class if trainer_class is None else trainer_class
         self.trainer_options = _checked_options(chosen, trainer_options)
-        self.trainer_class = trainer_with_objectives(objectives, chosen)
+        check_parts(sampler, chosen, self.mining_funcs, objectives)
+        self.trainer_class = trainer_with_objectives(objectives, trainer_over_ranks(chosen))
+        self._num_ranks = world_size()
         first = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
         self.device = torch.device(self.trainer_options.setdefault("data_device", first))
         self.trainer_options.setdefault("dataloader_num_workers", 0)
@@ -255,10 +273,21 @@ class JointTrainer:
             OSError: if the output folder cannot be written to or is too full.
             ValueError: for a damaged checkpoint or one of another run; if a grouping forms no class.
             FloatingPointError: if a loss becomes NaN or infinite.
+            RankError: if another of several ranks fails.
+            RuntimeError: if the number of ranks is another than when this object was made.
         """
+        if world_size() != self._num_ranks:
+            raise RuntimeError(
+                f"there were {self._num_ranks} ranks when this was made, now there are {world_size()}: "
+                "start the process group first"
+            )
+        with guarded():
+            self._open(resume)
+            self._train()
+
+    def _train(self) -> None:
         from tqdm.auto import tqdm
 
-        self._open(resume)
         total = self.num_rounds * self.iterations_per_round
         bar = tqdm(total=total, initial=self.global_iteration, unit="step", disable=not self.progress)
         with preserved_randomness(), bar:
@@ -353,7 +382,7 @@ class JointTrainer:
             FileNotFoundError: if there is no such file.
             ValueError: if it is damaged or belongs to another run.
         """
-        content = load_checkpoint(path)
+        content = from_main(lambda: load_checkpoint(path))
         try:
             check_settings(content["settings"], self._all_settings(), path)
             self.sampler.load_state_dict(content["sampler"])
@@ -376,12 +405,14 @@ class JointTrainer:
     def _y_step(self) -> None:
         """New groups from the features of the current network, and all that hangs on them."""
         seed_everything(derive_seeds(self.seed, _GROUPS, self.round)[0])
-        previous = self.sampler.posets
+        previous = shared_groups(self.sampler)
         if self.round > 0:
-            found = self.feature_fn(self)
-            if found is not None:
-                self.sampler.regroup(*(found if isinstance(found, tuple) else (found,)))
-                self._parts.forget_memories()
+            with shared_work():
+                found = self.feature_fn(self)
+                if found is not None:
+                    self.sampler.regroup(*(found if isinstance(found, tuple) else (found,)))
+                    same_groups(self.sampler)
+                    self._parts.forget_memories()
         posets = self.sampler.posets
         if posets.num_classes == 0 and not any(map(_learns_without_classes, self.loss_funcs.values())):
             raise ValueError(
@@ -400,7 +431,9 @@ class JointTrainer:
         trainer.epoch = self.round + 1
         trainer.set_to_train()
         last = (self.round + 1) * length
-        trainer.sampler = SeededBatches(self.sampler, (self.seed, _SAMPLES), self.global_iteration, last)
+        trainer.sampler = SeededBatches(
+            self.sampler, (self.seed, _SAMPLES), self.global_iteration, last, self._positions
+        )
         trainer.initialize_dataloader()
         for trainer.iteration in range(self.iteration, length):
             seed_everything(derive_seeds(self.seed, _STEP, self.global_iteration)[0])
@@ -416,7 +449,8 @@ class JointTrainer:
         trainer.dataloader_iter = trainer.dataloader = None  # ends the workers
         trainer.step_lr_schedulers(end_of_epoch=True)
         trainer.zero_losses()
-        if trainer.end_of_epoch_hook(trainer) is False:
+        self._same_weights()
+        if any(all_gather_objects(trainer.end_of_epoch_hook(trainer) is False)):
             self._stopped = True
         self.round, self.iteration, self._grouped = self.round + 1, 0, False
         self._save_if_wanted()
@@ -438,6 +472,18 @@ class JointTrainer:
                 part.bind(posets)
         if self.trainer is None:
             self.trainer = self._make_trainer()
+        self._same_weights()
+
+    @property
+    def _positions(self) -> Any:
+        """Where this rank's samples stand in the batches; None for one process."""
+        if self._num_ranks == 1:
+            return None
+        return own_positions(self.sampler.batch_size, getattr(self.sampler, "views", 1))
+
+    def _same_weights(self) -> None:
+        means = {} if self._average is None else self._average.models
+        same_weights([*self.models.values(), *self.loss_funcs.values(), *means.values()])
 
     def _make_trainer(self) -> Any:
         trainer = self.trainer_class(
@@ -486,8 +532,9 @@ class JointTrainer:
                 raise ValueError("resume=True needs an output_dir, where the checkpoint is")
             return
         weights = [w for model in self.models.values() for w in model.state_dict().values()]
-        check_folder(path.parent, num_bytes=6 * sum(w.numel() * w.element_size() for w in weights))
-        if path.exists() and not self._owns_checkpoint:
+        size = 6 * sum(w.numel() * w.element_size() for w in weights)
+        from_main(lambda: check_folder(path.parent, num_bytes=size))
+        if not self._owns_checkpoint and from_main(path.exists):
             if not resume:
                 raise FileExistsError(
                     f"{path} holds a run already: call train(resume=True) to go on with it, remove it, or "
@@ -497,8 +544,9 @@ class JointTrainer:
         self._owns_checkpoint = True
 
     def _save_if_wanted(self) -> None:
+        self._same_weights()
         if self.checkpoint_path is not None:
-            self.save()
+            from_main(self.save)
 
     def _all_settings(self) -> dict[str, Any]:
         """What tells this run from others, flat; num_rounds is not in it: a run may be prolonged."""
