@@ -27,7 +27,7 @@ def score_table(
         results: rows of one dataset.
         measures: key of each measure to its column's title; the first is the main one.
         paper: method to what the paper has.
-        title: of the paper's column.
+        title: of the paper's column; "": there is none.
         digits: behind the point.
     """
     main = next(iter(measures))
@@ -36,12 +36,13 @@ def score_table(
     done = [int(k.removeprefix(prefix)) for r in results for k in r.metrics if k.startswith(prefix)]
     rounds = sorted({1, 2, max(done)} & {*done}) if done else []
     by_round = [summary(results, f"{prefix}{number}") for number in rounds]
-    header = ["method", *measures.values(), "seeds", *(f"round {number}" for number in rounds), title]
+    last = [title] if title else []
+    header = ["method", *measures.values(), "seeds", *(f"round {number}" for number in rounds), *last]
     rows = []
     for method, (_, _, count) in found[main].items():
         cells = [_cell(found[key].get(method), digits) for key in measures]
         of_rounds = [f"{one[method][0]:.{digits}f}" if method in one else "" for one in by_round]
-        rows.append([method, *cells, str(count), *of_rounds, paper.get(method, "")])
+        rows.append([method, *cells, str(count), *of_rounds, *([paper.get(method, "")] if title else [])])
     return table(header, rows)
 
 
