@@ -148,6 +148,8 @@ def _tensorboard(folder: Path, done: int) -> Any:
     except ImportError:
         _say_that_tensorboard_is_missing()
         return None
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)  # TensorBoard reads the files in the order of the seconds in their names
     return SummaryWriter(str(folder), purge_step=done + 1)
 
 

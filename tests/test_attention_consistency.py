@@ -399,17 +399,21 @@ def test_bytes_are_images_too():
 
 
 def test_the_objective_can_be_learned():
-    net = nn.Sequential(trunk(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())
-    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-    objective, values = AttentionConsistencyObjective(), []
-    for step in range(60):
-        torch.manual_seed(step % 5)
-        value = 144**2 * objective(images_of(), torch.arange(6), {"trunk": net})
+    torch.manual_seed(0)
+    net = nn.Sequential(trunk(), nn.Conv2d(6, 6, 3, padding=1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+    objective = AttentionConsistencyObjective()
+
+    def value(seed):
+        torch.manual_seed(seed)
+        return 144**2 * objective(images_of(), torch.arange(6), {"trunk": net})
+
+    before = np.mean([value(seed).item() for seed in range(5)])
+    for step in range(20):
         optimizer.zero_grad()
-        value.backward()
+        value(step % 5).backward()
         optimizer.step()
-        values.append(value.item())
-    assert np.mean(values[-5:]) < 0.5 * np.mean(values[:5])
+    assert np.mean([value(seed).item() for seed in range(5)]) < 0.5 * before
 
 
 @pytest.mark.parametrize("count", [0, 1])
