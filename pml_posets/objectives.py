@@ -23,7 +23,10 @@ class _WithObjectives:
     def modify_schema(self) -> None:
         """Let PML's checks know the objectives and their optimizers."""
         super().modify_schema()  # type: ignore[misc]
-        self.schema["loss_funcs"].keys += list(self.objective_names)  # type: ignore[attr-defined]
+        losses = self.schema["loss_funcs"]  # type: ignore[attr-defined]
+        losses.keys += list(self.objective_names)
+        if not any(name in PML_LOSSES for name in self.loss_funcs):  # type: ignore[attr-defined]
+            losses.important = []  # PML would warn that its own are missing
 
     def calculate_loss(self, curr_batch: Any) -> None:
         """PML's losses if there are any, then the objectives, with the same images."""

@@ -72,6 +72,12 @@ def test_an_objective_is_given_the_batch_and_the_models(metric):
     assert own.point.abs().sum() > 0
 
 
+@pytest.mark.parametrize("metric", [True, False])
+def test_pml_misses_no_loss(metric, caplog):
+    make(metric=metric, num_rounds=1, iterations_per_round=1).train()
+    assert "loss_funcs is missing" not in caplog.text
+
+
 def test_its_weight():
     rows = [make(metric=False, loss_weights={"own": w}, num_rounds=1) for w in (1.0, 0.25)]
     first = []
