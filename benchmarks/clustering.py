@@ -48,6 +48,7 @@ LINE = CommandLine(
         "kmeans+poset-loss",
         "surrogate+ms",
     ),
+    initial="hog",  # what shows is not a person in the middle
 )
 FC_DIM = 128  # of the embedding, as published
 

@@ -42,6 +42,7 @@ class CommandLine:
         default: the methods that run when none is asked for.
         networks: its methods with a network that is not trained; "init" is that of --init.
         learned: its methods that train: of `methods.METHODS`, or "posets-fixed".
+        initial: its first similarities, unless the preset is the paper's.
     """
 
     name: str
@@ -50,6 +51,7 @@ class CommandLine:
     default: tuple[str, ...] = ("hog-lda", "start", "random", "posets")
     networks: tuple[str, ...] = NETWORKS
     learned: tuple[str, ...] = LEARNED
+    initial: str = "hog-window"
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -141,7 +143,7 @@ def parser_of(line: CommandLine, description: str) -> argparse.ArgumentParser:
     )
     first = parser.add_argument_group("first similarities")
     first.add_argument(
-        "--initial", choices=INITIAL, help="default: hog-window; hog-lda with the preset paper"
+        "--initial", choices=INITIAL, help=f"default: {line.initial}; hog-lda with the preset paper"
     )
     first.add_argument(
         "--window", type=float, nargs=2, metavar=("X", "Y"),
@@ -172,7 +174,7 @@ def settle(line: CommandLine, got: argparse.Namespace, drawn: bool) -> dict[str,
         ValueError: for values that do not fit together.
     """
     preset = got.preset or ("figures" if drawn else "small")
-    initial = got.initial or ("hog-lda" if preset == "paper" else "hog-window")
+    initial = got.initial or ("hog-lda" if preset == "paper" else line.initial)
     components = got.components if got.components is not None else (0 if preset == "paper" else 256)
     device = common.pick_device(got.device)
     given = {one.name: getattr(got, one.name) for one in fields(Recipe) if hasattr(got, one.name)}

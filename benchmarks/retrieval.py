@@ -35,7 +35,7 @@ LINE = CommandLine(
     "retrieval",
     layer="embedding",
     plain=("pixels", *PLAIN),
-    default=("hog", "start", "random", "kmeans", "udml-ss", "posets"),
+    default=("hog", "random", "kmeans", "udml-ss", "posets"),
     networks=(*NETWORKS, "init"),
     learned=(
         "kmeans",
@@ -51,6 +51,7 @@ LINE = CommandLine(
         "surrogate+ms",
         "supervised",
     ),
+    initial="hog",  # what shows is not a person in the middle
 )
 FC_DIM = 512  # of the embedding, as published
 

@@ -344,7 +344,8 @@ def test_wrong_options(given, text):
 
 def test_the_defaults():
     found = parse("", [])
-    assert found.layer == "embedding"
+    assert (found.layer, found.initial, found.window) == ("embedding", "hog", None)
+    assert parse("", ["--preset", "paper"]).initial == "hog-lda"
     assert found.recipe.fc_dim == 512
     assert set(found.methods) <= set(LINE.methods)
     assert zero_shot_data.NAMES.keys() | {"folder"} == set(zero_shot_data.KINDS)
