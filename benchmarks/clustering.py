@@ -16,11 +16,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common, session
-from benchmarks.cluster_data import KINDS, TORCHVISION
-from benchmarks.clustering_report import ClusteringReport
-from benchmarks.clustering_task import ClusteringOptions, data_name, prepare
-from benchmarks.options import (
+from benchmarks.core import common, session
+from benchmarks.core.options import (
     NETWORKS,
     PLAIN,
     CommandLine,
@@ -29,6 +26,9 @@ from benchmarks.options import (
     parser_of,
     settle,
 )
+from benchmarks.data.clustering import KINDS, TORCHVISION
+from benchmarks.tasks.clustering import ClusteringOptions, data_name, prepare
+from benchmarks.tasks.clustering_report import ClusteringReport
 
 LINE = CommandLine(
     "clustering",

@@ -20,16 +20,17 @@ import numpy.typing as npt
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import alexnet, common, deeppose_report
-from benchmarks.deeppose_model import PoseRegressor
-from benchmarks.deeppose_options import Init, PoseRunOptions, parse
-from benchmarks.deeppose_training import fit, predict
-from benchmarks.figures import make_figures
-from benchmarks.mpii_data import load_mpii
-from benchmarks.options import FIGURE_SIZES
-from benchmarks.people import PoseData
-from benchmarks.pose_data import load_figures, load_lsp, load_lspet
-from benchmarks.session import earlier_results
+from benchmarks.core import alexnet, common
+from benchmarks.core.options import FIGURE_SIZES
+from benchmarks.core.session import earlier_results
+from benchmarks.data.mpii import load_mpii
+from benchmarks.data.people import PoseData
+from benchmarks.data.poses import load_figures, load_lsp, load_lspet
+from benchmarks.figures.dataset import make_figures
+from benchmarks.regression import report as deeppose_report
+from benchmarks.regression.model import PoseRegressor
+from benchmarks.regression.options import Init, PoseRunOptions, parse
+from benchmarks.regression.training import fit, predict
 from pml_posets.cache import digest, write_npz
 from pml_posets.evaluation import (
     MPII_SKELETON,

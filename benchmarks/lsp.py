@@ -14,10 +14,10 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common, session
-from benchmarks.options import PLAIN, CommandLine, add_figures, check_figures, parser_of, settle
-from benchmarks.pose_report import PoseReport
-from benchmarks.pose_task import PoseOptions, data_name, prepare
+from benchmarks.core import common, session
+from benchmarks.core.options import PLAIN, CommandLine, add_figures, check_figures, parser_of, settle
+from benchmarks.tasks.poses import PoseOptions, data_name, prepare
+from benchmarks.tasks.poses_report import PoseReport
 
 LINE = CommandLine(
     "lsp",

@@ -13,10 +13,10 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common, session
-from benchmarks.olympic_report import PostureReport
-from benchmarks.options import CommandLine, add_figures, check_figures, parser_of, settle
-from benchmarks.postures import OlympicOptions, data_name, prepare
+from benchmarks.core import common, session
+from benchmarks.core.options import CommandLine, add_figures, check_figures, parser_of, settle
+from benchmarks.tasks.postures import OlympicOptions, data_name, prepare
+from benchmarks.tasks.postures_report import PostureReport
 
 LINE = CommandLine("olympic", layer="fc7")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common, session
-from benchmarks.options import (
+from benchmarks.core import common, session
+from benchmarks.core.options import (
     NETWORKS,
     PLAIN,
     CommandLine,
@@ -27,9 +27,9 @@ from benchmarks.options import (
     parser_of,
     settle,
 )
-from benchmarks.retrieval_report import RetrievalReport
-from benchmarks.retrieval_task import RetrievalOptions, data_name, prepare
-from benchmarks.zero_shot_data import KINDS, kind_of
+from benchmarks.data.zero_shot import KINDS, kind_of
+from benchmarks.tasks.retrieval import RetrievalOptions, data_name, prepare
+from benchmarks.tasks.retrieval_report import RetrievalReport
 
 LINE = CommandLine(
     "retrieval",

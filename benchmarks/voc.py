@@ -13,10 +13,10 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common, session
-from benchmarks.object_report import ObjectReport
-from benchmarks.object_task import SETS, ObjectOptions, data_name, prepare
-from benchmarks.options import PLAIN, CommandLine, parser_of, settle
+from benchmarks.core import common, session
+from benchmarks.core.options import PLAIN, CommandLine, parser_of, settle
+from benchmarks.tasks.objects import SETS, ObjectOptions, data_name, prepare
+from benchmarks.tasks.objects_report import ObjectReport
 
 LINE = CommandLine("voc", layer="fc6", plain=("majority", *PLAIN))
 

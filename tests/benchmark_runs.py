@@ -7,13 +7,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from benchmarks import described
+from benchmarks.core import described
 
 RECIPE = ["--preset", "tiny", "--iterations", 1, "--batch-size", 16, "--fc-dim", 8, "--top-fraction", 0.3]
 LEARNED = ["posets", "cliques", "triplet", "ntxent", "posets-fixed"]
 KILL = """
 import os, runpy, signal, sys
-from benchmarks import logs
+from benchmarks.core import logs
 record = logs.RunLog.record
 def kill(self, trainer):
     record(self, trainer)

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks.alexnet import (
+from benchmarks.core.alexnet import (
     LAYERS,
     AlexNetConfig,
     build,

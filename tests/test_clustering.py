@@ -8,9 +8,10 @@ from class_trees import write_cifar, write_folder, write_omniglot, write_stl
 from PIL import Image
 from torchvision.datasets import cifar, stl10
 
-from benchmarks import clustering_task, logs
-from benchmarks.cluster_data import load
 from benchmarks.clustering import LINE, main, parse
+from benchmarks.core import logs
+from benchmarks.data.clustering import load
+from benchmarks.tasks import clustering as clustering_task
 from pml_posets.clustering import KMeans
 from pml_posets.evaluation import clustering_accuracy
 

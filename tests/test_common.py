@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import pml_posets
-from benchmarks import common
-from benchmarks.common import Result, read_results, write_results
+from benchmarks.core import common
+from benchmarks.core.common import Result, read_results, write_results
 
 KEYS = ["method", "dataset", "metrics", "settings", "seed", "command", "commit", "versions", "seconds"]
 

@@ -9,15 +9,18 @@ import pytest
 import torch
 from pose_trees import person, poses, upright, write_crops, write_leeds, write_mpii
 
-from benchmarks import alexnet, deeppose, deeppose_report, deeppose_training
+from benchmarks import deeppose
+from benchmarks.core import alexnet
+from benchmarks.core.learning import Start, train
+from benchmarks.core.options import PRESETS
+from benchmarks.data.mpii import load_mpii
+from benchmarks.data.poses import load_lsp, load_lspet
 from benchmarks.deeppose import judge, labelled, main, mean_pose
-from benchmarks.deeppose_model import PoseAugmentation, PoseRegressor, pose_loss
-from benchmarks.deeppose_options import Init, parse
-from benchmarks.deeppose_training import PoseRecipe, batches, fit, predict
-from benchmarks.learning import Start, train
-from benchmarks.mpii_data import load_mpii
-from benchmarks.options import PRESETS
-from benchmarks.pose_data import load_lsp, load_lspet
+from benchmarks.regression import report as deeppose_report
+from benchmarks.regression import training as deeppose_training
+from benchmarks.regression.model import PoseAugmentation, PoseRegressor, pose_loss
+from benchmarks.regression.options import Init, parse
+from benchmarks.regression.training import PoseRecipe, batches, fit, predict
 from pml_posets.evaluation import LSP_SKELETON, MPII_SKELETON, mirror_joints
 
 SHAPE = alexnet.AlexNetConfig(64, batch_norm=True, fc_dim=8)

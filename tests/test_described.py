@@ -7,9 +7,9 @@ import pytest
 from benchmark_runs import few_patches
 from PIL import Image
 
-from benchmarks import described
-from benchmarks.described import Described
-from benchmarks.labelled_images import Chosen
+from benchmarks.core import described
+from benchmarks.core.described import Described
+from benchmarks.data.labelled_images import Chosen
 
 
 class Noise:

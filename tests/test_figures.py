@@ -8,10 +8,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import figure_motion, figures
-from benchmarks.figure_motion import JOINT_NAMES, MIRRORED_JOINTS, PARAMETERS, SPORTS, Body, perform, project
-from benchmarks.figures import FigureSettings, load_truth, make_figures, mirrored_poses, pose_distances
-from benchmarks.olympic_data import OlympicFrames, load_tree
+from benchmarks.data.olympic import OlympicFrames, load_tree
+from benchmarks.figures import dataset as figures
+from benchmarks.figures import motion as figure_motion
+from benchmarks.figures.dataset import (
+    FigureSettings,
+    load_truth,
+    make_figures,
+    mirrored_poses,
+    pose_distances,
+)
+from benchmarks.figures.motion import (
+    JOINT_NAMES,
+    MIRRORED_JOINTS,
+    PARAMETERS,
+    SPORTS,
+    Body,
+    perform,
+    project,
+)
 from pml_posets.evaluation import RetrievalLabels, retrieval_report
 
 SMALL = {"sports": ("run", "star_jump"), "num_sources": 4, "num_clips": 2, "num_frames": 5, "num_anchors": 8}

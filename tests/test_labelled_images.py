@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.labelled_images import Chosen, LabelledImages, load_folder
+from benchmarks.data.labelled_images import Chosen, LabelledImages, load_folder
 from pml_posets.datasets import ImageList, UnreadableImageError
 
 

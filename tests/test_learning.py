@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import alexnet, learning, methods
-from benchmarks.learning import Start, train
-from benchmarks.recipes import PRESETS, Recipe
-from benchmarks.two_views import IndexLoss, TwoViews
+from benchmarks.core import alexnet, learning, methods
+from benchmarks.core.learning import Start, train
+from benchmarks.core.recipes import PRESETS, Recipe
+from benchmarks.core.two_views import IndexLoss, TwoViews
 from pml_posets.augmentation import BatchAugmentation
 from pml_posets.losses import FeatureLoss, PosetLoss
 from pml_posets.pseudo_labels import WeightedLosses

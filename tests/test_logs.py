@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import logs
-from benchmarks.logs import RunLog
+from benchmarks.core import logs
+from benchmarks.core.logs import RunLog
 from pml_posets.losses import FeatureLoss, PosetLoss
 from pml_posets.pseudo_labels import PseudoLabelLoss, WeightedLosses
 from pml_posets.samplers import GivenLabels, PseudoLabelSampler

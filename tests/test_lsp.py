@@ -15,9 +15,12 @@ from benchmark_runs import KILL, LEARNED, few_patches, quick, rows_of, weights
 from PIL import Image
 from pose_trees import draw, leaning, write_crops, write_lsp_and_more
 
-from benchmarks import lsp, options, pose_report, pose_task, session
+from benchmarks import lsp
+from benchmarks.core import options, session
+from benchmarks.data.poses import load_lsp
 from benchmarks.lsp import main
-from benchmarks.pose_data import load_lsp
+from benchmarks.tasks import poses as pose_task
+from benchmarks.tasks import poses_report as pose_report
 from pml_posets.evaluation import LSP_SKELETON
 
 ROOT = Path(__file__).resolve().parents[1]

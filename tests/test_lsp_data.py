@@ -8,10 +8,13 @@ from benchmark_runs import few_patches, quick, rows_of
 from PIL import Image
 from pose_trees import write_lsp_and_more
 
-from benchmarks import lsp, options, pose_report, pose_task
-from benchmarks.figures import make_figures
+from benchmarks import lsp
+from benchmarks.core import options
+from benchmarks.data.poses import load_lsp
+from benchmarks.figures.dataset import make_figures
 from benchmarks.lsp import main
-from benchmarks.pose_data import load_lsp
+from benchmarks.tasks import poses as pose_task
+from benchmarks.tasks import poses_report as pose_report
 
 PEOPLE = 20  # to learn from, and as many to test on
 FIGURES = {

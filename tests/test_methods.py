@@ -8,10 +8,10 @@ import pytest
 import torch
 from torchvision import models as torchvision_models
 
-from benchmarks import alexnet, methods, trunks
-from benchmarks.learning import Start, train
-from benchmarks.recipes import PRESETS
-from benchmarks.trained import architecture_of, config_of, load_trained
+from benchmarks.core import alexnet, methods, trunks
+from benchmarks.core.learning import Start, train
+from benchmarks.core.recipes import PRESETS
+from benchmarks.core.trained import architecture_of, config_of, load_trained
 from pml_posets.losses import (
     AttentionConsistencyObjective,
     ConcurlObjective,

@@ -15,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import alexnet, common, described, olympic, olympic_report, options
-from benchmarks.figures import make_figures
+from benchmarks import olympic
+from benchmarks.core import alexnet, common, described, options
+from benchmarks.core.options import EVERY_METHOD, FILES
+from benchmarks.figures.dataset import make_figures
 from benchmarks.olympic import main
-from benchmarks.options import EVERY_METHOD, FILES
+from benchmarks.tasks import postures_report as olympic_report
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = {
@@ -259,7 +261,8 @@ def test_training_begins_from_given_weights(data, tmp_path, monkeypatch):
 
 KILL = """
 import os, signal, sys
-from benchmarks import logs, olympic
+from benchmarks.core import logs
+from benchmarks import olympic
 record = logs.RunLog.record
 def kill(self, trainer):
     record(self, trainer)

@@ -11,8 +11,9 @@ import torch
 from olympic_trees import make_tree, picture, write_labels, write_seq
 from PIL import Image
 
-from benchmarks import olympic_data, olympic_tree
-from benchmarks.olympic_data import (
+from benchmarks.data import olympic as olympic_data
+from benchmarks.data import olympic_tree
+from benchmarks.data.olympic import (
     OlympicFrames,
     TreeError,
     crop_box,

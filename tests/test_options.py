@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import alexnet, options, trunks
+from benchmarks.core import alexnet, options, trunks
+from benchmarks.core.options import EVERY_METHOD, FILES, CommandLine, fast_precision
+from benchmarks.core.recipes import PRESETS, Recipe, flag
 from benchmarks.olympic import parse
-from benchmarks.options import EVERY_METHOD, FILES, CommandLine, fast_precision
-from benchmarks.recipes import PRESETS, Recipe, flag
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ import pytest
 from pose_trees import SIZE, draw, person, poses, upright, write_crops, write_leeds, write_mpii
 from scipy.io import savemat
 
-from benchmarks.figures import make_figures
-from benchmarks.mpii_data import load_mpii
-from benchmarks.people import JoinedImages, PersonCrops
-from benchmarks.pose_data import FIGURE_SKELETON, load_figures, load_lsp, load_lspet
+from benchmarks.data.mpii import load_mpii
+from benchmarks.data.people import JoinedImages, PersonCrops
+from benchmarks.data.poses import FIGURE_SKELETON, load_figures, load_lsp, load_lspet
+from benchmarks.figures.dataset import make_figures
 from pml_posets.datasets import UnreadableImageError
 from pml_posets.evaluation import LSP_SKELETON, MPII_SKELETON, pcp
 from pml_posets.hoglda import HOGLDA

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from pose_trees import upright
 
-from benchmarks.pose_report import COLOURS, heated, with_pose
+from benchmarks.tasks.poses_report import COLOURS, heated, with_pose
 from pml_posets.evaluation import LSP_SKELETON, Skeleton, Stick
 
 SIDE = 64

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.common import Result
-from benchmarks.report import score_table
+from benchmarks.core.common import Result
+from benchmarks.core.report import score_table
 
 
 def rows(measure, values, rounds=()):

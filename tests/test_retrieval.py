@@ -10,10 +10,12 @@ from class_trees import write_cars, write_cub, write_folder, write_omniglot, wri
 from PIL import Image
 from torchvision import models as torchvision_models
 
-from benchmarks import common, logs, options, retrieval_task, zero_shot_data
+from benchmarks.core import common, logs, options
+from benchmarks.data import zero_shot as zero_shot_data
+from benchmarks.data.zero_shot import kind_of, load
 from benchmarks.retrieval import LINE, main, parse
-from benchmarks.retrieval_report import PUBLISHED
-from benchmarks.zero_shot_data import kind_of, load
+from benchmarks.tasks import retrieval as retrieval_task
+from benchmarks.tasks.retrieval_report import PUBLISHED
 from pml_posets.evaluation import retrieval_scores
 
 RECIPE = "--preset tiny --rounds 2 --iterations 1 --batch-size 8 --fc-dim 8 --top-fraction 0.5"

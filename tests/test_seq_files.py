@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from olympic_trees import picture, write_seq
 
-from benchmarks.seq_files import SeqFile
+from benchmarks.data.seq_files import SeqFile
 
 PICTURES = [picture(20 * i, (36, 24)) for i in range(7)]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import alexnet
-from benchmarks.learning import Start, train
-from benchmarks.recipes import TINY
-from benchmarks.trained import config_of, load_trained
+from benchmarks.core import alexnet
+from benchmarks.core.learning import Start, train
+from benchmarks.core.recipes import TINY
+from benchmarks.core.trained import config_of, load_trained
 from pml_posets.checkpoints import save_checkpoint
 
 

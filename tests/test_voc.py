@@ -16,8 +16,11 @@ from benchmark_runs import KILL, LEARNED, few_patches, quick, rows_of, weights
 from PIL import Image
 from voc_trees import scenes, write_voc
 
-from benchmarks import object_report, object_task, options, session, voc
-from benchmarks.labelled_images import load_folder
+from benchmarks import voc
+from benchmarks.core import options, session
+from benchmarks.data.labelled_images import load_folder
+from benchmarks.tasks import objects as object_task
+from benchmarks.tasks import objects_report as object_report
 from benchmarks.voc import main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ import torchvision.datasets.voc
 from PIL import Image
 from voc_trees import image_of, note_of, write_voc
 
-from benchmarks.voc_data import BoxCrops, load_voc
+from benchmarks.data.voc import BoxCrops, load_voc
 from pml_posets.datasets import UnreadableImageError
 
 

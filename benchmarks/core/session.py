@@ -1,0 +1,288 @@
+"""A run of a benchmark: its methods under its seeds, one row each, gone on with after a kill."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from benchmarks.core import common, trunks
+from benchmarks.core.learning import Start, train
+from benchmarks.core.logs import RunLog
+from benchmarks.core.options import NOT_TRAINED, RunOptions
+from benchmarks.core.trained import load_trained
+from pml_posets.augmentation import BatchAugmentation
+from pml_posets.trainers import JointTrainer
+
+
+@dataclass
+class Score:
+    """What a set of features is worth.
+
+    Args:
+        metrics: name of each measure to its value.
+        shown: what the benchmark's pictures are drawn from.
+    """
+
+    metrics: dict[str, float]
+    shown: Any = None
+
+
+@dataclass
+class Outcome:
+    """What came of one method under one seed.
+
+    Args:
+        score: at its end.
+        rounds: "auc_round_1", ... to the main measure after each round, if it learned.
+        joint: its trainer, if it learned.
+        seconds_before: time spent on it by processes that were killed.
+    """
+
+    score: Score
+    rounds: dict[str, float] = field(default_factory=dict)
+    joint: JointTrainer | None = None
+    seconds_before: float = 0.0
+
+
+class Task(Protocol):
+    """A benchmark's data, ready to be learned from and scored on.
+
+    Args:
+        name: of the data, for the results.
+        measure: the main one, a key of the metrics.
+        digits: behind its point where it is shown.
+    """
+
+    name: str
+    measure: str
+    digits: int
+
+    @property
+    def images(self) -> Any:
+        """(3, S, S) uint8 tensors to learn from, for the recipe's S; no label is used."""
+
+    @property
+    def start(self) -> Start:
+        """The first similarities of these images."""
+
+    def origin(self) -> dict[str, Any]:
+        """What a training starts from, beside its recipe and its seed, as plain values."""
+
+    def plain(self, method: str) -> Score:
+        """A method without a network."""
+
+    def score(self, network: torch.nn.Module, image_size: int) -> Score:
+        """A network, (B, 3, S, S) uint8 images to (B, D) features, in evaluation mode."""
+
+    def plain_settings(self, method: str) -> dict[str, Any]:
+        """What the numbers of a method without a network depend on."""
+
+    def scored_settings(self) -> dict[str, Any]:
+        """What every score depends on, beside what a training starts from."""
+
+
+AnyTask = TypeVar("AnyTask", bound=Task)
+
+
+class Report(Protocol):
+    """The tables and pictures of a benchmark."""
+
+    def add(self, method: str, outcome: Outcome) -> None:
+        """Note what the first seed of a method gave."""
+
+    def write(self, folder: Path, results: list[common.Result]) -> str:
+        """Write them; returns the main table."""
+
+
+def run(
+    options: RunOptions, name: str, prepare: Callable[[], AnyTask], report: Callable[[AnyTask], Report]
+) -> int:
+    """Run a benchmark from its beginning, or go on with it; returns the exit status.
+
+    Args:
+        options: what was asked for.
+        name: of the data, known before they are read.
+        prepare: reads the data.
+        report: of the task.
+
+    Raises:
+        FileExistsError, OSError, ValueError: for folders, files and data that do not fit, before any work.
+    """
+    common.commit()  # that of the code this run begins with
+    folder = common.output_folder(options.output)
+    results = earlier_results(folder, options, name)
+    task = prepare()
+    shown = report(task)
+    for seed in options.seeds:
+        for method in options.methods:
+            alike = method in options.line.plain or method in NOT_TRAINED
+            if alike and seed != options.seeds[0]:
+                continue  # one seed says it all
+            began = time.perf_counter()
+            outcome = run_method(method, seed, task, options, folder)
+            seconds = outcome.seconds_before + time.perf_counter() - began
+            if seed == options.seeds[0]:
+                shown.add(method, outcome)
+            row = common.Result(
+                method=method,
+                dataset=task.name,
+                metrics={**outcome.score.metrics, **outcome.rounds},
+                settings=settings_of(method, task, options),
+                seed=seed,
+                seconds=round(seconds, 1),
+            )
+            results = [r for r in results if (r.method, r.seed) != (method, seed)] + [row]
+            common.write_results(folder / "results.json", results)
+            value = outcome.score.metrics[task.measure]
+            print(f"{method:18s} seed {seed}  {said(task, value)}  ({seconds:.0f} s)", flush=True)
+    text = shown.write(folder, results)
+    print(f"\n{text}\n\nEverything lies in {folder.resolve()}")
+    return 0
+
+
+def said(task: Task, value: float) -> str:
+    """The main measure and its value, as they are printed: AUC 0.616."""
+    return f"{task.measure.upper().replace('_', ' ')} {value:.{task.digits}f}"
+
+
+def earlier_results(folder: Path, options: RunOptions, name: str) -> list[common.Result]:
+    """The rows of the run that is gone on with.
+
+    Raises:
+        FileExistsError: if the folder holds a run and --resume was not given.
+        ValueError: if its rows are of other data, or the file is damaged.
+    """
+    path = folder / "results.json"
+    if not options.resume:
+        if path.exists() or any(folder.glob("*/checkpoint.pt")):
+            raise FileExistsError(
+                f"{folder} holds a run already: go on with it, or add methods to it, by --resume, or choose "
+                "another --output"
+            )
+        return []
+    results = common.read_results(path)
+    others = {row.dataset for row in results} - {name}
+    if others:
+        raise ValueError(
+            f"{path} is of other data ({', '.join(sorted(others))}, here {name}): choose another --output"
+        )
+    return results
+
+
+def run_method(method: str, seed: int, task: Task, options: RunOptions, folder: Path) -> Outcome:
+    """One method under one seed."""
+    if method in options.line.plain:
+        return Outcome(task.plain(method))
+    if method in options.line.learned:
+        return learn(method, seed, task, options, folder / f"{method}-seed{seed}")
+    recipe = options.recipe_of(method)
+    models = trunks.build(recipe.architecture, seed, dropout=0.0)
+    if method == "alexnet-imagenet":
+        trunks.load_imagenet(models, recipe.architecture, options.files[method])
+    if method == "init" and options.init is not None:
+        trunks.load_imagenet(models, recipe.architecture, options.init)
+    if method == "checkpoint":
+        load_trained(models, options.files[method])
+    models["trunk"] = torch.nn.Sequential(BatchAugmentation(), models["trunk"])
+    return Outcome(score_models(models, recipe.image_size, task, options))
+
+
+def score_models(
+    models: Mapping[str, torch.nn.Module], image_size: int, task: Task, options: RunOptions
+) -> Score:
+    """The score of the layer that was asked for."""
+    for model in models.values():
+        model.to(options.device)
+    return task.score(trunks.up_to(models, options.layer), image_size)
+
+
+def learn(method: str, seed: int, task: Task, options: RunOptions, home: Path) -> Outcome:
+    """Train by one method under one seed, or go on with it; its checkpoint and its logs lie in `home`."""
+    recipe = options.recipe_of(method)
+    begin = trunks.build(recipe.architecture, seed, recipe.dropout)
+    if options.init is not None:
+        trunks.load_imagenet(begin, recipe.architecture, options.init)
+    log = RunLog(home / "logs")
+
+    def score(joint: JointTrainer) -> Score:
+        return score_models(joint.evaluation_models, recipe.image_size, task, options)
+
+    def score_round(joint: JointTrainer) -> None:
+        done = joint.round + 1
+        if not options.score_rounds or done >= joint.num_rounds:
+            return  # the last one is scored below, also of a run that was killed just here
+        value = score(joint).metrics[task.measure]
+        write_score(home, done, value)
+        log.write("scores", {task.measure: value}, done * joint.iterations_per_round)
+        print(f"  {home.name}: {said(task, value)} after round {done}", flush=True)
+
+    try:
+        joint = train(
+            "posets" if method == "posets-fixed" else method,
+            task.images,
+            task.start,
+            recipe,
+            seed=seed,
+            device=options.device,
+            num_workers=options.workers if options.device != "cpu" else 0,
+            output_dir=home,
+            resume=options.resume,
+            progress=options.progress,
+            models=begin,
+            end_of_round=score_round,
+            log=log,
+            settings=origin(task, options),
+        )
+        final = score(joint)
+        write_score(home, joint.round, final.metrics[task.measure])
+        log.write("scores", {task.measure: final.metrics[task.measure]}, joint.global_iteration)
+    finally:
+        log.close()
+    rounds = {f"{task.measure}_round_{done}": value for done, value in read_scores(home).items()}
+    return Outcome(final, rounds, joint, log.seconds_before)
+
+
+def read_scores(home: Path) -> dict[int, float]:
+    """The main measure after each round so far."""
+    path = home / "rounds.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {int(done): value for done, value in found.items()}
+
+
+def write_score(home: Path, done: int, value: float) -> None:
+    """Note the score of a round, in a file that a resumed run reads again; those of later rounds go."""
+    earlier = {number: score for number, score in read_scores(home).items() if number < done}
+    common.write_text(home / "rounds.json", json.dumps({**earlier, done: value}) + "\n")
+
+
+def origin(task: Task, options: RunOptions) -> dict[str, Any]:
+    """What a training starts from, beside its recipe and its seed."""
+    return {
+        **task.origin(),
+        "hog_size": options.hog_size,
+        "initial": options.initial,
+        "window": None if options.window is None else list(options.window),
+        "components": options.components,
+        "init": None if options.init is None else options.init.name,
+    }
+
+
+def settings_of(method: str, task: Task, options: RunOptions) -> dict[str, Any]:
+    """What the numbers of a method depend on."""
+    scored = task.scored_settings()
+    if method in options.line.plain:
+        return {**task.plain_settings(method), **scored}
+    recipe = options.recipe_of(method)
+    device = {"device": options.device, "hardware": common.hardware(options.device)}
+    layer = {**scored, "layer": options.layer, **device}
+    if method in options.line.learned:
+        return {**origin(task, options), **recipe.settings(), "preset": options.preset, **layer}
+    file = options.init if method == "init" else options.files.get(method)
+    given = {} if file is None else {"file": file.name}
+    return {**trunks.settings(recipe.architecture), "precision": recipe.precision, **given, **layer}

@@ -1,0 +1,318 @@
+"""Any tree of postures in the layout of the Olympic Sports benchmark, checked and read.
+
+frames/<category>/<sequence>/<name>.png     or .jpg; or frames/<category>/<sequence>.seq
+image_pathes/imagePaths_<category>.txt      a line ./<sequence>/<name>.png a frame: its id is its place
+labels_hdf5/labels_<category>.hdf5          anchors, pos_ids, neg_ids, pos_flipvals, neg_flipvals
+bboxes/<category>/<sequence>.bb             optional, or bboxes.tar.gz: frame xmin ymin xmax ymax
+joints/joints_<category>.npz                optional: joints (frames, J, 2)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch.utils.data import Dataset
+
+from benchmarks.data.olympic_files import (
+    LABEL_FOLDER,
+    LIST_FOLDERS,
+    FrameList,
+    Problems,
+    TreeError,
+    find_categories,
+    has_boxes,
+    read_boxes,
+    read_frame_list,
+    read_joints,
+    read_labels,
+)
+from benchmarks.data.olympic_tree import OlympicTree, source_of
+from benchmarks.data.seq_files import SeqFile
+from pml_posets.cache import digest
+from pml_posets.datasets import UnreadableImageError
+from pml_posets.evaluation import RetrievalLabels
+
+__all__ = ["OlympicFrames", "OlympicTree", "TreeError", "find_unreadable", "load_tree", "source_of"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class OlympicFrames(Dataset[Any]):
+    """The person crops of a tree as a dataset: item i is frame i's box, an RGB PIL image.
+
+    Frames are read when asked for, and no file stays open, so any number of worker processes may share it.
+
+    Args:
+        tree: with frames.
+        transform: applied to the crop, e.g. resizing and normalising; None: the crop itself.
+        box_scale: side of the crop relative to the box (default 1.0).
+        square: widen the shorter side of the box, so that postures keep their proportions when the crop is
+            resized to a square (default). What lies outside the frame repeats its border.
+
+    Raises:
+        ValueError: the tree has no frames.
+        UnreadableImageError: (an OSError) on access, when the frame cannot be read; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> from benchmarks.figures.dataset import make_figures
+        >>> folder = tempfile.mkdtemp()
+        >>> small = {"sports": ("run",), "num_sources": 2, "num_clips": 1, "num_frames": 2, "num_anchors": 2}
+        >>> truth = make_figures(folder, num_workers=1, **small)
+        >>> frames = OlympicFrames(load_tree(folder), transform=lambda crop: crop.resize((64, 64)))
+        >>> len(frames), frames[0].size
+        (4, (64, 64))
+    """
+
+    def __init__(
+        self,
+        tree: OlympicTree,
+        transform: Callable[[Image.Image], Any] | None = None,
+        *,
+        box_scale: float = 1.0,
+        square: bool = True,
+    ) -> None:
+        if not tree.paths:
+            raise ValueError(f"{tree.root} was loaded without its frames (require_frames=False)")
+        if not box_scale > 0:
+            raise ValueError(f"box_scale must be positive, got {box_scale}")
+        self.tree = tree
+        self.transform = transform
+        self.box_scale = box_scale
+        self.square = square
+
+    def __len__(self) -> int:
+        return len(self.tree)
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"frames are 0 to {len(self) - 1}, asked for {index}")
+        image = self.tree.open_frame(index)
+        if self.tree.boxes is not None:
+            image = crop_box(image, self.tree.boxes[index], self.box_scale, self.square)
+        return image if self.transform is None else self.transform(image)
+
+    @property
+    def data_id(self) -> str:
+        """A digest that changes with the frames (names, sizes, times of change), the boxes and the transform.
+
+        For `pml_posets.cache.FeatureCache` and `HOGLDA.transform(..., data_id=...)`.
+        """
+        files = [
+            *(path for path in self.tree.paths if path),
+            *(str(f.path) for f in self.tree.seq_files.values()),
+        ]
+        states = [os.stat(path) for path in files]
+        boxes = np.zeros(0) if self.tree.boxes is None else self.tree.boxes
+        return digest(
+            files,
+            [[state.st_size, state.st_mtime_ns] for state in states],
+            [self.tree.categories, self.tree.names, self.tree.sequences, self.tree.frame_numbers, boxes],
+            [repr(self.transform), self.box_scale, self.square],
+        )
+
+
+def crop_box(
+    image: Image.Image, box: npt.NDArray[np.int64], scale: float = 1.0, square: bool = True
+) -> Image.Image:
+    """The part of an image in a box xmin, ymin, xmax, ymax (1-based, inclusive); the border repeats."""
+    left, top, right, bottom = float(box[0] - 1), float(box[1] - 1), float(box[2]), float(box[3])
+    width, height = (right - left) * scale, (bottom - top) * scale
+    if square:
+        width = height = max(width, height)
+    x0, y0 = round((left + right - width) / 2), round((top + bottom - height) / 2)
+    x1, y1 = x0 + max(round(width), 1), y0 + max(round(height), 1)
+    if x0 >= 0 and y0 >= 0 and x1 <= image.width and y1 <= image.height:
+        return image.crop((x0, y0, x1, y1))
+    columns = np.clip(np.arange(x0, x1), 0, image.width - 1)
+    rows = np.clip(np.arange(y0, y1), 0, image.height - 1)
+    return Image.fromarray(np.asarray(image)[rows[:, None], columns])
+
+
+def find_unreadable(tree: OlympicTree, num_workers: int = 4) -> dict[int, str]:
+    """Decode every frame once, in threads: dataset index to reason of those that cannot be read, by index."""
+
+    def check(index: int) -> str | None:
+        try:
+            tree.open_frame(index)
+        except UnreadableImageError as error:
+            return str(error.__cause__)
+        return None
+
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        reasons = pool.map(check, range(len(tree)), chunksize=64)
+        return {i: reason for i, reason in enumerate(reasons) if reason is not None}
+
+
+def load_tree(
+    root: str | os.PathLike[str],
+    *,
+    categories: Sequence[str] | None = None,
+    require_frames: bool = True,
+    skip_unreadable: bool = False,
+    source_rule: Callable[[str, str], str] = source_of,
+    num_workers: int = 4,
+) -> OlympicTree:
+    """Read a tree in the Olympic Sports layout (see the module) and check that nothing is missing.
+
+    Args:
+        root: its folder.
+        categories: read these only; None (default): all.
+        require_frames: False reads the annotation alone; such a tree has no `paths`.
+        skip_unreadable: decode every frame, and leave out, counted and named in `excluded`, those that are
+            missing or damaged. Default: a missing frame is an error, and a damaged one when it is read.
+        source_rule: (category, sequence) to the name of the source.
+        num_workers: threads that decode for `skip_unreadable`.
+
+    Raises:
+        TreeError: (a ValueError) one message that lists every problem of the tree, how many files it concerns
+            and the first few of them.
+    """
+    root = Path(root)
+    problems = Problems()
+    if not root.is_dir():
+        raise TreeError(f"{root} is no folder: expected one with frames/, image_pathes/ and {LABEL_FOLDER}/")
+    list_paths, label_paths = find_categories(root)
+    if not list_paths:
+        problems.add(f"no frame list {LIST_FOLDERS[0]}/imagePaths_<category>.txt")
+    if not label_paths:
+        problems.add(f"no label file {LABEL_FOLDER}/labels_<category>.hdf5")
+    wanted = sorted(set(categories)) if categories is not None else sorted({*list_paths, *label_paths})
+    if categories is not None and not wanted:
+        raise ValueError("categories must name at least one category, got none")
+    for there, what in ((list_paths, "frame list"), (label_paths, "label file")):
+        absent = [name for name in wanted if name not in there] if there else []
+        if absent:
+            problems.add(f"categories without a {what}", *absent)
+
+    lists = {name: read_frame_list(list_paths[name], problems) for name in wanted if name in list_paths}
+    labels: dict[str, RetrievalLabels] = {}
+    for name, frames in lists.items():
+        if name in label_paths and frames.names:
+            found = read_labels(label_paths[name], len(frames.names), problems)
+            if found is not None:
+                labels[name] = found
+    boxes = read_boxes(root, lists, problems) if has_boxes(root) else None
+    joints = read_joints(root, lists, problems)
+    missing: dict[int, str] = {}
+    paths: list[str] = []
+    seq_files: dict[str, SeqFile] = {}
+    if require_frames:
+        paths, seq_files, missing = _find_frames(root, lists, problems, skip_unreadable)
+    problems.raise_if_any(root)
+    tree = _assemble(root, lists, labels, source_rule)
+    place = {name: i for i, name in enumerate(tree.sequence_names)}
+    tree = replace(
+        tree,
+        boxes=boxes,
+        joints=None if joints is None else joints[0],
+        joint_names=() if joints is None else joints[1],
+        paths=tuple(paths),
+        seq_files={place[name]: file for name, file in seq_files.items()},
+    )
+    if skip_unreadable and require_frames:
+        bad = missing | {i: why for i, why in find_unreadable(tree, num_workers).items() if i not in missing}
+        if bad:
+            order = sorted(bad)
+            tree = tree.without(order, [f"{tree.describe(i)}: {bad[i]}" for i in order])
+    return tree
+
+
+def _assemble(
+    root: Path,
+    lists: dict[str, FrameList],
+    labels: dict[str, RetrievalLabels],
+    source_rule: Callable[[str, str], str],
+) -> OlympicTree:
+    sequence_place: dict[str, int] = {}
+    source_place: dict[str, int] = {}
+    sequences, sources = [], []
+    for category, frames in lists.items():
+        source_names = {name: source_rule(category, name) for name in dict.fromkeys(frames.sequences)}
+        for name in frames.sequences:
+            sequences.append(sequence_place.setdefault(f"{category}/{name}", len(sequence_place)))
+            sources.append(source_place.setdefault(source_names[name], len(source_place)))
+    return OlympicTree(
+        root=root,
+        categories=tuple(lists),
+        offsets=np.concatenate([[0], np.cumsum([len(f.names) for f in lists.values()])]).astype(np.int64),
+        names=tuple(name for frames in lists.values() for name in frames.names),
+        sequence_names=tuple(sequence_place),
+        sequences=np.array(sequences, dtype=np.int64),
+        frame_numbers=np.concatenate([frames.numbers for frames in lists.values()]),
+        source_names=tuple(source_place),
+        sources=np.array(sources, dtype=np.int64),
+        labels=labels,
+    )
+
+
+def _find_frames(
+    root: Path, lists: dict[str, FrameList], problems: Problems, skip_missing: bool
+) -> tuple[list[str], dict[str, SeqFile], dict[int, str]]:
+    """Paths of all frames, .seq files by `<category>/<sequence>`, and what is missing by dataset index."""
+    paths: list[str] = []
+    seq_files: dict[str, SeqFile] = {}
+    missing: dict[int, str] = {}
+    if not any((root / name).is_dir() for name in ("frames", *lists)):
+        problems.add(f"no frames: expected {root / 'frames'} with a folder a category")
+        return paths, seq_files, missing
+    for category, frames in lists.items():
+        folders = [folder for folder in (root / "frames" / category, root / category) if folder.is_dir()]
+        if not folders and frames.names:
+            problems.add("categories without a folder of frames", category)
+            paths.extend([""] * len(frames.names))
+            continue
+        found = {name: _locate(folders, name) for name in dict.fromkeys(frames.sequences)}
+        lost = [name for name, place in found.items() if place is None]
+        broken = [place for place in found.values() if isinstance(place, str)]
+        if lost and (not skip_missing or len(lost) == len(found)):
+            problems.add(f"sequences of {category} with neither a folder of frames nor a .seq file", *lost)
+        if broken and not skip_missing:
+            problems.add(".seq files that cannot be read", *broken)
+        absent = []
+        for name, sequence, number in zip(frames.names, frames.sequences, frames.numbers, strict=True):
+            place = found[sequence]
+            path, reason = "", None
+            if isinstance(place, SeqFile):
+                seq_files[f"{category}/{sequence}"] = place
+                if number >= len(place):
+                    reason = f"{place.path.name} has only {len(place)} frames"
+                    absent.append(f"{category}/{name} ({reason})")
+            elif isinstance(place, dict):
+                path = place.get(name.split("/")[1]) or place.get(Path(name).stem, "")
+                if not path:
+                    reason = "missing"
+                    absent.append(f"{category}/{name}")
+            else:
+                reason = place or "its sequence is missing"
+            if reason is not None:
+                missing[len(paths)] = reason
+                path = str(root / "frames" / category / name)
+            paths.append(path)
+        if absent and not skip_missing:
+            problems.add(f"frames of {category} are missing", *absent)
+    return paths, seq_files, missing
+
+
+def _locate(folders: list[Path], sequence: str) -> dict[str, str] | SeqFile | str | None:
+    """A sequence's image files by name and by stem; or its .seq file, or what is wrong with it; or None."""
+    for folder in folders:
+        for path in (folder / f"{sequence}.seq", folder / sequence / f"{sequence}.seq"):
+            if path.is_file():
+                try:
+                    return SeqFile(path)
+                except (OSError, ValueError) as error:
+                    return str(error)
+        if (folder / sequence).is_dir():
+            with os.scandir(folder / sequence) as entries:
+                files = {e.name: e.path for e in entries if e.name.lower().endswith(SUFFIXES)}
+            return {Path(name).stem: path for name, path in files.items()} | files
+    return None

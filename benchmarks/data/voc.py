@@ -1,0 +1,173 @@
+"""PASCAL VOC's objects, each cut out by its box.
+
+<root>/VOCdevkit/VOC2007/JPEGImages/000001.jpg, ...
+<root>/VOCdevkit/VOC2007/Annotations/000001.xml, ...          boxes, 1-based and inclusive
+<root>/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt, test.txt
+"""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from benchmarks.data.labelled_images import LabelledImages, check_known, files_id, numbered
+from pml_posets.cache import digest
+from pml_posets.datasets import ImageList, UnreadableImageError
+
+
+class BoxCrops(Dataset[Any]):
+    """Objects cut from images when they are read, in the proportions of their boxes.
+
+    Args:
+        paths: N image files.
+        boxes: (N, 4) int left, top, right, bottom in pixels; right and bottom are not in the box.
+
+    Raises:
+        UnreadableImageError: on access, if a file cannot be read; the message names it.
+    """
+
+    def __init__(self, paths: Sequence[Path], boxes: npt.NDArray[np.int64]) -> None:
+        self._files = ImageList(paths)
+        self.paths, self.boxes = self._files.paths, boxes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._files[index].crop(tuple(int(side) for side in self.boxes[index]))
+
+    @property
+    def data_id(self) -> str:
+        """A digest that changes with the files or the boxes."""
+        return str(digest(files_id(self.paths), self.boxes))
+
+
+def load_voc(
+    root: Path, year: str, train: str, test: str, download: bool = False, skip_unreadable: bool = False
+) -> LabelledImages:
+    """Object boxes of PASCAL VOC, read by torchvision's dataset.
+
+    Objects marked difficult and empty boxes are left out, and named.
+
+    Args:
+        root: folder that holds VOCdevkit/.
+        year: "2007".
+        train, test: image sets, without an image that is in both.
+        download: fetch it first.
+        skip_unreadable: decode every image now, and leave out those that cannot be, and those without an
+            annotation.
+
+    Raises:
+        FileNotFoundError: if it is not there, or an annotation is not.
+        UnreadableImageError: (an OSError) for an image that is not there.
+        ValueError: for an annotation that is damaged, image sets that share an image or are unknown, or a
+            class that only the test objects have.
+    """
+    sets = [_voc(root, year, part, download) for part in (train, test)]
+    shared = {*sets[0].images} & {*sets[1].images}
+    if shared:
+        raise ValueError(
+            f"the image sets {train} (to learn from) and {test} (to test on) share {len(shared)} images, "
+            f"{Path(min(shared)).name} for one: choose sets that share none"
+        )
+    excluded: dict[str, tuple[str, ...]] = {}
+
+    def leave_out(reason: str, name: str) -> None:
+        excluded[reason] = (*excluded.get(reason, ()), name)
+
+    wrong = _unreadable([Path(path) for one in sets for path in one.images], decode=skip_unreadable)
+    if wrong and not skip_unreadable:
+        path, why = next(iter(wrong.items()))
+        raise UnreadableImageError(
+            f"cannot read the image {path}: {why}; unpack it anew, or leave such images out "
+            "(--skip-unreadable)"
+        )
+    rows: list[tuple[Path, list[int], str, str, bool]] = []
+    for one, learned in zip(sets, (True, False), strict=True):
+        for path, note in zip(map(Path, one.images), map(Path, one.annotations), strict=True):
+            if path in wrong:
+                leave_out("image missing or damaged", path.stem)
+                continue
+            if skip_unreadable and not note.is_file():
+                leave_out("image without annotation", path.stem)
+                continue
+            for number, (name, box, difficult) in enumerate(_objects(note), 1):
+                which = f"{note.stem} object {number}"
+                if difficult:
+                    leave_out("difficult", which)
+                elif box[0] >= box[2] or box[1] >= box[3]:
+                    leave_out("empty box, or outside its image", which)
+                else:
+                    rows.append((path, box, name, which, learned))
+    if not rows:
+        why = "; ".join(f"{reason}: {len(which)}" for reason, which in excluded.items())
+        raise ValueError(f"no object is left in {root} ({why or 'its annotations have none'})")
+    labels, classes = numbered([row[2] for row in rows])
+    learned_from = np.array([row[4] for row in rows], bool)
+    check_known(labels, learned_from, classes, root)
+    return LabelledImages(
+        name=f"voc{year}",
+        images=BoxCrops([row[0] for row in rows], np.array([row[1] for row in rows], np.int64)),
+        labels=labels,
+        classes=classes,
+        train=np.flatnonzero(learned_from),
+        test=np.flatnonzero(~learned_from),
+        names=tuple(row[3] for row in rows),
+        excluded=excluded,
+    )
+
+
+def _voc(root: Path, year: str, part: str, download: bool) -> Any:
+    from torchvision.datasets import VOCDetection
+
+    try:
+        return VOCDetection(str(root), year=year, image_set=part, download=download)
+    except ValueError as error:
+        raise ValueError(f"there is no image set {part} of PASCAL VOC {year}: {error}") from error
+    except (RuntimeError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            f"PASCAL VOC {year} {part} is not in {root} ({error}): unpack it so that "
+            f"{root}/VOCdevkit/VOC{year} is there, or give --download"
+        ) from error
+
+
+def _unreadable(paths: Sequence[Path], decode: bool) -> dict[Path, str]:
+    """Files that are missing or, if they are decoded, damaged; with the reason."""
+    if decode:
+        return dict(ImageList(paths, skip_unreadable=True).unreadable)
+    return {path: "there is no such file" for path in paths if not path.is_file()}
+
+
+def _objects(note: Path) -> list[tuple[str, list[int], bool]]:
+    """Class, box (left, top, right, bottom; the last two not in it) and difficulty of each object.
+
+    What of a box lies outside the image, by the size that the annotation gives, is cut off.
+    """
+    try:
+        root = ElementTree.parse(note).getroot()
+        size = [int(root.findtext(f"size/{side}", "0")) for side in ("width", "height")]
+        most = [side if side > 0 else sys.maxsize for side in size] * 2
+        found = []
+        for one in root.iter("object"):
+            left, top, right, bottom = (
+                round(float(one.findtext(f"bndbox/{side}", ""))) for side in ("xmin", "ymin", "xmax", "ymax")
+            )
+            name, difficult = one.findtext("name", ""), one.findtext("difficult", "0").strip() == "1"
+            if not name:
+                raise ValueError("an object has no name")
+            box = [left - 1, top - 1, right, bottom]
+            found.append((name, [min(max(0, x), end) for x, end in zip(box, most, strict=True)], difficult))
+        return found
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the annotation {note} is not there: unpack it anew, or leave its image out (--skip-unreadable)"
+        ) from error
+    except (ElementTree.ParseError, ValueError, OverflowError) as error:
+        raise ValueError(f"the annotation {note} is damaged ({error}): unpack it anew") from error

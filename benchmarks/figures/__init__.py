@@ -1,0 +1,1 @@
+"""Articulated figures, drawn: the data of a benchmark that is given none."""

@@ -1,0 +1,1 @@
+"""DeepPose: a supervised pose regressor and its runs."""
