@@ -559,15 +559,7 @@ class JointTrainer:
             "autocast": self.autocast and str(self.autocast),
             "loss_weights": self.loss_weights,
         }
-        names = (
-            "batch_size",
-            "num_nearest",
-            "samples_per_class",
-            "unassigned_fraction",
-            "seed",
-            "num_batches",
-        )
-        sampler = {f"sampler {name}": getattr(self.sampler, name, None) for name in names}
+        sampler = {f"sampler {name}": getattr(self.sampler, name, None) for name in _SAMPLER_SETTINGS}
         losses = {name: type(getattr(loss, "inner", loss)).__name__ for name, loss in self.loss_funcs.items()}
         given = {name: value for name, value in losses.items() if name not in self._parts.made_anew}
         trunk = self.models["trunk"]
