@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from .distributed import RankError, all_gather_objects, broadcast_object, is_main, rank, world_size
 
-__all__ = ["from_main", "shard", "shared_work", "shares_work", "together"]
+__all__ = ["from_main", "main_first", "shard", "shared_work", "shares_work", "together"]
 
 Result = TypeVar("Result")
 
@@ -104,6 +104,39 @@ def from_main(function: Callable[[], Result]) -> Result:
     if told is not None:
         raise RankError(f"rank 0 has failed: {told}")
     return copy  # type: ignore[return-value]
+
+
+def main_first(function: Callable[[], Result]) -> Result:
+    """Let rank 0 call a function, and then the others: what it has written to files they find there.
+
+    Only inside `shared_work`; elsewhere it is called at once. Nothing in it is shared.
+
+    Args:
+        function: makes a file, or reads what has been made; called once on every rank.
+
+    Returns:
+        What the function returned on this rank.
+
+    Raises:
+        Exception: on a rank what the function raised there.
+        RankError: on the others then, with its text.
+
+    Example:
+        >>> main_first(lambda: 3)
+        3
+    """
+    if not shares_work():
+        return function()
+    made: list[Result] = []
+    from_main(lambda: made.append(function()))
+    with together():
+        if not is_main():
+            token = _sharing.set(False)
+            try:
+                made.append(function())
+            finally:
+                _sharing.reset(token)
+    return made[0]
 
 
 @contextmanager
