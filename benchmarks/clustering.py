@@ -56,7 +56,7 @@ FC_DIM = 128  # of the embedding, as published
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = parse(__doc__ or "", arguments)
-    return session.run(options, data_name(options), lambda: prepare(options), ClusteringReport)
+    return session.run(options, data_name(options), prepare, ClusteringReport)
 
 
 def parse(description: str, arguments: Sequence[str] | None) -> ClusteringOptions:

@@ -22,7 +22,7 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.core import alexnet, common
 from benchmarks.core.options import FIGURE_SIZES
-from benchmarks.core.session import earlier_results
+from benchmarks.core.resuming import earlier_results
 from benchmarks.data.mpii import load_mpii
 from benchmarks.data.people import PoseData
 from benchmarks.data.poses import load_figures, load_lsp, load_lspet
@@ -49,10 +49,12 @@ _OF_THE_MACHINE = ("device", "hardware")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    if common.several_processes():
+        raise ValueError("a pose regressor learns in one process: start it by python, without torchrun")
     options = parse(__doc__ or "", arguments)
     common.commit()  # that of the code this run begins with
     folder = common.output_folder(options.output)
-    results = earlier_results(folder, options, data_name(options))  # type: ignore[arg-type]
+    results = earlier_results(folder, data_name(options), options.resume)
     cached = common.output_folder(options.cache, "--cache")
     data = prepare(options)
     print(data.summary(), flush=True)

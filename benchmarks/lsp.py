@@ -30,7 +30,7 @@ LINE = CommandLine(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = parse(__doc__ or "", arguments)
-    return session.run(options, data_name(options), lambda: prepare(options), PoseReport)
+    return session.run(options, data_name(options), prepare, PoseReport)
 
 
 def parse(description: str, arguments: Sequence[str] | None) -> PoseOptions:

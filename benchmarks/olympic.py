@@ -24,7 +24,7 @@ LINE = CommandLine("olympic", layer="fc7")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = parse(__doc__ or "", arguments)
-    return session.run(options, data_name(options), lambda: prepare(options), PostureReport)
+    return session.run(options, data_name(options), prepare, PostureReport)
 
 
 def parse(description: str, arguments: Sequence[str] | None) -> OlympicOptions:

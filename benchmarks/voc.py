@@ -24,7 +24,7 @@ LINE = CommandLine("voc", layer="fc6", plain=("majority", *PLAIN))
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = parse(__doc__ or "", arguments)
-    return session.run(options, data_name(options), lambda: prepare(options), ObjectReport)
+    return session.run(options, data_name(options), prepare, ObjectReport)
 
 
 def parse(description: str, arguments: Sequence[str] | None) -> ObjectOptions:

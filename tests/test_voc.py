@@ -278,9 +278,11 @@ def test_a_run_goes_on_where_the_data_have_moved(data, whole, tmp_path):
 
 
 def test_other_votes_may_be_asked_of_a_trained_network(data, whole, tmp_path):
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(whole / "cliques-seed0", tmp_path / "cliques-seed0")
     main(arguments(data, tmp_path, "--resume", "--method", "cliques", "--votes", 1))
     assert rows_of(tmp_path)["cliques", 0]["settings"]["num_votes"] == 1
+    with pytest.raises(ValueError, match=r"has cliques, seed 0, of other settings \(--votes 1, here 5\)"):
+        main(arguments(data, tmp_path, "--resume", "--method", "majority"))
 
 
 # --- Image sets, and folders

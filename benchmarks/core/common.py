@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import pml_posets
+from pml_posets.distributed import RankError
 
 PACKAGES = (
     "torch",
@@ -77,7 +78,7 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     rows = []
     for result in results:
         metrics = {name: float(value) for name, value in result.metrics.items()}
-        row = _plain({**asdict(result), "metrics": {}})
+        row = plain_values({**asdict(result), "metrics": {}})
         row["metrics"] = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         rows.append(row)
     write_text(path, json.dumps(rows, indent=1, allow_nan=False) + "\n")
@@ -146,19 +147,27 @@ def _write(path: Path, text: str) -> None:
 def run_command(main: Callable[[], int], name: str) -> NoReturn:
     """Run a benchmark as a command: errors that a user can mend end it with one message, and status 1.
 
+    Of several processes each says what has ended it, with its number.
+
     Args:
         main: the benchmark; returns the exit status.
         name: what the message begins with.
     """
+    name += f" (process {os.environ['RANK']})" if several_processes() else ""
     try:
         sys.exit(main())
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, RankError) as error:
         text = str(error)
         if text.startswith("Caught "):  # in a worker process: torch puts a traceback before what was said
             text = text.rstrip().splitlines()[-1].partition(": ")[2]
         sys.exit(f"{name}: {text}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: stopped; --resume with the same --output goes on")
+
+
+def several_processes() -> bool:
+    """True if torchrun has started this process beside others."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def output_folder(path: str | Path, option: str = "--output") -> Path:
@@ -279,6 +288,29 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def plain_values(value: Any) -> Any:
+    """A value as JSON can hold it, and as `read_results` gives it back.
+
+    Raises:
+        TypeError: for what is no plain value, array, path, dtype or device.
+    """
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain_values(item) for item in value]
+    if isinstance(value, Path | torch.dtype | torch.device):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(
+        f"a {type(value).__qualname__} does not go into a results file: use numbers, strings, lists or dicts"
+    )
+
+
 @cache
 def _commit() -> str:
     head = _git("rev-parse", "--short=12", "HEAD")
@@ -293,22 +325,3 @@ def _git(*arguments: str) -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it."""
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | range):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path | torch.dtype | torch.device):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise TypeError(
-        f"a {type(value).__qualname__} does not go into a results file: use numbers, strings, lists or dicts"
-    )

@@ -15,6 +15,7 @@ from benchmarks.core.options import RunOptions
 from pml_posets.cache import digest
 from pml_posets.features import HOGLDA, principal_components
 from pml_posets.image_store import ImageStore
+from pml_posets.sharing import main_first
 
 Pair = tuple[np.ndarray, np.ndarray]  # (N, D) features of the images and of their mirror images
 
@@ -22,7 +23,8 @@ Pair = tuple[np.ndarray, np.ndarray]  # (N, D) features of the images and of the
 class Described:
     """A set of images, and what can be known of them without a network.
 
-    Everything is made when it is first asked for, and kept in the cache folder.
+    Everything is made when it is first asked for, and kept in the cache folder. Where the ranks share work
+    all must ask in the same order: rank 0 decodes and fits while the others wait, HOG is shared.
 
     Args:
         frames: yields PIL images; `frames.data_id` tells its content from any other.
@@ -52,7 +54,9 @@ class Described:
         return self.images_of(self.options.recipe.image_size)
 
     def _images_of(self, size: int) -> ImageStore:
-        return ImageStore(self.frames, self.folder, size, data_id=self.data_id, **self._shared)
+        return main_first(
+            lambda: ImageStore(self.frames, self.folder, size, data_id=self.data_id, **self._shared)
+        )
 
     def hog(self, kind: str) -> Pair:
         """Unit rows: "hog" (mean subtracted), "hog-lda" (whitened), "hog-window" (weighted to the middle)."""
@@ -75,7 +79,7 @@ class Described:
         if self._background is not None:
             return self._background.statistics
         path = self.folder / f"hog-background-{digest(self.data_id, self.options.hog_size)[:16]}.npz"
-        return background(self.frames, path, self.options.hog_size, self._shared)
+        return main_first(lambda: background(self.frames, path, self.options.hog_size, self._shared))
 
     @cached_property
     def _raw(self) -> Pair:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 FeatureFn = Callable[[JointTrainer], Any]
 CLUSTERED = ("kmeans", "udml-ss", "tac-ccl", "kmeans+poset-loss")
 """Methods whose pseudo-labels are those of k-means."""
+OF_ONE_PROCESS = ("udml-ss", "tac-ccl", "concurl", "stml", "posets+rotation")
+"""Methods with an objective, which runs the networks itself: several processes cannot share it."""
 
 
 @dataclass

@@ -116,7 +116,7 @@ def parser_of(line: CommandLine, description: str) -> argparse.ArgumentParser:
         line: of the benchmark.
         description: its first paragraph heads the help.
     """
-    parser = argparse.ArgumentParser(description=description.split("\n\n")[0], formatter_class=_Help)
+    parser = argparse.ArgumentParser(description=description.split("\n\n")[0], formatter_class=Help)
     run = parser.add_argument_group("run")
     run.add_argument(
         "--method", nargs="+", choices=(*line.methods, "all"), help=f"default: {' '.join(line.default)}"
@@ -195,7 +195,7 @@ def settle(line: CommandLine, got: argparse.Namespace, drawn: bool) -> dict[str,
     _check(got, methods, files, initial, components)
     return {
         "line": line,
-        "output": got.output or _new_folder(Path("runs"), line.name),
+        "output": got.output or new_folder(Path("runs"), line.name),
         "cache": got.cache or Path("runs") / "cache",
         "resume": got.resume,
         "methods": methods,
@@ -326,14 +326,15 @@ def _add_recipe_options(group: Any) -> None:
         )
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
+class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Says the defaults of those options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def _new_folder(parent: Path, name: str) -> Path:
+def new_folder(parent: Path, name: str) -> Path:
+    """The first of parent/name, parent/name-2, ... that is not there yet; it is not made."""
     number = 1
     while (folder := parent / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1

@@ -1,22 +1,32 @@
-"""A run of a benchmark: its methods under its seeds, one row each, gone on with after a kill."""
+"""A run of a benchmark: its methods under its seeds, one row each, gone on with after a kill.
+
+Of several processes (torchrun) all do the same in the same order, and share what can be shared: descriptions,
+features, searches, batches. Rank 0 alone writes, prints and shows progress.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-from benchmarks.core import common, trunks
+from benchmarks.core import common, methods, trunks
 from benchmarks.core.learning import Start, train
 from benchmarks.core.logs import RunLog
 from benchmarks.core.options import NOT_TRAINED, RunOptions
+from benchmarks.core.resuming import check_alike, earlier_results
 from benchmarks.core.trained import load_trained
 from pml_posets.augmentation import BatchAugmentation
+from pml_posets.distributed import broadcast_object, from_environment, is_main, world_size
+from pml_posets.sharing import from_main, main_first, shared_work
 from pml_posets.trainers import JointTrainer
 
 
@@ -87,6 +97,7 @@ class Task(Protocol):
         """What every score depends on, beside what a training starts from."""
 
 
+AnyOptions = TypeVar("AnyOptions", bound=RunOptions)
 AnyTask = TypeVar("AnyTask", bound=Task)
 
 
@@ -101,9 +112,15 @@ class Report(Protocol):
 
 
 def run(
-    options: RunOptions, name: str, prepare: Callable[[], AnyTask], report: Callable[[AnyTask], Report]
+    options: AnyOptions,
+    name: str,
+    prepare: Callable[[AnyOptions], AnyTask],
+    report: Callable[[AnyTask], Report],
 ) -> int:
     """Run a benchmark from its beginning, or go on with it; returns the exit status.
+
+    Under torchrun every process calls this with the same options (those of rank 0 count), and they are joined
+    for as long as it takes. An error on one of them, or its death, ends all.
 
     Args:
         options: what was asked for.
@@ -112,22 +129,26 @@ def run(
         report: of the task.
 
     Raises:
-        FileExistsError, OSError, ValueError: for folders, files and data that do not fit, before any work.
+        FileExistsError, OSError, ValueError: for folders, files, data and settings that do not fit, and for
+            what several processes cannot do, before any work.
+        RankError: if another process has failed or died.
     """
     common.commit()  # that of the code this run begins with
-    folder = common.output_folder(options.output)
-    results = earlier_results(folder, options, name)
-    task = prepare()
-    shown = report(task)
-    for seed in options.seeds:
-        for method in options.methods:
-            alike = method in options.line.plain or method in NOT_TRAINED
-            if alike and seed != options.seeds[0]:
-                continue  # one seed says it all
+    with from_environment(options.device) as place, main_speaks(), shared_work():
+        options = replace(broadcast_object(options), device=str(place))
+        options = replace(options, progress=options.progress and is_main())
+        check_processes(options)
+        folder = from_main(lambda: common.output_folder(options.output))
+        results = from_main(lambda: earlier_results(folder, name, options.resume))
+        task = main_first(lambda: prepare(options))
+        planned = planned_rows(options)
+        check_alike(results, planned, partial(shared_settings, task, options), folder / "results.json")
+        shown = report(task)
+        for method, seed in planned:
             began = time.perf_counter()
             outcome = run_method(method, seed, task, options, folder)
             seconds = outcome.seconds_before + time.perf_counter() - began
-            if seed == options.seeds[0]:
+            if is_main() and seed == options.seeds[0]:
                 shown.add(method, outcome)
             row = common.Result(
                 method=method,
@@ -138,41 +159,63 @@ def run(
                 seconds=round(seconds, 1),
             )
             results = [r for r in results if (r.method, r.seed) != (method, seed)] + [row]
-            common.write_results(folder / "results.json", results)
+            from_main(partial(common.write_results, folder / "results.json", results))
             value = outcome.score.metrics[task.measure]
             print(f"{method:18s} seed {seed}  {said(task, value)}  ({seconds:.0f} s)", flush=True)
-    text = shown.write(folder, results)
-    print(f"\n{text}\n\nEverything lies in {folder.resolve()}")
+        text = from_main(lambda: shown.write(folder, results))
+        print(f"\n{text}\n\nEverything lies in {folder.resolve()}")
     return 0
+
+
+@contextmanager
+def main_speaks() -> Iterator[None]:
+    """What other ranks than 0 print is not shown; their errors are."""
+    if is_main():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def check_processes(options: RunOptions) -> None:
+    """See that what was asked for can be done by so many processes.
+
+    Raises:
+        ValueError: for a method with an objective, or batches that cannot be split.
+    """
+    count = world_size()
+    learned = [method for method in options.methods if method in options.line.learned]
+    if count == 1 or not learned:
+        return
+    alone = [method for method in learned if method in methods.OF_ONE_PROCESS]
+    if alone:
+        raise ValueError(
+            f"--method {' '.join(alone)}: an objective runs the networks itself, and would see the part of "
+            f"one of the {count} processes alone: leave it out, and add it to the same --output by --resume "
+            "without torchrun"
+        )
+    size = options.recipe.batch_size
+    if size % count:
+        raise ValueError(
+            f"--batch-size must be a multiple of the {count} processes, which share each batch, got {size}: "
+            f"use {max(1, size // count) * count}"
+        )
+
+
+def planned_rows(options: RunOptions) -> list[tuple[str, int]]:
+    """(method, seed) of each row, in their order; one seed says it all of what leaves nothing to chance."""
+    alike = {*options.line.plain, *NOT_TRAINED}
+    return [
+        (method, seed)
+        for seed in options.seeds
+        for method in options.methods
+        if seed == options.seeds[0] or method not in alike
+    ]
 
 
 def said(task: Task, value: float) -> str:
     """The main measure and its value, as they are printed: AUC 0.616."""
     return f"{task.measure.upper().replace('_', ' ')} {value:.{task.digits}f}"
-
-
-def earlier_results(folder: Path, options: RunOptions, name: str) -> list[common.Result]:
-    """The rows of the run that is gone on with.
-
-    Raises:
-        FileExistsError: if the folder holds a run and --resume was not given.
-        ValueError: if its rows are of other data, or the file is damaged.
-    """
-    path = folder / "results.json"
-    if not options.resume:
-        if path.exists() or any(folder.glob("*/checkpoint.pt")):
-            raise FileExistsError(
-                f"{folder} holds a run already: go on with it, or add methods to it, by --resume, or choose "
-                "another --output"
-            )
-        return []
-    results = common.read_results(path)
-    others = {row.dataset for row in results} - {name}
-    if others:
-        raise ValueError(
-            f"{path} is of other data ({', '.join(sorted(others))}, here {name}): choose another --output"
-        )
-    return results
 
 
 def run_method(method: str, seed: int, task: Task, options: RunOptions, folder: Path) -> Outcome:
@@ -208,18 +251,22 @@ def learn(method: str, seed: int, task: Task, options: RunOptions, home: Path) -
     begin = trunks.build(recipe.architecture, seed, recipe.dropout)
     if options.init is not None:
         trunks.load_imagenet(begin, recipe.architecture, options.init)
-    log = RunLog(home / "logs")
+    log = RunLog(home / "logs") if is_main() else None
 
     def score(joint: JointTrainer) -> Score:
         return score_models(joint.evaluation_models, recipe.image_size, task, options)
+
+    def note(done: int, value: float, iteration: int) -> None:
+        if log is not None:
+            write_score(home, done, value)
+            log.write("scores", {task.measure: value}, iteration)
 
     def score_round(joint: JointTrainer) -> None:
         done = joint.round + 1
         if not options.score_rounds or done >= joint.num_rounds:
             return  # the last one is scored below, also of a run that was killed just here
         value = score(joint).metrics[task.measure]
-        write_score(home, done, value)
-        log.write("scores", {task.measure: value}, done * joint.iterations_per_round)
+        note(done, value, done * joint.iterations_per_round)
         print(f"  {home.name}: {said(task, value)} after round {done}", flush=True)
 
     try:
@@ -240,12 +287,13 @@ def learn(method: str, seed: int, task: Task, options: RunOptions, home: Path) -
             settings=origin(task, options),
         )
         final = score(joint)
-        write_score(home, joint.round, final.metrics[task.measure])
-        log.write("scores", {task.measure: final.metrics[task.measure]}, joint.global_iteration)
+        note(joint.round, final.metrics[task.measure], joint.global_iteration)
     finally:
-        log.close()
-    rounds = {f"{task.measure}_round_{done}": value for done, value in read_scores(home).items()}
-    return Outcome(final, rounds, joint, log.seconds_before)
+        if log is not None:
+            log.close()
+    scores = from_main(lambda: read_scores(home))
+    rounds = {f"{task.measure}_round_{done}": value for done, value in scores.items()}
+    return Outcome(final, rounds, joint, 0.0 if log is None else log.seconds_before)
 
 
 def read_scores(home: Path) -> dict[int, float]:
@@ -282,7 +330,15 @@ def settings_of(method: str, task: Task, options: RunOptions) -> dict[str, Any]:
     device = {"device": options.device, "hardware": common.hardware(options.device)}
     layer = {**scored, "layer": options.layer, **device}
     if method in options.line.learned:
-        return {**origin(task, options), **recipe.settings(), "preset": options.preset, **layer}
+        several = {"processes": world_size()} if world_size() > 1 else {}
+        return {**origin(task, options), **recipe.settings(), "preset": options.preset, **layer, **several}
     file = options.init if method == "init" else options.files.get(method)
     given = {} if file is None else {"file": file.name}
     return {**trunks.settings(recipe.architecture), "precision": recipe.precision, **given, **layer}
+
+
+def shared_settings(task: Task, options: RunOptions, method: str) -> dict[str, Any]:
+    """Those of them that the rows of a run share; of given weights the shapes are their own."""
+    if method in NOT_TRAINED:
+        return {**task.scored_settings(), "layer": options.layer, "precision": options.recipe.precision}
+    return settings_of(method, task, options)

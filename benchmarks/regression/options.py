@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from benchmarks.core import alexnet, common
-from benchmarks.core.options import _Help, _new_folder, add_figures, check_figures, fast_precision
+from benchmarks.core.options import Help, add_figures, check_figures, fast_precision, new_folder
 from benchmarks.core.trained import config_of, load_trained
 from benchmarks.regression.training import PoseRecipe
 
@@ -166,7 +166,7 @@ def parse(description: str, arguments: Sequence[str] | None) -> PoseRunOptions:
         head_size=got.head_size or "neck",
         skip_unreadable=got.skip_unreadable,
         figures=got.figures or "full",
-        output=got.output or _new_folder(Path("runs"), "deeppose"),
+        output=got.output or new_folder(Path("runs"), "deeppose"),
         cache=got.cache or Path("runs") / "cache",
         resume=got.resume,
         inits=inits,
@@ -183,7 +183,7 @@ def parse(description: str, arguments: Sequence[str] | None) -> PoseRunOptions:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description.split("\n\n")[0], formatter_class=_Help)
+    parser = argparse.ArgumentParser(description=description.split("\n\n")[0], formatter_class=Help)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data-root", type=Path,
