@@ -18,8 +18,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .cells import Cells
 from .distributed import all_gather_rows, is_main
-from .proposals import MIN_IVF_SAMPLES, FaissIndex, Questions, Tiles, principal_directions
+from .proposals import (
+    MIN_IVF_SAMPLES,
+    MIN_REDUCED_SAMPLES,
+    FaissIndex,
+    Questions,
+    Tiles,
+    principal_directions,
+    squared_gaps,
+)
 from .sharing import shard, shares_work, together
 
 Method = Literal["exact", "approximate"]
@@ -114,10 +123,11 @@ def search(
         sources: (N,) ints or strings; samples of the query's own source (itself among them) are left out.
         query_sources: (Q,) the sources of query_features; needed exactly when both of those are given.
         exclude_self: whether a sample is left out of its own list (by index: equal copies of it stay).
-        method: "exact", or "approximate": candidates, several times more than asked for, are the nearest in
-            the first principal directions (up to 1024, for longer features from 32,768 samples on) and by an
-            inverted file (from 200,000 samples on, faiss only); they are then measured in full. Fewer
-            samples are searched exactly, because that is faster.
+        method: "exact", or "approximate": from 8,192 samples on candidates, several times more than asked
+            for, are the nearest in the first principal directions (up to 512, for features longer than 256)
+            among the 64 sqrt(N) or so of the nearest cells (see `pml_posets.cells`); they are then measured
+            in full. With backend="faiss" they are sought among all samples, from 200,000 on by its inverted
+            file. Fewer samples are searched exactly, because that is faster.
         backend: "faiss", "torch" or "auto" (faiss on the CPU where it is installed, otherwise torch).
         device: where to compute, e.g. "cpu" or "cuda:0".
         chunk_size: queries handled at once; None: 1024 on a CPU, 8192 on a GPU. Memory grows with it.
@@ -125,7 +135,7 @@ def search(
         progress: whether to show a progress bar.
 
     Inside `pml_posets.sharing.shared_work` every rank answers some chunks of the queries, and gets all
-    answers: those of one process. An index is built by every rank.
+    answers: those of one process (of an approximate search up to rounding). Every rank builds the index.
 
     Returns:
         Neighbors. Deterministic; of equal distances the lower index comes first, and a pair that is equally
@@ -165,18 +175,20 @@ def search(
     distances = np.full((num_queries, k), np.inf, dtype=np.float32)
     flips = np.zeros((num_queries, k), dtype=bool)
     order = np.argsort(excluded, kind="stable")  # queries that need equally long lists go together
-    starts: Any = range(0, num_queries, chunk_size)
-    mine = shard(len(starts)) if shares_work() else range(len(starts))  # whole chunks: the same numbers
-    starts = starts[mine.start : mine.stop]
+    num_chunks = -(-num_queries // chunk_size)
+    mine = shard(num_chunks) if shares_work() else range(num_chunks)  # whole chunks: the same numbers
+    own_rows = order[mine.start * chunk_size : mine.stop * chunk_size]
+    starts: Any = range(0, len(own_rows), chunk_size)
     if progress and (is_main() or not shares_work()):
         from tqdm.auto import tqdm
 
         starts = tqdm(starts, desc="neighbours", unit="chunk")
     shared = together() if shares_work() else nullcontext()
     with shared, torch.no_grad(), torch.autocast(place.type, enabled=False), _full_precision():
-        finder = _Finder(database, codes, k, method, use_faiss, place, seed)
+        finder = _Finder(database, codes, k, method, backend, use_faiss, place, seed)
+        asked = finder.together(own_rows, vectors, own_rows if rows is None else rows[own_rows])
         for start in starts:
-            block = order[start : start + chunk_size]
+            block = asked[start : start + chunk_size]
             ask = Questions(
                 own=None if own is None else torch.from_numpy(own[block]).to(place),
                 codes=None if query_codes is None else torch.from_numpy(query_codes[block]).to(place),
@@ -188,7 +200,6 @@ def search(
             indices[block], flips[block] = index.cpu().numpy(), flip.cpu().numpy()
             distances[block] = square.sqrt().cpu().numpy()
     if shares_work():
-        own_rows = order[mine.start * chunk_size : mine.stop * chunk_size]
         for found in (indices, distances, flips):
             found[order] = all_gather_rows(found[own_rows])
     return Neighbors(indices, distances, None if mirrors is None else flips)
@@ -203,6 +214,7 @@ class _Finder:
         codes: NDArray[np.int64] | None,
         k: int,
         method: str,
+        backend: Backend,
         use_faiss: bool,
         place: torch.device,
         seed: int,
@@ -210,19 +222,40 @@ class _Finder:
         with warnings.catch_warnings():  # a memory map is read-only, and is only read
             warnings.filterwarnings("ignore", message=".*not writable.*")
             self.table = torch.from_numpy(database).to(place)
+        self.place = place
         table_codes = None if codes is None else torch.from_numpy(codes).to(place)
         self.exact = Tiles(self.table, table_codes)
         approximate = method == "approximate"
         self.directions = principal_directions(self.table, seed) if approximate else None
-        cells = approximate and use_faiss and len(database) >= MIN_IVF_SAMPLES
+        large = MIN_IVF_SAMPLES if backend == "faiss" else MIN_REDUCED_SAMPLES
+        cells = approximate and len(database) >= large
         self.k, self.approximate = k, cells or self.directions is not None
-        self.width = min(len(database), 4 * k + 64 if self.approximate else k + max(8, k // 4))
-        self.proposer: Tiles | FaissIndex = self.exact
-        if use_faiss:
-            small = database if self.directions is None else (self.table @ self.directions).cpu().numpy()
-            self.proposer = FaissIndex(small, codes, place, cells, seed)
+        self.width = min(len(database), 2 * k + 64 if self.approximate else k + max(8, k // 4))
+        small = self.table if self.directions is None else self.table @ self.directions
+        self.proposer: Tiles | FaissIndex | Cells = self.exact
+        if cells and backend != "faiss":
+            self.proposer = Cells(small, table_codes, seed)
+        elif use_faiss:
+            self.proposer = FaissIndex(small.cpu().numpy(), codes, place, cells, seed)
         elif self.directions is not None:
-            self.proposer = Tiles(self.table @ self.directions, table_codes)
+            self.proposer = Tiles(small, table_codes)
+
+    def together(
+        self, asked: NDArray[np.int64], vectors: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The queries asked, in an order in which those of one cell come together; their rows of vectors."""
+        if not isinstance(self.proposer, Cells) or not len(asked):
+            return asked
+        step = max(1, 2**24 // vectors.shape[1])
+        parts = [
+            self.proposer.place_of(self.reduced(torch.from_numpy(vectors[rows[i : i + step]]).to(self.place)))
+            for i in range(0, len(rows), step)
+        ]
+        return asked[torch.cat(parts).argsort(stable=True).cpu().numpy()]
+
+    def reduced(self, view: Tensor) -> Tensor:
+        """(B, D) to what is looked for candidates in."""
+        return view if self.directions is None else view @ self.directions
 
     def find(
         self, views: list[Tensor], ask: Questions, available: NDArray[np.int64]
@@ -231,8 +264,8 @@ class _Finder:
         proposer, seen = self.proposer, views
         if isinstance(proposer, FaissIndex) and not proposer.can(ask, self.width):
             proposer = self.exact
-        elif self.directions is not None:
-            seen = [view @ self.directions for view in views]
+        else:
+            seen = [self.reduced(view) for view in views]
         proposals = [proposer.propose(view, ask, self.width) for view in seen]
         answer = _measure(self.table, views, [found for found, _ in proposals], self.k)
         if self.approximate:
@@ -254,15 +287,8 @@ def _measure(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k best of (B, K) candidates per view: (B, k) indices, squared distances by differences, flips."""
     width = found[0].shape[1]
-    held = 2**26 if table.device.type == "cuda" else 2**18  # numbers at once; on a CPU they fit its cache
-    step = max(1, held // (width * table.shape[1]))
-    squares = torch.full((len(views[0]), width * len(views)), torch.inf, device=table.device)
-    for v, (view, index) in enumerate(zip(views, found, strict=True)):
-        for start in range(0, len(view), step):
-            part = index[start : start + step]
-            gap = table[part.clamp_min(0)] - view[start : start + step, None]  # (b, K, D)
-            square = gap.square_().sum(2).masked_fill_(part < 0, torch.inf)
-            squares[start : start + step, v * width : (v + 1) * width] = square
+    parts = zip(views, found, strict=True)
+    squares = torch.cat([squared_gaps(table, view, index) for view, index in parts], 1)
     index = torch.cat(found, 1)
     flip = (torch.arange(index.shape[1], device=table.device) >= width).expand_as(index)
     squares, index, flip = _sorted(squares, index, flip)

@@ -174,6 +174,7 @@ class Posets:
         flips: Any = None,
         sources: Any = None,
         round: int = 0,
+        method: Literal["exact", "approximate"] = "exact",
         backend: Literal["auto", "faiss", "torch"] = "auto",
         device: str | torch.device = "cpu",
     ) -> Posets:
@@ -193,6 +194,7 @@ class Posets:
                 source is not among its nearest, unless it is its own class. Frames of one video are near
                 because they share person and scene. None (default): all classes count.
             round: the round of the joint optimisation. Default 0.
+            method: of the search for the nearest medoids, see `pml_posets.neighbors.search`. Default "exact".
             backend: of the search, see `pml_posets.neighbors.search`.
             device: of the search. Default "cpu".
 
@@ -217,7 +219,7 @@ class Posets:
         if found.size:
             representatives = oriented(features, mirrored, flips, found)  # (C, D)
             k = min(int(num_nearest), found.size)
-            settings: dict[str, Any] = {"backend": backend, "device": device}
+            settings: dict[str, Any] = {"method": method, "backend": backend, "device": device}
             if codes is not None:
                 settings["sources"] = codes[found]
             for rows in _row_chunks(features, whole=mirrored is None):

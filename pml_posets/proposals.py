@@ -6,6 +6,8 @@ For searching, this file alone knows faiss (`clustering` has its k-means).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ from torch import Tensor
 _FAISS_GPU_MAX_K = 2048  # the longest list that a faiss index on a GPU returns
 _MOST_EXCLUDED = 1024  # faiss fetches what must not be found beyond the asked ones, up to this many
 MIN_IVF_SAMPLES = 200_000  # below this, an approximate search looks at every (reduced) sample
-_MIN_REDUCED_SAMPLES = 32_768  # below this, looking at them in full is faster
-_MAX_REDUCED_DIM = 1024
+MIN_REDUCED_SAMPLES = 8_192  # below this, looking at them in full is faster
+_MAX_REDUCED_DIM = 512
 _VARIANCE_KEPT = 0.95
 _MAX_SQUARE = 1e36  # squared distances beyond may overflow
 
@@ -127,13 +129,13 @@ class FaissIndex:
 
 
 def principal_directions(table: Tensor, seed: int) -> Tensor | None:
-    """(D, d) orthonormal directions that hold 95 % of the variance, or 1024; None where it cannot pay.
+    """(D, d) orthonormal directions that hold 95 % of the variance, or 512; None where it cannot pay.
 
     They are estimated on up to 4096 samples, by a randomised range finder with one power step.
     """
     num_samples, dim = table.shape
     most = min(_MAX_REDUCED_DIM, dim // 2)
-    if num_samples < _MIN_REDUCED_SAMPLES or dim <= 256:
+    if num_samples < MIN_REDUCED_SAMPLES or dim <= 256:
         return None
     generator = np.random.default_rng(seed)
     rows = np.sort(generator.choice(num_samples, min(num_samples, 4096), replace=False))
@@ -152,3 +154,31 @@ def row_squares(table: Tensor) -> Tensor:
     """(N, D) to (N,) squared lengths."""
     step = max(1, 2**24 // table.shape[1])
     return torch.cat([table[start : start + step].square().sum(1) for start in range(0, len(table), step)])
+
+
+def squared_gaps(table: Tensor, view: Tensor, index: Tensor) -> Tensor:
+    """(B, K) squared distances of queries (B, D) to rows (B, K) of a table, by plain differences; inf for -1.
+
+    On a CPU by faiss where it is installed, which holds no differences; elsewhere a few queries at a time.
+    """
+    if table.device.type == "cpu" and _has_faiss():
+        import faiss
+
+        squares = np.empty(index.shape, np.float32)
+        arrays = (squares, view.contiguous().numpy(), table.numpy(), index.contiguous().numpy())
+        pointers = [faiss.swig_ptr(array) for array in arrays]
+        faiss.fvec_L2sqr_by_idx(*pointers, table.shape[1], *index.shape)
+        return torch.from_numpy(squares).masked_fill_(index < 0, torch.inf)
+    held = 2**26 if table.device.type == "cuda" else 2**18  # numbers at once; on a CPU they fit its cache
+    step = max(1, held // (index.shape[1] * table.shape[1]))
+    result = table.new_empty(index.shape)
+    for start in range(0, len(view), step):
+        part = index[start : start + step]
+        gap = table[part.clamp_min(0)] - view[start : start + step, None]  # (b, K, D)
+        result[start : start + step] = gap.square_().sum(2).masked_fill_(part < 0, torch.inf)
+    return result
+
+
+@cache
+def _has_faiss() -> bool:
+    return find_spec("faiss") is not None
