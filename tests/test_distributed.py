@@ -28,7 +28,7 @@ from pml_posets.features import HOGLDA, extract
 from pml_posets.grouping import SurrogateGrouping
 from pml_posets.neighbors import search
 from pml_posets.parallel import average_gradients, gather_with_gradient
-from pml_posets.sharing import from_main, shard, shared_work, shares_work, together
+from pml_posets.sharing import from_main, main_first, shard, shared_work, shares_work, together
 
 DTYPES = ["float32", "float64", "float16", "int64", "uint8", "bool"]
 
@@ -65,6 +65,7 @@ def test_one_process_is_the_identity(monkeypatch):
     assert broadcast_object(x) is x
     assert all_gather_objects(4) == [4]
     assert from_main(lambda: 5) == 5
+    assert main_first(lambda: 6) == 6
     average_gradients([torch.nn.Parameter(torch.ones(1))])
     broadcast_tensors([x])
     distributed.barrier()
@@ -137,6 +138,7 @@ def exchange(sizes):
     found["only main"] = from_main(lambda: (rank(), shares_work()))
     with shared_work():
         found["sharing"] = shares_work(), from_main(shares_work)
+        found["in turn"] = main_first(lambda: (rank(), shares_work(), time.monotonic()))
     model = torch.nn.BatchNorm2d(3)
     cold = torch.full((2, 3, 4, 5), float(rank())).to(memory_format=torch.channels_last)
     broadcast_tensors([cold, model.num_batches_tracked.add_(rank())])
@@ -147,24 +149,36 @@ def exchange(sizes):
         all_gather_rows(np.zeros((1, 2 + rank())))
     except ValueError as error:
         found["misfit"] = str(error)
-    for name, function in {"main": lambda: from_main(lambda: [][rank()]), "one": fails_on_the_last}.items():
+    failing = {
+        "main": lambda: from_main(lambda: [][rank()]),
+        "one": fails_on_the_last,
+        "first": lambda: main_first(lambda: [][rank()]),
+        "later": lambda: main_first(fails_on_the_last_alone),
+    }
+    for name, function in failing.items():
         try:
-            function()
+            with shared_work():
+                function()
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
     return found
 
 
+def fails_on_the_last_alone():
+    if rank() == world_size() - 1:
+        raise KeyError("a broken image")
+
+
 def fails_on_the_last():
     with together():
-        if rank() == world_size() - 1:
-            raise KeyError("a broken image")
+        fails_on_the_last_alone()
 
 
 @pytest.mark.parametrize("sizes", [(3, 2), (4, 0, 2), (1, 0, 0, 5)])
 def test_exchange(sizes):
     world = len(sizes)
-    for number, found in enumerate(values(run(world, exchange, sizes))):
+    everyone = values(run(world, exchange, sizes))
+    for number, found in enumerate(everyone):
         for dtype in DTYPES:
             whole = np.concatenate(blocks(dtype, sizes))
             for name in (dtype, f"tensor {dtype}"):
@@ -184,12 +198,15 @@ def test_exchange(sizes):
         assert found["weights"] == (0.0, 0)
         assert found["equal"] == ([[r, 0.5] for r in range(world)], [[sum(range(world)), world / 2]])
         assert "must agree in width and dtype" in found["misfit"]
-        assert found["main"].startswith(
-            "IndexError" if number == 0 else "RankError: rank 0 has failed: IndexE"
-        )
+        assert found["in turn"][:2] == (number, False)
+        assert number == 0 or found["in turn"][2] > everyone[0]["in turn"][2]
+        for name in ("main", "first"):
+            assert found[name].startswith(
+                "IndexError" if number == 0 else "RankError: rank 0 has failed: IndexE"
+            )
         last = number == world - 1
         expected = "KeyError: " if last else f"RankError: rank {world - 1} has failed: KeyError: "
-        assert found["one"] == f"{expected}'a broken image'"
+        assert found["one"] == found["later"] == f"{expected}'a broken image'"
 
 
 # --- Gradients
