@@ -443,3 +443,9 @@ def test_a_random_fraction_is_drawn_from_all_samples_alike():
     assert all(len(set(batch)) == 64 for batch in everyone)
     with pytest.raises(ValueError, match=r"random_fraction must be in 0\.\.1, got 1\.5"):
         PseudoLabelSampler(features, 40, random_fraction=1.5)
+
+
+def test_classes_of_one_sample_each_are_refused():
+    with pytest.raises(ValueError, match="each of the 20 samples is a class of its own"):
+        _ = sampler_of(np.arange(20), 8).posets
+    assert sampler_of(np.arange(20), 8, views=2).posets.num_classes == 20
