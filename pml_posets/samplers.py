@@ -239,8 +239,8 @@ class PseudoLabelSampler(BatchSampler):
             )
         if self.views == 1 and posets.num_classes == self.num_samples:
             raise ValueError(
-                f"each of the {self.num_samples} samples is a class of its own, so nothing is alike: form fewer "
-                "classes (fewer clusters), or draw two views of each image (views=2)"
+                f"each of the {self.num_samples} samples is a class of its own, so nothing is alike: form "
+                "fewer classes (fewer clusters), or draw two views of each image (views=2)"
             )
         self._posets, self._waiting = posets, None
         return posets
