@@ -11,6 +11,7 @@ import torch
 from .classes import ArrayLike, as_codes, as_count, as_mirrored, check_neighbors
 from .estimator import Estimator
 from .groups import Groups, Space, blocks, quantile_distances
+from .memory import require_memory
 from .merging import disjoint, merge, unique_groups
 from .neighbors import Neighbors, as_features, search
 
@@ -78,6 +79,7 @@ class SurrogateGrouping(Estimator):
     Raises:
         TypeError, ValueError: by `fit` and `fit_predict`, for an option out of its range, fewer samples than
             min_size, features that are not finite, arrays that do not match.
+        MemoryError: before the search, if the y-step cannot fit (see `pml_posets.memory`).
 
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.1;
         sources and mirror images are in the authors' code only.
@@ -178,6 +180,15 @@ class SurrogateGrouping(Estimator):
             )
         mirror = as_mirrored(mirrored, table)
         codes = as_codes(sources if self.one_per_source else None, num_samples)
+        if neighbors is None and torch.device(self.device).type == "cpu":
+            require_memory(
+                *table.shape,
+                held=True,
+                num_neighbors=self.max_neighbors,
+                mirrored=mirror is not None,
+                method=self.method,
+                backend=self.backend,
+            )
         if neighbors is None:
             neighbors = search(
                 table,

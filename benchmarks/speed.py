@@ -1,0 +1,153 @@
+"""How fast the package is, as ratios within one run: y-step, loss, training, feeding, HOG-LDA, import.
+
+python benchmarks/speed.py                                       # every part, small
+python benchmarks/speed.py --part ystep --samples 14000 28000 57000 113516 --dim 4096 --resume
+python benchmarks/speed.py --part graph --nodes 1000000
+
+What is compared is done in turns, A B A B, and a ratio is the median over the turns. Seconds are of this
+machine and of what else ran on it; of ratios those with _cpu count the processor's seconds (--threads 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.core import common
+from benchmarks.timing import plan
+
+TARGETS = {  # part and metric to what is wanted
+    "ystep exact over_floor": "<= 1.3",
+    "ystep exact peak_over_features": "<= 2.5",
+    "ystep approximate times_faster": ">= 5",
+    "ystep approximate recall_at_10": ">= .95",
+    "ystep approximate ari": ">= .9",
+    "loss over_ntxent": "<= 1",
+    "loss over_multi-similarity": "<= 1",
+    "training of_bare": ">= .95",
+    "feeding of_tensors": ">= .9",
+    "hog times_skimage_per_core": ">= .9",
+    "startup seconds_added": "< .3",
+    "graph peak_gib": "< 22",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    got = parse(arguments)
+    folder = common.output_folder(got.output)
+    path = folder / "results.json"
+    results = common.read_results(path)
+    if results and not got.resume:
+        raise ValueError(f"{path} holds rows already: go on with --resume, or choose another --output")
+    for job in plan.jobs(got):
+        settings = {"part": job.part, **job.settings}
+        done = {(r.method, r.dataset, r.seed) for r in results if _same(r.settings, settings)}
+        if all((method, job.dataset, got.seed) in done for method in job.methods):
+            continue
+        start = time.perf_counter()
+        found = job.run()
+        seconds = time.perf_counter() - start
+        results += [
+            common.Result(method, job.dataset, metrics, settings, got.seed, seconds=seconds)
+            for method, metrics in found.items()
+        ]
+        common.write_results(path, results)
+        common.write_text(folder / "table.md", report(results, plan.skipped(got)))
+        print(f"{job.part}, {job.dataset}: {seconds:.0f} s", flush=True)
+    text = report(results, plan.skipped(got))
+    common.write_text(folder / "table.md", text)
+    print(text)
+    return 0
+
+
+def report(results: Sequence[common.Result], notes: Sequence[str] = ()) -> str:
+    """One line a measure; what is no ratio is marked by a star."""
+    rows = []
+    for result in results:
+        part = result.settings["part"]
+        for name, value in result.metrics.items():
+            wanted = TARGETS.get(f"{part} {result.method} {name}") or TARGETS.get(f"{part} {name}", "")
+            star = "*" if _absolute(name) else ""
+            rows.append([part, result.dataset, result.method, name + star, f"{value:.4g}", wanted])
+    text = common.table(["part", "what", "method", "measure", "value", "wanted"], rows)
+    lines = [
+        text,
+        "",
+        f"`*` of this machine ({common.hardware('cpu')}) and what else ran on it; all else are ratios.",
+        *notes,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _absolute(name: str) -> bool:
+    units = ("seconds", "cpu_seconds", "milliseconds", "peak_gib", "peak_mib")
+    return name.startswith(units) or name.endswith("_per_second")
+
+
+def _same(found: dict[str, object], wanted: dict[str, object]) -> bool:
+    return found == wanted
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read and check the command line.
+
+    Raises:
+        ValueError: for values that are out of range.
+        SystemExit: by argparse, for unknown options and for --help.
+    """
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--part", nargs="+", choices=(*plan.PARTS, "all"), default=["all"], help="what to time")
+    add("--output", type=Path, default=Path("runs/speed"), help="folder of results.json and table.md")
+    add("--resume", action="store_true", help="leave out the rows that are there")
+    add("--seed", type=int, default=0, help="of data and weights")
+    add("--repeats", type=int, default=3, help="turns; one for y-steps above 30,000 samples")
+    add("--threads", type=int, default=0, help="of torch and faiss; 0: as many as they choose")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that load or describe images")
+    add("--quiet", action="store_true", help="no progress bars")
+    step = parser.add_argument_group("ystep")
+    step.add_argument("--samples", type=int, nargs="+", default=[14_000], help="N, one or more sizes")
+    step.add_argument("--dim", type=int, default=512, help="D")
+    step.add_argument(
+        "--method", nargs="+", choices=("exact", "approximate"), default=["exact", "approximate"]
+    )
+    step.add_argument("--rival-samples", type=int, default=0, help="other clusterings up to this size")
+    network = parser.add_argument_group("loss, training, feeding, hog")
+    network.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512], help="of a loss step")
+    network.add_argument("--loss-dim", type=int, default=512, help="of the embeddings of a loss step")
+    network.add_argument("--compile", action="store_true", help="a loss step under torch.compile too")
+    network.add_argument("--image-size", type=int, default=64, help="pixels")
+    network.add_argument("--batch-size", type=int, default=64, help="of training")
+    network.add_argument("--steps", type=int, default=20, help="of training in a turn")
+    network.add_argument("--images", type=int, default=256, help="of HOG-LDA")
+    sparse = parser.add_argument_group("graph")
+    sparse.add_argument("--nodes", type=int, default=20_000)
+    sparse.add_argument("--degree", type=int, default=64, help="neighbours of a node")
+    sparse.add_argument("--graph-dim", type=int, default=16, help="of the features on the graph")
+    got = parser.parse_args(arguments)
+    if "all" in got.part:
+        got.part = list(plan.PARTS)
+    least = {"repeats": 1, "dim": 2, "loss_dim": 2, "batch_size": 8, "steps": 1, "images": 1, "nodes": 100}
+    least |= {"seed": 0, "threads": 0, "workers": 0, "degree": 8, "graph_dim": 2, "image_size": 32}
+    for name, low in least.items():
+        if getattr(got, name) < low:
+            raise ValueError(f"--{name.replace('_', '-')} must be {low} or more, got {getattr(got, name)}")
+    if min(got.samples) < 500:
+        raise ValueError(f"--samples must be 500 or more, got {min(got.samples)}")
+    if min(got.batch_sizes) < 16:
+        raise ValueError(f"--batch-sizes must be 16 or more, got {min(got.batch_sizes)}")
+    return got
+
+
+if __name__ == "__main__":
+    common.run_command(main, "speed.py")

@@ -1,0 +1,94 @@
+"""A loss step: PosetLoss and its miner against PML's losses on the same batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from benchmarks.timing.clock import forget_peak, in_turns, peak_bytes
+
+RIVALS = ("ntxent", "multi-similarity", "ntxent-assigned", "multi-similarity-assigned")
+_PER_CLASS = 4
+
+
+def make_batch(size: int, num_dims: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, D) embeddings and (B,) labels: half in classes of four, half unassigned (-1), in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(size, num_dims, generator=generator)
+    labels = torch.arange(size) // _PER_CLASS
+    labels[size // 2 :] = -1
+    return embeddings, labels[torch.randperm(size, generator=generator)]
+
+
+def steps(compiled: bool) -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+    """Name to a loss of embeddings and labels. PML's see each unassigned sample as a class of its own, or,
+    "-assigned", the assigned samples alone: half of the batch, and less to do."""
+    from pytorch_metric_learning.losses import MultiSimilarityLoss, NTXentLoss
+    from pytorch_metric_learning.miners import MultiSimilarityMiner
+
+    from pml_posets import NearestMedoidMiner, PosetLoss
+
+    poset, miner = PosetLoss(anchors="unassigned"), NearestMedoidMiner(anchors="unassigned")
+    ntxent, similar, similar_miner = NTXentLoss(), MultiSimilarityLoss(), MultiSimilarityMiner()
+
+    def own_classes(labels: torch.Tensor) -> torch.Tensor:
+        return torch.where(labels < 0, 10**6 + torch.arange(len(labels)), labels)
+
+    def poset_step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return poset(x, y, miner(x, y))
+
+    def ntxent_step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ntxent(x, own_classes(y))
+
+    def similar_step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        y = own_classes(y)
+        return similar(x, y, similar_miner(x, y))
+
+    def ntxent_assigned(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ntxent(x[y >= 0], y[y >= 0])
+
+    def similar_assigned(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x, y = x[y >= 0], y[y >= 0]
+        return similar(x, y, similar_miner(x, y))
+
+    found = dict(
+        zip(
+            ("poset", *RIVALS),
+            (poset_step, ntxent_step, similar_step, ntxent_assigned, similar_assigned),
+            strict=True,
+        )
+    )
+    return {name: torch.compile(step) for name, step in found.items()} if compiled else found
+
+
+def time_loss(
+    size: int, num_dims: int, seed: int, repeats: int, compiled: bool, quiet: bool
+) -> dict[str, float]:
+    """Ratios of a forward and backward pass, in turns; to be called in a process of its own."""
+    embeddings, labels = make_batch(size, num_dims, seed)
+
+    def done(step: Callable[..., torch.Tensor]) -> Callable[[], Any]:
+        def run() -> None:
+            x = embeddings.clone().requires_grad_()
+            step(x, labels).backward()
+            bar.update()
+
+        return run
+
+    things = {name: done(step) for name, step in steps(compiled).items()}
+    total = (repeats + 2) * len(things)
+    name = f"loss {size} {'compiled' if compiled else 'eager'}"
+    with tqdm(total=total, desc=name, disable=quiet) as bar:
+        times = in_turns(things, repeats, warm_up=2)
+        forget_peak()
+        before = peak_bytes()
+        things["poset"]()
+        extra = peak_bytes() - before
+    metrics = {f"milliseconds_{name}": 1e3 * times.seconds(name) for name in things}
+    for rival in RIVALS:
+        metrics[f"over_{rival}"] = times.ratio("poset", rival)
+        metrics[f"over_{rival}_cpu"] = times.ratio("poset", rival, "cpu")
+    return {**metrics, "peak_mib": max(0, extra) / 2**20}
