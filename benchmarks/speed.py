@@ -138,7 +138,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if "all" in got.part:
         got.part = list(plan.PARTS)
     least = {"repeats": 1, "dim": 2, "loss_dim": 2, "batch_size": 8, "steps": 1, "images": 1, "nodes": 100}
-    least |= {"seed": 0, "threads": 0, "workers": 0, "degree": 8, "graph_dim": 2, "image_size": 32}
+    least |= {"seed": 0, "threads": 0, "workers": 0, "degree": 8, "graph_dim": 2, "image_size": 64}
     for name, low in least.items():
         if getattr(got, name) < low:
             raise ValueError(f"--{name.replace('_', '-')} must be {low} or more, got {getattr(got, name)}")
