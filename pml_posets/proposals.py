@@ -164,10 +164,11 @@ def squared_gaps(table: Tensor, view: Tensor, index: Tensor) -> Tensor:
     if table.device.type == "cpu" and _has_faiss():
         import faiss
 
+        library: Any = faiss
         squares = np.empty(index.shape, np.float32)
         arrays = (squares, view.contiguous().numpy(), table.numpy(), index.contiguous().numpy())
-        pointers = [faiss.swig_ptr(array) for array in arrays]
-        faiss.fvec_L2sqr_by_idx(*pointers, table.shape[1], *index.shape)
+        pointers = [library.swig_ptr(array) for array in arrays]
+        library.fvec_L2sqr_by_idx(*pointers, table.shape[1], *index.shape)
         return torch.from_numpy(squares).masked_fill_(index < 0, torch.inf)
     held = 2**26 if table.device.type == "cuda" else 2**18  # numbers at once; on a CPU they fit its cache
     step = max(1, held // (index.shape[1] * table.shape[1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from tqdm.auto import tqdm
@@ -12,6 +12,8 @@ from benchmarks.timing.clock import forget_peak, in_turns, peak_bytes
 
 RIVALS = ("ntxent", "multi-similarity", "ntxent-assigned", "multi-similarity-assigned")
 _PER_CLASS = 4
+
+Step: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def make_batch(size: int, num_dims: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,7 +25,7 @@ def make_batch(size: int, num_dims: int, seed: int) -> tuple[torch.Tensor, torch
     return embeddings, labels[torch.randperm(size, generator=generator)]
 
 
-def steps(compiled: bool) -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+def steps(compiled: bool) -> dict[str, Step]:
     """Name to a loss of embeddings and labels. PML's see each unassigned sample as a class of its own, or,
     "-assigned", the assigned samples alone: half of the batch, and less to do."""
     from pytorch_metric_learning.losses import MultiSimilarityLoss, NTXentLoss
@@ -54,14 +56,17 @@ def steps(compiled: bool) -> dict[str, Callable[[torch.Tensor, torch.Tensor], to
         x, y = x[y >= 0], y[y >= 0]
         return similar(x, y, similar_miner(x, y))
 
-    found = dict(
+    found: dict[str, Step] = dict(
         zip(
             ("poset", *RIVALS),
             (poset_step, ntxent_step, similar_step, ntxent_assigned, similar_assigned),
             strict=True,
         )
     )
-    return {name: torch.compile(step) for name, step in found.items()} if compiled else found
+    if not compiled:
+        return found
+    done: dict[str, Step] = {name: torch.compile(step) for name, step in found.items()}
+    return done
 
 
 def time_loss(

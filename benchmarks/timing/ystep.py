@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks.timing.clock import Times, forget_peak, peak_bytes
 from benchmarks.timing.planted import Planted, plant
+from pml_posets.neighbors import Method
 
 NEIGHBORS = 32
 MOST_NEAREST = 5  # Z; the posets of Z = 2 are its first two columns
@@ -28,7 +29,7 @@ class Answer:
     cpu: dict[str, float]
 
 
-def y_step(planted: Planted, method: Literal["exact", "approximate"]) -> Answer:
+def y_step(planted: Planted, method: Method) -> Answer:
     """Search, classes, medoids and posets, and the refinement of Eq. 5-7."""
     from pml_posets.assignment import RelaxedAssignment
     from pml_posets.grouping import SurrogateGrouping
@@ -66,7 +67,7 @@ def y_step(planted: Planted, method: Literal["exact", "approximate"]) -> Answer:
 
 
 def time_y_step(
-    num_samples: int, num_dims: int, seed: int, repeats: int, methods: tuple[str, ...], quiet: bool
+    num_samples: int, num_dims: int, seed: int, repeats: int, methods: tuple[Method, ...], quiet: bool
 ) -> dict[str, dict[str, float]]:
     """Times and qualities of the floor and of each method, in turns; to be called in a process of its own.
 
@@ -91,9 +92,10 @@ def time_y_step(
         index.add(planted.features)
         index.search(planted.features, NEIGHBORS + 1)
 
-    things: dict[str, Callable[[], Any]] = {"floor": floor}
-    for method in methods:
-        things[method] = lambda method=method: answers.__setitem__(method, y_step(planted, method))
+    def step(method: Method) -> Callable[[], Any]:
+        return lambda: answers.__setitem__(method, y_step(planted, method))
+
+    things: dict[str, Callable[[], Any]] = {"floor": floor, **{method: step(method) for method in methods}}
     bar = tqdm(total=repeats * len(things), desc=f"y-step {num_samples} x {num_dims}", disable=quiet)
     with bar:
         for _ in range(repeats):
