@@ -47,6 +47,8 @@ LINE = CommandLine(
         "posets+rotation",
         "kmeans+poset-loss",
         "surrogate+ms",
+        "kmeans+ntxent",
+        "ntxent+feature",
     ),
     initial="hog",  # what shows is not a person in the middle
 )

@@ -49,6 +49,8 @@ LINE = CommandLine(
         "posets+rotation",
         "kmeans+poset-loss",
         "surrogate+ms",
+        "kmeans+ntxent",
+        "ntxent+feature",
         "supervised",
     ),
     initial="hog",  # what shows is not a person in the middle

@@ -123,7 +123,7 @@ def test_two_rounds_of_every_method(method, run):
         n for n, p in begin["embedder"].named_parameters() if not torch.equal(p, embedder.get_parameter(n))
     ]
     assert "fc7.1.weight" in moved
-    assert joint.posets.round == (0 if method in ("concurl", "supervised") else 1)
+    assert joint.posets.round == (0 if method in ("concurl", "ntxent+feature", "supervised") else 1)
     assert joint.extract(mirror=False).shape == (NUM, SHORT.fc_dim)
 
 
@@ -239,9 +239,34 @@ def test_surrogate_classes_with_multi_similarity_are_those_of_the_cliques(run):
     np.testing.assert_array_equal(*both)
 
 
+def test_clusters_and_views_are_learned_from_together(run):
+    joint = run("kmeans+ntxent", log=(watch := Watch()))
+    batch = next(iter(joint.sampler))
+    assert batch[:4] == batch[4:]  # two views of each image
+    loss = joint.loss_funcs["metric_loss"]
+    assert set(loss.values) == {"clusters", "views"}
+    for seen in watch.seen:
+        assert seen["metric_loss"] > 0
+    total = sum(loss.values.values()).item()
+    assert total == pytest.approx(watch.seen[-1]["metric_loss"], rel=1e-5)
+
+
+def test_views_and_features_are_learned_from_together(run):
+    joint = run("ntxent+feature", {"feature": 2.0}, log=(watch := Watch()))
+    loss = joint.loss_funcs["metric_loss"]
+    total = (loss.values["views"] + 2 * loss.values["feature"]).item()
+    assert total == pytest.approx(watch.seen[-1]["metric_loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "text"),
     [
+        (
+            "kmeans+ntxent",
+            {"batch_size": 6},
+            "--batch-size must be at least 8 for kmeans.ntxent, two clusters",
+        ),
+        ("ntxent+feature", {"batch_size": 9}, "--batch-size must be even for ntxent.feature"),
         ("kmeans", {"num_clusters": 25}, r"--num-clusters must leave at least two of 48 images .* use 24 or"),
         ("udml-ss", {"num_clusters": 49}, "--num-clusters"),
         ("tac-ccl", {"samples_per_cluster": 5}, "--batch-size must be at least 10 for tac-ccl, two clusters"),

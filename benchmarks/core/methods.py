@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from benchmarks.core.learning import Start
 
 FeatureFn = Callable[[JointTrainer], Any]
-CLUSTERED = ("kmeans", "udml-ss", "tac-ccl", "kmeans+poset-loss")
+CLUSTERED = ("kmeans", "udml-ss", "tac-ccl", "kmeans+poset-loss", "kmeans+ntxent")
 """Methods whose pseudo-labels are those of k-means."""
+TWO_VIEWS = ("ntxent", "concurl", "kmeans+ntxent", "ntxent+feature")
+"""Methods that see two views of each image of a batch."""
 OF_ONE_PROCESS = ("udml-ss", "tac-ccl", "concurl", "stml", "posets+rotation")
 """Methods with an objective, which runs the networks itself: several processes cannot share it."""
 
@@ -133,7 +135,7 @@ def triplet(plan: Plan) -> Parts:
 
 def ntxent(plan: Plan) -> Parts:
     """PML's NT-Xent on two augmented views of half as many images, which needs no classes."""
-    return Parts(_two_views(plan), {"metric_loss": IndexLoss(NTXentLoss(temperature=0.1))}, keep_groups)
+    return Parts(_two_views(plan), {"metric_loss": _instance_loss()}, keep_groups)
 
 
 def kmeans(plan: Plan) -> Parts:
@@ -233,6 +235,24 @@ def surrogate_multi_similarity(plan: Plan) -> Parts:
     return _multi_similarity(surrogate_sampler(plan), feature_fn(plan.start, plan.recipe))
 
 
+def kmeans_ntxent(plan: Plan) -> Parts:
+    """Multi-similarity loss of k-means clusters, NT-Xent on two views of each image, with equal weights."""
+    start = _unmirrored(plan.start)
+    grouping = KMeans(plan.num_clusters, random_state=plan.seed)
+    clusters, _ = _published_multi_similarity()
+    losses = {"clusters": PseudoLabelLoss(clusters), "views": _instance_loss()}
+    sampler = cluster_sampler(plan, grouping, views=2)
+    return Parts(sampler, {"metric_loss": WeightedLosses(losses)}, feature_fn(start, plan.recipe))
+
+
+def ntxent_feature(plan: Plan) -> Parts:
+    """NT-Xent on two views, with the feature loss of posets: what is seen, and what HOG knew of it."""
+    recipe = plan.recipe
+    losses = {"views": _instance_loss(), "feature": _feature_loss(plan)}
+    weights = {"views": 1.0, "feature": recipe.feature}
+    return Parts(_two_views(plan), {"metric_loss": WeightedLosses(losses, weights)}, keep_groups)
+
+
 METHODS: dict[str, Callable[[Plan], Parts]] = {
     "posets": posets,
     "cliques": cliques,
@@ -246,6 +266,8 @@ METHODS: dict[str, Callable[[Plan], Parts]] = {
     "posets+rotation": posets_rotation,
     "kmeans+poset-loss": kmeans_poset_loss,
     "surrogate+ms": surrogate_multi_similarity,
+    "kmeans+ntxent": kmeans_ntxent,
+    "ntxent+feature": ntxent_feature,
     "supervised": supervised,
 }
 """Name to function."""
@@ -271,13 +293,14 @@ def check(method: str, recipe: Recipe, num_samples: int, num_clusters: int) -> N
             f"is no pair to learn from, got {clusters}: use {num_samples // 2} or less"
         )
     least = {"stml": 4 * nearest, "supervised": 2 * nearest, **dict.fromkeys(CLUSTERED, 2 * nearest)}
+    least["kmeans+ntxent"] *= 2  # views
     if size < least.get(method, 0):
         what = "two queries, their nearest and two views of each" if method == "stml" else "two clusters"
         raise ValueError(
             f"{flag('batch_size')} must be at least {least[method]} for {method}, {what} with "
             f"{flag('samples_per_cluster')} {nearest}, got {size}"
         )
-    if method in ("ntxent", "concurl") and size % 2:
+    if method in TWO_VIEWS and size % 2:
         raise ValueError(
             f"{flag('batch_size')} must be even for {method}, two views of each image, got {size}"
         )
@@ -317,7 +340,7 @@ def surrogate_sampler(plan: Plan, posets: bool = False) -> PseudoLabelSampler:
     )
 
 
-def cluster_sampler(plan: Plan, provider: PseudoLabelProvider) -> PseudoLabelSampler:
+def cluster_sampler(plan: Plan, provider: PseudoLabelProvider, views: int = 1) -> PseudoLabelSampler:
     """Batches with as many samples of each cluster or class; nothing is unassigned."""
     recipe = plan.recipe
     return PseudoLabelSampler(
@@ -326,6 +349,7 @@ def cluster_sampler(plan: Plan, provider: PseudoLabelProvider) -> PseudoLabelSam
         num_nearest=recipe.num_nearest,
         samples_per_class=recipe.samples_per_cluster,
         unassigned_fraction=0.0,
+        views=views,
         grouping=provider,
         sources=plan.start.sources,
         num_batches=recipe.iterations,
@@ -364,25 +388,33 @@ def _by_classes(plan: Plan, sampler: PseudoLabelSampler, metric_loss: nn.Module)
 
 
 def _poset_losses(plan: Plan) -> nn.Module:
-    recipe, start = plan.recipe, plan.start
+    recipe = plan.recipe
     poset = PosetLoss(recipe.num_nearest, sigma=recipe.sigma, anchors=recipe.anchors)
     weights = {"poset": recipe.lam, "feature": recipe.feature}
     if not any(weights.values()):  # its weight is 0 then
         return poset
     parts: dict[str, nn.Module] = {"poset": PseudoLabelLoss(poset, unassigned="keep")}
     if recipe.feature:
-        parts["feature"] = FeatureLoss(recipe.fc_dim, start.features, start.mirrored)
+        parts["feature"] = _feature_loss(plan)
     return WeightedLosses(parts, {name: weights[name] for name in parts})
 
 
+def _feature_loss(plan: Plan) -> nn.Module:
+    return FeatureLoss(plan.recipe.fc_dim, plan.start.features, plan.start.mirrored)
+
+
+def _instance_loss() -> nn.Module:
+    return IndexLoss(NTXentLoss(temperature=0.1))
+
+
 def _multi_similarity(sampler: PseudoLabelSampler, features: FeatureFn | None) -> Parts:
+    loss, miner = _published_multi_similarity()
+    return Parts(sampler, {"metric_loss": loss}, features, miners={"tuple_miner": miner})
+
+
+def _published_multi_similarity() -> tuple[nn.Module, nn.Module]:
     """PML's loss and miner with the values that UDML-SS published."""
-    return Parts(
-        sampler,
-        {"metric_loss": MultiSimilarityLoss(alpha=2, beta=40, base=0.5)},
-        features,
-        miners={"tuple_miner": MultiSimilarityMiner(epsilon=0.1)},
-    )
+    return MultiSimilarityLoss(alpha=2, beta=40, base=0.5), MultiSimilarityMiner(epsilon=0.1)
 
 
 def _with_rotation(parts: Parts, plan: Plan) -> Parts:
