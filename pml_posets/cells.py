@@ -1,7 +1,7 @@
 """Candidates for nearest neighbours from the cells around a query, for approximate searches.
 
 Samples are parted into cells of about 64 by k-means. The queries of one cell look together at the samples of
-the nearest cells, some 64 sqrt(N) of N, by one product of matrices. So the work grows as N^1.5, with a small
+the nearest cells, some 96 sqrt(N) of N, by one product of matrices. So the work grows as N^1.5, with a small
 constant, and not as N^2.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from .proposals import Questions, row_squares
 
 _CELL = 64  # samples of a cell, about
-_REACH = 64  # samples that a query looks at, at least, per sqrt(N)
+_REACH = 96  # samples that a query looks at, at least, per sqrt(N)
 _TILE = 2**24  # distances held at once
 _ROUNDS = 6  # of k-means
 _SAMPLE = 48  # samples a cell that k-means sees

@@ -125,7 +125,7 @@ def search(
         exclude_self: whether a sample is left out of its own list (by index: equal copies of it stay).
         method: "exact", or "approximate": from 8,192 samples on candidates, several times more than asked
             for, are the nearest in the first principal directions (up to 512, for features longer than 256)
-            among the 64 sqrt(N) or so of the nearest cells (see `pml_posets.cells`); they are then measured
+            among the 96 sqrt(N) or so of the nearest cells (see `pml_posets.cells`); they are then measured
             in full. With backend="faiss" they are sought among all samples, from 200,000 on by its inverted
             file. Fewer samples are searched exactly, because that is faster.
         backend: "faiss", "torch" or "auto" (faiss on the CPU where it is installed, otherwise torch).
