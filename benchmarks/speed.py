@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"{path} holds rows already: go on with --resume, or choose another --output")
     for job in plan.jobs(got):
         settings = {"part": job.part, **job.settings}
-        done = {(r.method, r.dataset, r.seed) for r in results if _same(r.settings, settings)}
+        done = {(r.method, r.dataset, r.seed) for r in results if r.settings == settings}
         if all((method, job.dataset, got.seed) in done for method in job.methods):
             continue
         start = time.perf_counter()
@@ -90,10 +90,6 @@ def report(results: Sequence[common.Result], notes: Sequence[str] = ()) -> str:
 def _absolute(name: str) -> bool:
     units = ("seconds", "cpu_seconds", "milliseconds", "peak_gib", "peak_mib")
     return name.startswith(units) or name.endswith("_per_second")
-
-
-def _same(found: dict[str, object], wanted: dict[str, object]) -> bool:
-    return found == wanted
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -123,6 +123,12 @@ def test_half_of_a_batch_is_unassigned():
     assert (y[y >= 0].bincount() == 4).all()
 
 
+def test_a_loss_that_would_not_fit_is_left_out():
+    assert loss.too_large(512, 20 * 10**9) == []
+    assert loss.too_large(2048, 20 * 10**9) == ["ntxent", "ntxent-assigned"]
+    assert loss.too_large(2048, None) == []
+
+
 def test_the_graph_is_what_it_says_and_its_classes_are_found():
     features, classes, neighbors = graph.planted_graph(2000, 24, 8, seed=0)
     index = neighbors.indices

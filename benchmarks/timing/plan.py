@@ -11,6 +11,8 @@ import torch
 
 from benchmarks.timing import graph, loss, small, training, ystep
 from benchmarks.timing.clock import in_child
+from benchmarks.timing.loss import too_large
+from pml_posets.memory import available_bytes
 
 PARTS = ("ystep", "loss", "training", "feeding", "hog", "startup", "graph")
 RIVALS = ("kmeans", "agglomerative", "hdbscan")
@@ -58,6 +60,10 @@ def skipped(got: argparse.Namespace) -> list[str]:
     lines = []
     if {"training", "feeding"} & set(got.part) and not torch.cuda.is_available():
         lines.append("GPU rows (AlexNet at 227 px, bf16, channels-last): left out, torch sees no GPU here.")
+    if "loss" in got.part and too_large(max(got.batch_sizes), available_bytes()):
+        lines.append(
+            "NTXentLoss, where nan: it compares every positive pair with every negative, N^3 memory."
+        )
     if "ystep" in got.part and max(got.samples) > got.rival_samples:
         lines.append(
             f"Rivals of the y-step: only up to --rival-samples {got.rival_samples}; agglomerative clustering "
