@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.core import alexnet, learning, methods
+from benchmarks.core import alexnet, learning, method_parts
 from benchmarks.core.learning import Start, train
 from benchmarks.core.recipes import PRESETS, Recipe
 from benchmarks.core.two_views import IndexLoss, TwoViews
@@ -218,13 +218,13 @@ def test_fixed_groups_stay_and_others_do_not(run):
 def test_mixed_features_mix_the_cosines(start):
     network = unit(np.random.default_rng(5).standard_normal((NUM, 7)))
     turned = network[:, ::-1]
-    mixed, mirrored = methods.mixed((network, turned), start, 0.3)
+    mixed, mirrored = method_parts.mixed((network, turned), start, 0.3)
     assert mixed.dtype == np.float32
     expected = 0.3 * network @ network.T + 0.7 * start.features @ start.features.T
     np.testing.assert_allclose(mixed @ mixed.T, expected, atol=1e-5)
     expected = 0.3 * turned @ network.T + 0.7 * start.mirrored @ start.features.T
     np.testing.assert_allclose(mirrored @ mixed.T, expected, atol=1e-5)
-    alone = methods.mixed(network, Start(start.features), 0.3)
+    alone = method_parts.mixed(network, Start(start.features), 0.3)
     np.testing.assert_array_equal(alone, mixed)
 
 
@@ -369,12 +369,12 @@ def test_the_paper_s_preset_holds_the_paper_s_values(monkeypatch, images, start)
     assert (group["lr"], group["momentum"]) == (1e-3, 0.9)
     scheduler = learning.schedule(paper, 200_000)(torch.optim.SGD([weight], lr=1e-3))
     assert {scheduler.lr_lambdas[0](step) for step in (0, 5, 100_000, 200_000)} == {1.0}
-    plan = methods.Plan(start, dataclasses.replace(paper, batch_size=16), {}, seed=0)
-    sampler = methods.surrogate_sampler(plan, posets=True)
+    plan = method_parts.Plan(start, dataclasses.replace(paper, batch_size=16), {}, seed=0)
+    sampler = method_parts.surrogate_sampler(plan, posets=True)
     assert sampler.warm_start
     assert sampler.assignment.min_size == 3
     assert sampler.posets.num_classes > 0  # of 60 samples 20,000 classes cannot be made: all are kept
-    assert methods.feature_fn(start, paper) is None  # the network's own
+    assert method_parts.feature_fn(start, paper) is None  # the network's own
 
 
 def test_the_cosine_schedule_warms_up_and_ends_at_nothing():

@@ -8,42 +8,45 @@ each too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
-import numpy as np
-from pytorch_metric_learning.losses import MultiSimilarityLoss, NTXentLoss, TripletMarginLoss
-from pytorch_metric_learning.miners import MultiSimilarityMiner, TripletMarginMiner
-from torch import nn
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.miners import TripletMarginMiner
 
+from benchmarks.core.method_parts import (
+    Parts,
+    Plan,
+    by_classes,
+    cluster_sampler,
+    feature_fn,
+    feature_loss,
+    instance_loss,
+    multi_similarity,
+    poset_losses,
+    published_multi_similarity,
+    surrogate_sampler,
+    two_views,
+    unmirrored,
+    with_rotation,
+)
 from benchmarks.core.recipes import Recipe, flag
-from benchmarks.core.trunks import feature_dim, maps_layer, maps_size
-from benchmarks.core.two_views import IndexLoss, TwoViews
+from benchmarks.core.trunks import maps_layer, maps_size
 from pml_posets.clustering import KMeans
-from pml_posets.grouping import SurrogateGrouping
 from pml_posets.losses import (
     AttentionConsistencyObjective,
     ConcurlObjective,
     ConsensusLoss,
     ContrastiveClusteringLoss,
-    FeatureLoss,
     MemoryBankNCE,
     PosetLoss,
-    RotationHead,
-    RotationObjective,
     STMLObjective,
 )
 from pml_posets.miners import NearestMedoidMiner
 from pml_posets.neighbor_batches import NeighborBatches
 from pml_posets.pseudo_labels import PseudoLabelLoss, WeightedLosses
-from pml_posets.samplers import GivenLabels, PseudoLabelProvider, PseudoLabelSampler
-from pml_posets.trainers import JointTrainer, keep_groups
+from pml_posets.samplers import GivenLabels
+from pml_posets.trainers import keep_groups
 
-if TYPE_CHECKING:
-    from benchmarks.core.learning import Start
-
-FeatureFn = Callable[[JointTrainer], Any]
 CLUSTERED = ("kmeans", "udml-ss", "tac-ccl", "kmeans+poset-loss", "kmeans+ntxent")
 """Methods whose pseudo-labels are those of k-means."""
 TWO_VIEWS = ("ntxent", "concurl", "kmeans+ntxent", "ntxent+feature")
@@ -52,61 +55,13 @@ OF_ONE_PROCESS = ("udml-ss", "tac-ccl", "concurl", "stml", "posets+rotation")
 """Methods with an objective, which runs the networks itself: several processes cannot share it."""
 
 
-@dataclass
-class Plan:
-    """What a method is made of.
-
-    Args:
-        start: the first similarities.
-        recipe: every choice.
-        models: {"trunk": augmentation and network, "embedder"}, on their device.
-        seed: of the groups and batches.
-    """
-
-    start: Start
-    recipe: Recipe
-    models: Mapping[str, nn.Module]
-    seed: int
-
-    @property
-    def num_clusters(self) -> int:
-        """K of k-means, and prototypes of concurl."""
-        return self.recipe.num_clusters or self.start.num_clusters
-
-    @property
-    def dim(self) -> int:
-        """Width of the trunk's output."""
-        return feature_dim(self.models)
-
-
-@dataclass
-class Parts:
-    """What a `JointTrainer` needs to train by a method.
-
-    Args:
-        sampler: its batches.
-        losses: PML's under PML's names, objectives under their own.
-        feature_fn: what groups are made of from round 2 on; None: the network's features.
-        weights: of the losses; 1 where there is none.
-        miners: PML's "tuple_miner", if any.
-        networks: further networks, functions num_classes -> module.
-    """
-
-    sampler: Any
-    losses: dict[str, nn.Module]
-    feature_fn: FeatureFn | None
-    weights: dict[str, float] = field(default_factory=dict)
-    miners: dict[str, Any] = field(default_factory=dict)
-    networks: dict[str, Any] = field(default_factory=dict)
-
-
 # --- The published methods
 
 
 def posets(plan: Plan) -> Parts:
     """Surrogate classes and the posets about them (Eq. 2), with a feature loss."""
     recipe = plan.recipe
-    parts = _by_classes(plan, surrogate_sampler(plan, posets=True), _poset_losses(plan))
+    parts = by_classes(plan, surrogate_sampler(plan, posets=True), poset_losses(plan))
     # The representatives are those of the round, R in Eq. 6.
     parts.miners["tuple_miner"] = NearestMedoidMiner(recipe.num_nearest, anchors=recipe.anchors)
     parts.weights["classifier_loss"] = recipe.classification
@@ -117,7 +72,7 @@ def posets(plan: Plan) -> Parts:
 def cliques(plan: Plan) -> Parts:
     """The surrogate classification loss alone (lambda = 0), on classes alone."""
     loss = PosetLoss(plan.recipe.num_nearest, sigma=plan.recipe.sigma, anchors=plan.recipe.anchors)
-    parts = _by_classes(plan, surrogate_sampler(plan), loss)
+    parts = by_classes(plan, surrogate_sampler(plan), loss)
     parts.weights["metric_loss"] = 0.0
     return parts
 
@@ -135,14 +90,14 @@ def triplet(plan: Plan) -> Parts:
 
 def ntxent(plan: Plan) -> Parts:
     """PML's NT-Xent on two augmented views of half as many images, which needs no classes."""
-    return Parts(_two_views(plan), {"metric_loss": _instance_loss()}, keep_groups)
+    return Parts(two_views(plan), {"metric_loss": instance_loss()}, keep_groups)
 
 
 def kmeans(plan: Plan) -> Parts:
     """Multi-similarity loss and miner of PML on the labels of k-means."""
-    start = _unmirrored(plan.start)
+    start = unmirrored(plan.start)
     grouping = KMeans(plan.num_clusters, random_state=plan.seed)
-    return _multi_similarity(cluster_sampler(plan, grouping), feature_fn(start, plan.recipe))
+    return multi_similarity(cluster_sampler(plan, grouping), feature_fn(start, plan.recipe))
 
 
 def udml_ss(plan: Plan) -> Parts:
@@ -150,7 +105,7 @@ def udml_ss(plan: Plan) -> Parts:
 
     Each of the 16 passes the trunk four times more, turned before it is augmented, as published.
     """
-    return _with_rotation(kmeans(plan), plan)
+    return with_rotation(kmeans(plan), plan)
 
 
 def tac_ccl(plan: Plan) -> Parts:
@@ -162,10 +117,9 @@ def tac_ccl(plan: Plan) -> Parts:
     parts = kmeans(plan)
     parts.losses = {"metric_loss": ContrastiveClusteringLoss()}
     parts.miners = {}
-    trunk = plan.models["trunk"]
-    assert isinstance(trunk, nn.Sequential)  # augmentation, network
-    parts.losses["attention"] = AttentionConsistencyObjective(layer=f"1.{maps_layer(trunk[1])}")
-    height, width = maps_size(trunk[1], plan.recipe.image_size)
+    _, network = plan.models["trunk"].children()  # behind the augmentation
+    parts.losses["attention"] = AttentionConsistencyObjective(layer=f"1.{maps_layer(network)}")
+    height, width = maps_size(network, plan.recipe.image_size)
     weight = plan.recipe.attention
     parts.weights["attention"] = float(height * width) ** 2 if weight is None else weight
     return parts
@@ -184,7 +138,7 @@ def concurl(plan: Plan) -> Parts:
     )
     bank = MemoryBankNCE(len(plan.start.features), dim=recipe.fc_dim, seed=plan.seed)
     objective = ConcurlObjective(plan.dim, consensus, bank, beta=recipe.exemplar, views=2)
-    return Parts(_two_views(plan), {"concurl": objective}, keep_groups)
+    return Parts(two_views(plan), {"concurl": objective}, keep_groups)
 
 
 def stml(plan: Plan) -> Parts:
@@ -192,7 +146,7 @@ def stml(plan: Plan) -> Parts:
 
     A batch is of whole queries: of 128 images with 5 nearest in 2 views 120 are left.
     """
-    recipe, start = plan.recipe, _unmirrored(plan.start)
+    recipe, start = plan.recipe, unmirrored(plan.start)
     views, nearest = 2, recipe.samples_per_cluster
     sampler = NeighborBatches(
         start.features,
@@ -211,7 +165,7 @@ def supervised(plan: Plan) -> Parts:
     labels = plan.start.labels
     if labels is None:
         raise ValueError("supervised needs the true classes of the images to learn from: there are none here")
-    return _multi_similarity(cluster_sampler(plan, GivenLabels(labels)), keep_groups)
+    return multi_similarity(cluster_sampler(plan, GivenLabels(labels)), keep_groups)
 
 
 # --- Combinations
@@ -219,7 +173,7 @@ def supervised(plan: Plan) -> Parts:
 
 def posets_rotation(plan: Plan) -> Parts:
     """Posets with the rotation loss of UDML-SS."""
-    return _with_rotation(posets(plan), plan)
+    return with_rotation(posets(plan), plan)
 
 
 def kmeans_poset_loss(plan: Plan) -> Parts:
@@ -232,15 +186,15 @@ def kmeans_poset_loss(plan: Plan) -> Parts:
 
 def surrogate_multi_similarity(plan: Plan) -> Parts:
     """Multi-similarity loss and miner on the surrogate classes."""
-    return _multi_similarity(surrogate_sampler(plan), feature_fn(plan.start, plan.recipe))
+    return multi_similarity(surrogate_sampler(plan), feature_fn(plan.start, plan.recipe))
 
 
 def kmeans_ntxent(plan: Plan) -> Parts:
     """Multi-similarity loss of k-means clusters, NT-Xent on two views of each image, with equal weights."""
-    start = _unmirrored(plan.start)
+    start = unmirrored(plan.start)
     grouping = KMeans(plan.num_clusters, random_state=plan.seed)
-    clusters, _ = _published_multi_similarity()
-    losses = {"clusters": PseudoLabelLoss(clusters), "views": _instance_loss()}
+    clusters, _ = published_multi_similarity()
+    losses = {"clusters": PseudoLabelLoss(clusters), "views": instance_loss()}
     sampler = cluster_sampler(plan, grouping, views=2)
     return Parts(sampler, {"metric_loss": WeightedLosses(losses)}, feature_fn(start, plan.recipe))
 
@@ -248,9 +202,9 @@ def kmeans_ntxent(plan: Plan) -> Parts:
 def ntxent_feature(plan: Plan) -> Parts:
     """NT-Xent on two views, with the feature loss of posets: what is seen, and what HOG knew of it."""
     recipe = plan.recipe
-    losses = {"views": _instance_loss(), "feature": _feature_loss(plan)}
+    losses = {"views": instance_loss(), "feature": feature_loss(plan)}
     weights = {"views": 1.0, "feature": recipe.feature}
-    return Parts(_two_views(plan), {"metric_loss": WeightedLosses(losses, weights)}, keep_groups)
+    return Parts(two_views(plan), {"metric_loss": WeightedLosses(losses, weights)}, keep_groups)
 
 
 METHODS: dict[str, Callable[[Plan], Parts]] = {
@@ -308,133 +262,3 @@ def check(method: str, recipe: Recipe, num_samples: int, num_clusters: int) -> N
         raise ValueError(
             f"{flag('samples_per_cluster')} must be at most the {num_samples} images, got {nearest}"
         )
-
-
-# --- What they share
-
-
-def surrogate_sampler(plan: Plan, posets: bool = False) -> PseudoLabelSampler:
-    """Batches of surrogate classes; with posets also of unassigned samples, and of any."""
-    recipe, start = plan.recipe, plan.start
-    grouping = SurrogateGrouping(
-        num_classes=recipe.num_classes,
-        min_size=recipe.min_size,
-        max_size=recipe.max_size,
-        mean_size=recipe.mean_size,
-        top_fraction=recipe.top_fraction,
-        random_state=plan.seed,
-    )
-    return PseudoLabelSampler(
-        start.features,
-        recipe.batch_size,
-        num_nearest=recipe.num_nearest,
-        unassigned_fraction=recipe.unassigned_fraction if posets else 0.0,
-        random_fraction=recipe.random_fraction if posets else 0.0,
-        grouping=grouping,
-        assignment=_assignment(recipe, plan.seed),
-        warm_start=recipe.refine,
-        sources=start.sources,
-        mirrored=start.mirrored,
-        num_batches=recipe.iterations,
-        seed=plan.seed,
-    )
-
-
-def cluster_sampler(plan: Plan, provider: PseudoLabelProvider, views: int = 1) -> PseudoLabelSampler:
-    """Batches with as many samples of each cluster or class; nothing is unassigned."""
-    recipe = plan.recipe
-    return PseudoLabelSampler(
-        plan.start.features,
-        recipe.batch_size,
-        num_nearest=recipe.num_nearest,
-        samples_per_class=recipe.samples_per_cluster,
-        unassigned_fraction=0.0,
-        views=views,
-        grouping=provider,
-        sources=plan.start.sources,
-        num_batches=recipe.iterations,
-        seed=plan.seed,
-    )
-
-
-def feature_fn(start: Start, recipe: Recipe) -> FeatureFn | None:
-    """What groups are made of from the second round on."""
-    if recipe.regroup == "fixed":
-        return keep_groups
-    if recipe.regroup == "network":
-        return None
-    return lambda joint: mixed(joint.extract(), start, recipe.mix)
-
-
-def mixed(network: Any, start: Start, share: float) -> Any:
-    """Stacked unit features: their squared distances, and so their cosines, add up with the shares."""
-    mine, first = share**0.5, (1 - share) ** 0.5
-    if start.mirrored is None:
-        return np.hstack([mine * network, first * start.features])
-    plain, mirrored = network
-    return np.hstack([mine * plain, first * start.features]), np.hstack(
-        [mine * mirrored, first * start.mirrored]
-    )
-
-
-def _by_classes(plan: Plan, sampler: PseudoLabelSampler, metric_loss: nn.Module) -> Parts:
-    """A classifier of the surrogate classes, and a metric loss."""
-    return Parts(
-        sampler,
-        {"metric_loss": metric_loss, "classifier_loss": nn.CrossEntropyLoss()},
-        feature_fn(plan.start, plan.recipe),
-        networks={"classifier": lambda num_classes: nn.Linear(plan.recipe.fc_dim, num_classes)},
-    )
-
-
-def _poset_losses(plan: Plan) -> nn.Module:
-    recipe = plan.recipe
-    poset = PosetLoss(recipe.num_nearest, sigma=recipe.sigma, anchors=recipe.anchors)
-    weights = {"poset": recipe.lam, "feature": recipe.feature}
-    if not any(weights.values()):  # its weight is 0 then
-        return poset
-    parts: dict[str, nn.Module] = {"poset": PseudoLabelLoss(poset, unassigned="keep")}
-    if recipe.feature:
-        parts["feature"] = _feature_loss(plan)
-    return WeightedLosses(parts, {name: weights[name] for name in parts})
-
-
-def _feature_loss(plan: Plan) -> nn.Module:
-    return FeatureLoss(plan.recipe.fc_dim, plan.start.features, plan.start.mirrored)
-
-
-def _instance_loss() -> nn.Module:
-    return IndexLoss(NTXentLoss(temperature=0.1))
-
-
-def _multi_similarity(sampler: PseudoLabelSampler, features: FeatureFn | None) -> Parts:
-    loss, miner = _published_multi_similarity()
-    return Parts(sampler, {"metric_loss": loss}, features, miners={"tuple_miner": miner})
-
-
-def _published_multi_similarity() -> tuple[nn.Module, nn.Module]:
-    """PML's loss and miner with the values that UDML-SS published."""
-    return MultiSimilarityLoss(alpha=2, beta=40, base=0.5), MultiSimilarityMiner(epsilon=0.1)
-
-
-def _with_rotation(parts: Parts, plan: Plan) -> Parts:
-    parts.losses["rotation"] = RotationObjective(RotationHead(plan.dim))
-    parts.weights["rotation"] = plan.recipe.rotation
-    return parts
-
-
-def _two_views(plan: Plan) -> TwoViews:
-    return TwoViews(len(plan.start.features), plan.recipe.batch_size, plan.recipe.iterations, plan.seed)
-
-
-def _unmirrored(start: Start) -> Start:
-    """Clusters and neighbours are of the samples as they are: features of mirror images are not wanted."""
-    return replace(start, mirrored=None)
-
-
-def _assignment(recipe: Recipe, seed: int) -> Any:
-    if not recipe.refine:
-        return None
-    from pml_posets.assignment import RelaxedAssignment
-
-    return RelaxedAssignment(min_size=recipe.min_size, random_state=seed)
