@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.core import common, session
 from benchmarks.core.options import (
+    COMBINATIONS,
     NETWORKS,
     PLAIN,
     CommandLine,
@@ -44,11 +45,7 @@ LINE = CommandLine(
         "kmeans",
         "tac-ccl",
         "stml",
-        "posets+rotation",
-        "kmeans+poset-loss",
-        "surrogate+ms",
-        "kmeans+ntxent",
-        "ntxent+feature",
+        *COMBINATIONS,
     ),
     initial="hog",  # what shows is not a person in the middle
 )

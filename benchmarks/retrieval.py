@@ -19,6 +19,7 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks.core import common, session
 from benchmarks.core.options import (
+    COMBINATIONS,
     NETWORKS,
     PLAIN,
     CommandLine,
@@ -46,11 +47,7 @@ LINE = CommandLine(
         "posets",
         "cliques",
         "ntxent",
-        "posets+rotation",
-        "kmeans+poset-loss",
-        "surrogate+ms",
-        "kmeans+ntxent",
-        "ntxent+feature",
+        *COMBINATIONS,
         "supervised",
     ),
     initial="hog",  # what shows is not a person in the middle

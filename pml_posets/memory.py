@@ -8,6 +8,7 @@ from typing import Literal
 
 from .classes import as_count
 from .distributed import world_size
+from .proposals import MAX_REDUCED_DIM
 
 __all__ = ["Estimate", "available_bytes", "estimate_y_step", "require_memory"]
 
@@ -15,7 +16,6 @@ _FLOAT = 4
 _LIST = 13  # of a neighbour: index, distance, flip
 _BLOCKS = 1 << 29  # tiles and gathered rows at most
 _SHARE = 64  # of small features: blocks of so many times their bytes at most
-_REDUCED = 512  # dimensions an approximate search reduces to at most
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def estimate_y_step(
     one = _FLOAT * num_samples * num_dims
     lists = _LIST * num_samples * num_neighbors
     if method == "approximate":
-        copy = _FLOAT * num_samples * min(num_dims, _REDUCED)
+        copy = _FLOAT * num_samples * min(num_dims, MAX_REDUCED_DIM)
         copy *= 2 if backend == "faiss" else 1
     else:
         copy = 0 if backend == "torch" else one

@@ -19,7 +19,7 @@ _FAISS_GPU_MAX_K = 2048  # the longest list that a faiss index on a GPU returns
 _MOST_EXCLUDED = 1024  # faiss fetches what must not be found beyond the asked ones, up to this many
 MIN_IVF_SAMPLES = 200_000  # below this, an approximate search looks at every (reduced) sample
 MIN_REDUCED_SAMPLES = 8_192  # below this, looking at them in full is faster
-_MAX_REDUCED_DIM = 512
+MAX_REDUCED_DIM = 512
 _VARIANCE_KEPT = 0.95
 _MAX_SQUARE = 1e36  # squared distances beyond may overflow
 
@@ -134,7 +134,7 @@ def principal_directions(table: Tensor, seed: int) -> Tensor | None:
     They are estimated on up to 4096 samples, by a randomised range finder with one power step.
     """
     num_samples, dim = table.shape
-    most = min(_MAX_REDUCED_DIM, dim // 2)
+    most = min(MAX_REDUCED_DIM, dim // 2)
     if num_samples < MIN_REDUCED_SAMPLES or dim <= 256:
         return None
     generator = np.random.default_rng(seed)

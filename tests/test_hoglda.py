@@ -136,9 +136,10 @@ def test_a_matrix_that_does_not_invert_is_shrunk_more(fitted):
 
 
 def test_mirror_images(fitted):
+    torch.set_num_threads(1)  # several multiply batches of other sizes differently, in the last bit
     images = pictures(5, size=50, seed=6)
     features, mirrored = fitted.transform(images, mirror=True, progress=False)
-    np.testing.assert_allclose(features, fitted.transform(images, progress=False), atol=1e-6)
+    np.testing.assert_array_equal(features, fitted.transform(images, progress=False))
     flipped = [Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR) for image in images]
     flipped = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in flipped]
     np.testing.assert_allclose(mirrored, fitted.transform(flipped, progress=False), atol=1e-6)

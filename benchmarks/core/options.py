@@ -17,6 +17,7 @@ from benchmarks.core.recipes import PRESETS, Recipe, flag
 from benchmarks.core.trained import architecture_of
 
 LEARNED = ("posets", "cliques", "triplet", "ntxent", "posets-fixed")
+COMBINATIONS = ("posets+rotation", "kmeans+poset-loss", "surrogate+ms", "kmeans+ntxent", "ntxent+feature")
 PLAIN = ("hog", "hog-lda", "start")  # no network
 NETWORKS = ("random", "alexnet-imagenet", "checkpoint")  # networks that are not trained here
 EVERY_METHOD = (*PLAIN, *NETWORKS, *LEARNED)
