@@ -1,11 +1,12 @@
-"""Histograms of oriented gradients of images, by scikit-image, and what generic patches say about them."""
+"""Histograms of oriented gradients of images, and what generic patches say about them."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,7 +14,22 @@ from torch.utils.data import DataLoader, Dataset
 
 from .datasets import ImageList, UnreadableImageError
 
-__all__ = ["HogGrid", "HogItems", "as_image", "block_toeplitz", "hog_batches", "stationary_statistics"]
+__all__ = [
+    "HogBackend",
+    "HogGrid",
+    "HogItems",
+    "as_image",
+    "block_toeplitz",
+    "hog_batches",
+    "stationary_statistics",
+]
+
+HogBackend = Literal["torch", "skimage"]
+
+_TINY = 1e-5  # added to the length of a block, as in scikit-image
+_HIGHEST = 0.2  # of a value in a block of unit length
+_ON_EDGE = 2e-6  # bins: a direction on the edge of two is the upper one's, whatever rounding says
+_CHUNK = 2**19  # pixels of all channels held at once: on a CPU they fit its cache
 
 
 @dataclass(frozen=True)
@@ -66,45 +82,97 @@ class HogGrid:
         """D = G * G * C."""
         return self.side**2 * self.channels
 
-    def describe(self, image: np.ndarray) -> np.ndarray:
-        """The HOG of one image.
+    def describe(
+        self, images: np.ndarray, *, backend: HogBackend = "torch", device: str | torch.device = "cpu"
+    ) -> np.ndarray:
+        """The HOGs of some images.
 
         Args:
-            image: (image_size, image_size) or (image_size, image_size, 3) real numbers, usually 0..255. At
-                each pixel the channel with the largest gradient counts.
+            images: (B, image_size, image_size, channels) uint8. At each pixel the channel with the largest
+                gradient counts.
+            backend: "torch" (default), a batch at a time, or "skimage", by scikit-image, an image at a time:
+                the reference, some eight times slower on one core. They agree to 1e-6.
+            device: of torch. Default "cpu".
 
         Returns:
-            (D,) float32, in the order row, column, channel.
+            (B, D) float32, in the order row, column, channel of the block.
+
+        Raises:
+            ValueError: for images of another shape or dtype, or a backend that is not known.
         """
+        if images.ndim != 4 or images.shape[1:3] != 2 * (self.image_size,) or images.dtype != np.uint8:
+            raise ValueError(
+                f"images must be (B, {self.image_size}, {self.image_size}, channels) uint8, "
+                f"got {images.shape} {images.dtype}"
+            )
+        if backend not in get_args(HogBackend):
+            raise ValueError(f"backend must be one of {', '.join(get_args(HogBackend))}, got {backend!r}")
+        rows = np.empty((len(images), self.num_features), np.float32)
+        if backend == "skimage":
+            for row, image in zip(rows, images, strict=True):
+                row[:] = self._by_skimage(image)
+            return rows
+        place = torch.device(device)
+        step = max(1, (_CHUNK if place.type == "cpu" else 128 * _CHUNK) // max(1, images[0:1].size))
+        for start in range(0, len(images), step):
+            part = torch.from_numpy(np.ascontiguousarray(images[start : start + step])).to(place)
+            rows[start : start + step] = self._by_torch(part.permute(0, 3, 1, 2).float()).cpu().numpy()
+        return rows
+
+    def _by_skimage(self, image: np.ndarray) -> np.ndarray:
         from skimage.feature import hog
 
-        blocks = hog(
-            image.astype(np.float32, copy=False),
+        return hog(
+            image.astype(np.float32),
             orientations=self.num_orientations,
             pixels_per_cell=(self.cell_size, self.cell_size),
             cells_per_block=(self.block_size, self.block_size),
-            feature_vector=False,
-            channel_axis=-1 if image.ndim == 3 else None,
+            channel_axis=-1,
         )
-        return np.asarray(blocks, np.float32).ravel()
+
+    def _by_torch(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, channels, H, H) float32 to (B, D)."""
+        across, down = torch.zeros_like(pixels), torch.zeros_like(pixels)
+        torch.sub(pixels[..., 2:], pixels[..., :-2], out=across[..., 1:-1])
+        torch.sub(pixels[..., 2:, :], pixels[..., :-2, :], out=down[..., 1:-1, :])
+        squares = across.square() + down.square()
+        square, x, y = squares[:, 0], across[:, 0], down[:, 0]
+        for channel in range(1, pixels.shape[1]):
+            more = squares[:, channel] > square
+            square = torch.where(more, squares[:, channel], square)
+            x, y = torch.where(more, across[:, channel], x), torch.where(more, down[:, channel], y)
+        # Directions count up to their sign: in [0, 180) degrees.
+        x = torch.where((y < 0) | ((y == 0) & (x < 0)), -x, x)
+        angle = torch.atan2(y.abs(), x).mul_(self.num_orientations / math.pi).add_(_ON_EDGE)
+        place = torch.arange(self.image_size, device=pixels.device) // self.cell_size
+        num_cells = self.image_size // self.cell_size
+        cell = (place[:, None] * num_cells + place) * self.num_orientations  # (H, H), of its first bin
+        bins = angle.long().add_(cell).flatten(1)
+        sums = pixels.new_zeros(len(pixels), num_cells**2 * self.num_orientations)
+        sums.scatter_add_(1, bins, square.sqrt().flatten(1))
+        cells = sums.view(-1, num_cells, num_cells, self.num_orientations) / self.cell_size**2
+        blocks = cells.unfold(1, self.block_size, 1).unfold(2, self.block_size, 1)  # (B, G, G, bins, b, b)
+        blocks = blocks.permute(0, 1, 2, 4, 5, 3).flatten(3)
+        return _unit_blocks(_unit_blocks(blocks).clamp_(max=_HIGHEST)).flatten(1)
+
+
+def _unit_blocks(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks / (blocks.square().sum(-1, keepdim=True) + _TINY**2).sqrt_()
 
 
 class HogItems(Dataset[np.ndarray]):
-    """HOGs of images, or of random square patches of them.
+    """Pixels of images, or of random square patches of them, in the size that HOG wants.
 
     Args:
         images: a dataset, sequence or array of images, see `as_image`; strings are paths.
-        grid: what to compute.
-        mirror: also of the mirrored images.
+        image_size: side of the result, pixels.
         patches: (P, 5) float64 or None: whole images. Rows are image index, side as a share of the image's
             shorter side, left and top as shares of what is free, and mirrored (0 or 1).
 
-    An item is (1, D), or (2, D) with mirror: the image itself, then its mirror image.
+    An item is (image_size, image_size, 3) uint8; the channels of a grey image are equal.
     """
 
-    def __init__(
-        self, images: Any, grid: HogGrid, mirror: bool = False, patches: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, images: Any, image_size: int, patches: np.ndarray | None = None) -> None:
         if (
             isinstance(images, str | os.PathLike)
             or not hasattr(images, "__getitem__")
@@ -117,7 +185,7 @@ class HogItems(Dataset[np.ndarray]):
             raise ValueError("images must hold at least one image, got none")
         if isinstance(images, list | tuple) and all(isinstance(image, str | os.PathLike) for image in images):
             images = ImageList(images)
-        self.images, self.grid, self.mirror, self.patches = images, grid, mirror, patches
+        self.images, self.image_size, self.patches = images, image_size, patches
 
     def __len__(self) -> int:
         return len(self.images) if self.patches is None else len(self.patches)
@@ -127,17 +195,16 @@ class HogItems(Dataset[np.ndarray]):
         try:
             image = as_image(self.images[which], f"images[{which}]")
             pixels = self._pixels(image, None if self.patches is None else self.patches[index])
+            return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
         except UnreadableImageError:
             raise
         except (OSError, SyntaxError, EOFError) as error:  # what decoders raise
             raise UnreadableImageError(f"cannot read images[{which}]: {error}") from error
-        views = [pixels, pixels[:, ::-1]] if self.mirror else [pixels]
-        return np.stack([self.grid.describe(view) for view in views])
 
     def _pixels(self, image: Any, patch: np.ndarray | None) -> np.ndarray:
         from PIL import Image
 
-        size = (self.grid.image_size, self.grid.image_size)
+        size = (self.image_size, self.image_size)
         if patch is None:
             return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR))
         width, height = image.size
@@ -149,13 +216,21 @@ class HogItems(Dataset[np.ndarray]):
 
 def hog_batches(
     items: HogItems,
+    grid: HogGrid,
+    *,
+    mirror: bool = False,
+    backend: HogBackend = "torch",
+    device: str | torch.device = "cpu",
     batch_size: int,
     num_workers: int,
     progress: bool,
     what: str,
     rows: range | None = None,
 ) -> Iterator[np.ndarray]:
-    """(B, views, D) float32 after (B, views, D), of all items or some, in order, by worker processes."""
+    """(B, views, D) float32 after (B, views, D), of all items or some, in order.
+
+    Views are the image and, with mirror, its mirror image. Worker processes read and resize.
+    """
     from tqdm.auto import tqdm
 
     rows = range(len(items)) if rows is None else rows
@@ -169,7 +244,8 @@ def hog_batches(
     )
     with tqdm(total=len(rows), desc=what, unit="image", disable=not progress) as bar:
         for batch in loader:
-            yield batch
+            views = [batch, batch[:, :, ::-1]] if mirror else [batch]
+            yield np.stack([grid.describe(view, backend=backend, device=device) for view in views], axis=1)
             bar.update(len(batch))
 
 

@@ -15,7 +15,7 @@ import torch
 
 from .cache import FeatureCache, read_npz, write_npz
 from .distributed import all_gather_objects, all_gather_rows, is_main
-from .hog import HogGrid, HogItems, block_toeplitz, hog_batches, stationary_statistics
+from .hog import HogBackend, HogGrid, HogItems, block_toeplitz, hog_batches, stationary_statistics
 from .sharing import shard, shares_work, together
 
 __all__ = ["HOGLDA", "unit_rows"]
@@ -109,19 +109,22 @@ class HOGLDA:
         num_workers: int = 0,
         progress: bool = True,
         seed: int = 0,
+        backend: HogBackend = "torch",
+        device: str | torch.device = "cpu",
     ) -> HOGLDA:
         """Estimate mu and Sigma from random square patches, mirrored or not, of any images.
 
         Args:
             images: as for `transform`; any generic images, the ones to describe among them. No image is drawn
                 twice before all were drawn once.
-            num_patches: how many, >= 2. Default 2500 (ten seconds on one core at 96 px); a tenth is nearly
-                as good.
+            num_patches: how many, >= 2. Default 2500; a tenth is nearly as good.
             min_scale: sides are drawn between this share of the image's shorter side and all of it, in
                 (0, 1]. Default 0.5.
             num_workers: processes that read images; 0 (default): this one.
             progress: show a progress bar. Default True.
             seed: of the patches. Default 0.
+            backend: of HOG, see `pml_posets.hog.HogGrid.describe`. Default "torch".
+            device: of HOG by torch. Default "cpu".
 
         Returns:
             self.
@@ -135,7 +138,7 @@ class HOGLDA:
             raise ValueError(f"num_patches must be at least 2, got {num_patches}")
         if not 0 < min_scale <= 1:
             raise ValueError(f"min_scale must be in (0, 1], got {min_scale}")
-        items = HogItems(images, self.grid)
+        items = HogItems(images, self.grid.image_size)
         rng = np.random.default_rng(seed)
         num_images = len(items)
         turns = -(-num_patches // num_images)
@@ -146,7 +149,9 @@ class HOGLDA:
         items.patches = np.column_stack([which, scale, place, flip])
         rows = np.empty((num_patches, self.num_features), np.float32)
         start = 0
-        for batch in hog_batches(items, 64, num_workers, progress, "background patches"):
+        how: dict[str, Any] = {"backend": backend, "device": device, "num_workers": num_workers}
+        what = "background patches"
+        for batch in hog_batches(items, self.grid, batch_size=64, progress=progress, what=what, **how):
             rows[start : start + len(batch)] = batch[:, 0]
             start += len(batch)
         mean, covariance = stationary_statistics(rows, self.grid.side)
@@ -165,6 +170,8 @@ class HOGLDA:
         progress: bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
         data_id: str | None = None,
+        backend: HogBackend = "torch",
+        device: str | torch.device = "cpu",
     ) -> Any:
         """Features of images, in their order.
 
@@ -176,13 +183,15 @@ class HOGLDA:
                 images or paths. Images are PIL images, or arrays (H, W[, 3]) or tensors ([3,] H, W), uint8 or
                 floating in [0, 1]. Random transforms have no place here.
             mirror: also features of the horizontally mirrored images. Default False.
-            num_workers: processes that read and describe images; 0 (default): this one. The values do not
+            num_workers: processes that read and resize images; 0 (default): this one. The values do not
                 depend on it.
             batch_size: images a process hands over at once. Default 256.
             progress: show a progress bar. Default True.
             cache_dir: a folder to keep the features in, see `FeatureCache`. None (default): none.
             data_id: for the cache, where it cannot tell by itself when the data change, see
                 `FeatureCache.key`.
+            backend: of HOG, see `pml_posets.hog.HogGrid.describe`. Default "torch".
+            device: of HOG by torch; whitening is done on the CPU. Default "cpu".
 
         Returns:
             (N, D) float32, or two of them with mirror: of the images and of the mirrored images.
@@ -205,7 +214,7 @@ class HOGLDA:
                 complete = all(all_gather_objects(complete))
             if found is not None and complete:
                 return found["features"] if not mirror else (found["features"], found["mirrored"])
-        items = HogItems(images, self.grid, mirror)
+        items = HogItems(images, self.grid.image_size)
         mine = range(len(items))
         if shares_work():  # whole batches: the same numbers
             batches = shard(-(-len(items) // batch_size))
@@ -214,7 +223,9 @@ class HOGLDA:
         views = [np.empty((len(mine), self.num_features), np.float32) for _ in names]
         start = 0
         with together() if shares_work() else nullcontext():
-            for batch in hog_batches(items, batch_size, num_workers, progress, "HOG", mine):
+            how: dict[str, Any] = {"backend": backend, "device": device, "num_workers": num_workers}
+            how |= {"mirror": mirror, "batch_size": batch_size, "progress": progress, "what": "HOG"}
+            for batch in hog_batches(items, self.grid, rows=mine, **how):
                 rows = self._project(batch.reshape(-1, self.num_features)).reshape(batch.shape)
                 bad = np.flatnonzero(~np.isfinite(rows).all((1, 2)))
                 if len(bad):

@@ -40,7 +40,7 @@ def quickly():
 
 def options(tmp_path, **changes):
     given = {"initial": "hog-window", "window": (0.2, 0.6), "components": 4, "hog_size": 32, "workers": 0}
-    given |= {"cache": tmp_path, "progress": False, "recipe": SimpleNamespace(image_size=24)}
+    given |= {"cache": tmp_path, "progress": False, "device": "cpu", "recipe": SimpleNamespace(image_size=24)}
     return SimpleNamespace(**{**given, **changes})
 
 

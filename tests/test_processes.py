@@ -127,12 +127,14 @@ def alone(tmp_path_factory):
         y_step(joint)
         groups.append(joint.posets.labels)
 
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, few_patches():
         patch.setitem(options.FIGURE_SIZES, "tiny", FIGURES)
         patch.setattr(BatchAugmentation, "_move", lambda self, images: images)
         patch.setattr(JointTrainer, "_y_step", noted)
         torch.set_num_threads(1)
         assert olympic.main(quick(home / "cache", home / "run", *CHOSEN)) == 0
+    torch.set_num_threads(threads)
     return Run(home / "run", rows_of(home / "run"), groups)
 
 

@@ -79,22 +79,28 @@ class Described:
         if self._background is not None:
             return self._background.statistics
         path = self.folder / f"hog-background-{digest(self.data_id, self.options.hog_size)[:16]}.npz"
-        return main_first(lambda: background(self.frames, path, self.options.hog_size, self._shared))
+        how = {**self._shared, "device": self.options.device}
+        return main_first(lambda: background(self.frames, path, self.options.hog_size, how))
 
     @cached_property
     def _raw(self) -> Pair:
         return self.statistics.transform(
-            self.frames, mirror=True, cache_dir=self.folder, data_id=self.data_id, **self._shared
+            self.frames,
+            mirror=True,
+            cache_dir=self.folder,
+            data_id=self.data_id,
+            device=self.options.device,
+            **self._shared,
         )
 
 
-def background(frames: Any, path: Path, size: int, shared: dict[str, Any]) -> HOGLDA:
+def background(frames: Any, path: Path, size: int, how: dict[str, Any]) -> HOGLDA:
     """Background statistics from a file, or fitted and written there."""
     if path.exists():
         try:
             return HOGLDA.load(path)
         except ValueError:
             pass  # damaged: it is made anew
-    describe = HOGLDA(image_size=size, whiten=False, normalize=False).fit_background(frames, **shared)
+    describe = HOGLDA(image_size=size, whiten=False, normalize=False).fit_background(frames, **how)
     describe.save(path)
     return describe

@@ -127,15 +127,15 @@ def _feeding(got: argparse.Namespace) -> Iterator[Job]:
 
 
 def _hog(got: argparse.Namespace) -> Iterator[Job]:
-    for workers in sorted({0, got.workers}):
-        method = f"{workers} workers"
+    def run() -> Metrics:
+        return {
+            "hog-lda": in_child(
+                small.time_hog, got.images, got.repeats, got.seed, got.quiet, threads=got.threads
+            )
+        }
 
-        def run(workers: int = workers, method: str = method) -> Metrics:
-            arguments = (got.images, workers, got.repeats, got.seed, got.quiet)
-            return {method: in_child(small.time_hog, *arguments, threads=got.threads)}
-
-        settings = {"repeats": got.repeats, "threads": got.threads}
-        yield Job("hog", f"{got.images} images, 96 px", (method,), settings, run)
+    settings = {"repeats": got.repeats, "threads": got.threads}
+    yield Job("hog", f"{got.images} images, 96 px", ("hog-lda",), settings, run)
 
 
 def _startup(got: argparse.Namespace) -> Iterator[Job]:
