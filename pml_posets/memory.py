@@ -60,7 +60,8 @@ def estimate_y_step(
             for each sample. Defaults 4 and 128.
         mirrored: whether there are features of mirror images too. Default False.
         method: of the search. Default "exact".
-        backend: of the search. faiss ("auto" where the search is exact) copies the features into its index.
+        backend: of the search. An exact one copies nothing; an approximate one holds reduced features, and
+            faiss has them twice.
 
     Returns:
         An upper estimate; `total` is what must be free if the features are still to be made.
@@ -78,13 +79,12 @@ def estimate_y_step(
         as_count(value, name)
     one = _FLOAT * num_samples * num_dims
     lists = _LIST * num_samples * num_neighbors
+    copy = 0
     if method == "approximate":
         copy = _FLOAT * num_samples * min(num_dims, MAX_REDUCED_DIM)
         copy *= 2 if backend == "faiss" else 1
-    else:
-        copy = 0 if backend == "torch" else one
     relaxed = _FLOAT * num_samples * num_candidates * (max_references + 12)
-    medoids = one // 3 * (1 if backend == "torch" else 2)  # classes of 3 at least, and their index
+    medoids = one // 3  # classes of 3 at least
     return Estimate(one * (2 if mirrored else 1), copy + lists, lists + max(relaxed, medoids))
 
 
@@ -148,10 +148,10 @@ def require_memory(
 
     if needed(estimate) <= limit:
         return estimate
-    ways = (
-        ("backend='torch'", {"backend": "torch"}),
-        ("method='approximate'", {"method": "approximate", "backend": "auto"}),
-        ("method='approximate' and max_references=32", {"method": "approximate", "max_references": 32}),
+    ways: tuple[tuple[str, dict[str, object]], ...] = (
+        ("max_references=32", {"max_references": 32}),
+        ("method='exact'", {"method": "exact"}),
+        ("method='exact' and max_references=32", {"method": "exact", "max_references": 32}),
     )
     hint = ""
     for text, change in ways:

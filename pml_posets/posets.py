@@ -28,11 +28,12 @@ from .classes import (
     as_flips,
     as_labels,
     as_mirrored,
+    check_neighbors,
     oriented,
     relabel,
     row_sums,
 )
-from .neighbors import as_features, search
+from .neighbors import Neighbors, as_features, search
 
 __all__ = ["Posets", "medoids", "relabel"]
 
@@ -173,6 +174,7 @@ class Posets:
         mirrored: ArrayLike | None = None,
         flips: Any = None,
         sources: Any = None,
+        neighbors: Neighbors | None = None,
         round: int = 0,
         method: Literal["exact", "approximate"] = "exact",
         backend: Literal["auto", "faiss", "torch"] = "auto",
@@ -193,6 +195,9 @@ class Posets:
             sources: (N,) source of each sample, ints or strings: a class whose medoid is of a sample's own
                 source is not among its nearest, unless it is its own class. Frames of one video are near
                 because they share person and scene. None (default): all classes count.
+            neighbors: what `search(features, k, sources=...)` found, if that is there already: a sample whose
+                list shows which medoids are nearest needs no further search. Not with mirrored features.
+                None (default): all are searched for.
             round: the round of the joint optimisation. Default 0.
             method: of the search for the nearest medoids, see `pml_posets.neighbors.search`. Default "exact".
             backend: of the search, see `pml_posets.neighbors.search`.
@@ -212,6 +217,10 @@ class Posets:
         flips = as_flips(flips, num_samples, mirrored)
         num_nearest = as_count(num_nearest, "num_nearest")
         codes = as_codes(sources, num_samples)
+        if neighbors is not None:
+            check_neighbors(neighbors, num_samples, mirrored is not None)
+            if mirrored is not None:
+                raise ValueError("neighbors do not tell the nearest medoids of mirrored features: give none")
         found = class_medoids(features, mirrored, flips, ClassMembers.of(labels))
         nearest = np.full((num_samples, num_nearest), -1, np.int64)
         distances = np.full((num_samples, num_nearest), np.inf, np.float32)
@@ -222,10 +231,15 @@ class Posets:
             settings: dict[str, Any] = {"method": method, "backend": backend, "device": device}
             if codes is not None:
                 settings["sources"] = codes[found]
-            for rows in _row_chunks(features, whole=mirrored is None):
+            open_ = np.arange(num_samples)
+            if neighbors is not None:
+                nearest[:, :k], distances[:, :k], known = _nearest_listed(neighbors, labels, found, k)
+                open_ = np.flatnonzero(~known)
+            whole = mirrored is None and open_.size == num_samples
+            for rows in _row_chunks(open_, features.shape[1], whole):
                 if codes is not None:
                     settings["query_sources"] = codes[rows]
-                queries = features if mirrored is None else oriented(features, mirrored, flips, rows)
+                queries = features if whole else oriented(features, mirrored, flips, rows)
                 got = search(representatives, k, query_features=queries, **settings)
                 nearest[rows, :k], distances[rows, :k] = got.indices, got.distances
                 free = rows[labels[rows] < 0]
@@ -386,11 +400,34 @@ def _integers(values: Any, name: str) -> np.ndarray:
     return values.astype(np.int64, copy=False)
 
 
-def _row_chunks(features: np.ndarray, whole: bool) -> Iterator[np.ndarray]:
-    """Indices of about 256 MiB of rows at a time, or of all."""
-    step = len(features) if whole else max(1, (1 << 28) // (4 * features.shape[1]))
-    for first in range(0, len(features), step):
-        yield np.arange(first, min(first + step, len(features)))
+def _row_chunks(rows: np.ndarray, dim: int, whole: bool) -> Iterator[np.ndarray]:
+    """Row indices, as many at a time as take about 256 MiB, or all."""
+    step = max(1, rows.size if whole else (1 << 28) // (4 * dim))
+    for first in range(0, rows.size, step):
+        yield rows[first : first + step]
+
+
+def _nearest_listed(
+    neighbors: Neighbors, labels: np.ndarray, medoid: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N, k) classes of the nearest medoids by the lists, (N, k) distances, (N,) whether no other is nearer.
+
+    A sample's own class, one of the k, is left out.
+    """
+    classes = np.full(labels.size, -1)
+    classes[medoid] = np.arange(medoid.size)
+    listed = np.where(neighbors.indices >= 0, classes[neighbors.indices], -1)  # (N, K)
+    listed[listed == labels[:, None]] = -1
+    wider = ((0, 0), (0, max(0, k - listed.shape[1])))
+    listed = np.pad(listed, wider, constant_values=-1)
+    gaps = np.pad(neighbors.distances, wider, constant_values=np.inf)
+    end = neighbors.distances[:, -1]  # inf: the list holds all there are
+    gaps[listed < 0] = np.inf
+    order = np.lexsort((listed, gaps), axis=1)[:, :k]
+    listed, gaps = np.take_along_axis(listed, order, 1), np.take_along_axis(gaps, order, 1)
+    wanted = np.where(labels >= 0, k - 1, k)
+    last = np.where(wanted > 0, gaps[np.arange(labels.size), np.maximum(wanted, 1) - 1], -np.inf)
+    return listed, gaps, np.isinf(end) | (last < end)
 
 
 def _own_class_first(

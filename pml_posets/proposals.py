@@ -78,7 +78,10 @@ class Tiles:
 
 
 class FaissIndex:
-    """A faiss index; what must not be found is left out of lists that are long enough to afford it."""
+    """Search by faiss; what must not be found is left out of lists that are long enough to afford it.
+
+    On a CPU an exhaustive search reads the table itself; elsewhere an index copies it.
+    """
 
     def __init__(
         self,
@@ -92,6 +95,10 @@ class FaissIndex:
 
         self.codes, self.on_gpu = codes, place.type == "cuda"
         num_samples, dim = table.shape
+        self.table, self.num_samples = np.ascontiguousarray(table), num_samples
+        self.index: Any = None
+        if not cells and not self.on_gpu:
+            return
         index: Any = faiss.IndexFlatL2(dim)
         if cells:  # an inverted file
             num_cells = int(2 * num_samples**0.5)
@@ -102,16 +109,23 @@ class FaissIndex:
         if self.on_gpu:
             self.resources = faiss.StandardGpuResources()
             index = faiss.index_cpu_to_gpu(self.resources, place.index or 0, index)
-        table = np.ascontiguousarray(table)
         if not index.is_trained:
-            index.train(table)
-        index.add(table)
-        self.index, self.num_samples = index, num_samples
+            index.train(self.table)
+        index.add(self.table)
+        self.index = index
 
     def propose(self, view: Tensor, ask: Questions, width: int) -> tuple[Tensor, Tensor]:
         """(B, D) queries to (B, width) indices (-1: none) and rounded squared distances (inf: none)."""
         length = min(width + int(ask.excluded.max(initial=0)), self.num_samples)
-        best, index = self.index.search(np.ascontiguousarray(view.cpu().numpy()), length)
+        questions = np.ascontiguousarray(view.cpu().numpy())
+        best: Any
+        index: Any
+        if self.index is None:
+            import faiss
+
+            best, index = faiss.knn(questions, self.table, length)
+        else:
+            best, index = self.index.search(questions, length)
         wrong = index < 0
         if ask.own is not None:
             wrong |= index == ask.own.cpu().numpy()[:, None]

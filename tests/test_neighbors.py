@@ -190,7 +190,7 @@ def recall(found: Neighbors, exact: Neighbors) -> float:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_approximate_search_in_fewer_dimensions(backend, monkeypatch):
     monkeypatch.setattr(proposals, "MIN_REDUCED_SAMPLES", 1000)
-    monkeypatch.setattr(proposals, "_MAX_REDUCED_DIM", 40)
+    monkeypatch.setattr(proposals, "MAX_REDUCED_DIM", 40)
     features, sources = clusters(2000, 300)
     queries = np.arange(0, 2000, 7)
     directions = proposals.principal_directions(torch.from_numpy(features), seed=0)

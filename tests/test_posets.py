@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pml_posets.classes import ClassMembers, as_labels
+from pml_posets.neighbors import search
 from pml_posets.posets import Posets, medoids, relabel
 
 
@@ -83,6 +84,40 @@ def test_backends_agree(backend):
     options = {"mirrored": mirrored, "flips": flips}
     one, two = (Posets.build(features, labels, 3, backend=b, **options) for b in (backend, "auto"))
     assert one.nearest_classes.tolist() == two.nearest_classes.tolist()
+
+
+@pytest.mark.parametrize("k", [1, 3, 12, 59])
+@pytest.mark.parametrize("num_nearest", [1, 3, 9])
+@pytest.mark.parametrize("sources", [None, np.arange(60) // 4])
+def test_lists_of_neighbors_change_nothing(monkeypatch, k, num_nearest, sources):
+    features, _, labels, _ = random_case(k)
+    features[30:40] = features[:10]  # equal distances
+    neighbors = search(features, k, sources=sources)
+    expected = Posets.build(features, labels, num_nearest, sources=sources)
+    searched = []
+
+    def counted(*arguments, query_features, **options):
+        searched.append(len(query_features))
+        return search(*arguments, query_features=query_features, **options)
+
+    monkeypatch.setattr("pml_posets.posets.search", counted)
+    posets = Posets.build(features, labels, num_nearest, sources=sources, neighbors=neighbors)
+    assert posets.equals(expected)
+    if k == 59:
+        assert not searched  # the lists hold all
+    elif (k, num_nearest) == (12, 1):
+        assert 0 < sum(searched) < 30
+
+
+def test_lists_that_do_not_fit():
+    features, mirrored, labels, _ = random_case(0)
+    neighbors = search(features, 5, mirrored=mirrored)
+    with pytest.raises(ValueError, match="neighbors do not tell the nearest medoids of mirrored features"):
+        Posets.build(features, labels, mirrored=mirrored, neighbors=neighbors)
+    with pytest.raises(ValueError, match="neighbors and mirrored do not match"):
+        Posets.build(features, labels, neighbors=neighbors)
+    with pytest.raises(ValueError, match="a row for each of the 60 samples"):
+        Posets.build(features, labels, neighbors=search(features[:50], 5))
 
 
 def test_sources_leave_out_classes_of_the_own_video():

@@ -153,19 +153,24 @@ def test_memory_is_counted():
     small, large = estimate_y_step(1000, 64), estimate_y_step(2000, 64)
     assert large.features == 2 * small.features == 2 * 4 * 1000 * 64
     exact = estimate_y_step(113_516, 4096)
-    assert exact.search >= exact.features  # the index of faiss
-    assert estimate_y_step(113_516, 4096, backend="torch").total < exact.total
-    assert estimate_y_step(113_516, 4096, method="approximate").total < exact.total
+    assert exact.total < 2 * exact.features  # the index is the features themselves
+    approximate = estimate_y_step(113_516, 4096, method="approximate")
+    assert approximate.search > exact.search
+    twice = estimate_y_step(113_516, 4096, method="approximate", backend="faiss")
+    assert twice.search > approximate.search
     assert estimate_y_step(1000, 64, mirrored=True).features == 2 * small.features
 
 
 def test_out_of_memory_is_foreseen(monkeypatch):
-    size = estimate_y_step(113_516, 4096).total
-    assert require_memory(113_516, 4096, available=size).total == size
+    size = estimate_y_step(113_516, 64).total
+    assert require_memory(113_516, 64, available=size).total == size
+    with pytest.raises(MemoryError, match=f"about {size:,} bytes, and {size - 1:,} are available: max_ref"):
+        require_memory(113_516, 64, available=size - 1)
+    size = estimate_y_step(113_516, 512).total
     with pytest.raises(
-        MemoryError, match=f"about {size:,} bytes, and 4,000,000,000 are available: backend='torch'"
+        MemoryError, match=f"bytes, and {size:,} are available: method='exact' would take about"
     ):
-        require_memory(113_516, 4096, available=4_000_000_000)
+        require_memory(113_516, 512, method="approximate", backend="faiss", available=size)
     with pytest.raises(MemoryError, match=r"reduce the features to [0-9]+ dimensions, or take"):
         require_memory(10**7, 4096, available=24 * 10**9)
     features = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)

@@ -55,7 +55,8 @@ def y_step(planted: Planted, method: Method) -> Answer:
 
     def do_posets() -> None:
         nonlocal posets
-        posets = Posets.build(features, refined.labels_, MOST_NEAREST, sources=sources, method=method)
+        options: dict[str, Any] = {"sources": sources, "neighbors": found, "method": method}
+        posets = Posets.build(features, refined.labels_, MOST_NEAREST, **options)
 
     phases = dict(zip(PHASES, (do_search, do_grouping, do_posets, do_assignment), strict=True))
     seconds, cpu = {}, {}
