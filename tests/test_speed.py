@@ -2,6 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,3 +196,27 @@ def fails():
 def test_errors_come_back_from_the_child():
     with pytest.raises(ValueError, match="told in the child"):
         clock.in_child(fails)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_child_ends_with_a_killed_parent():
+    script = "import time; from benchmarks.timing import clock; clock.in_child(time.sleep, 300)"
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[1])
+
+    def children() -> list[str]:
+        return Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+
+    def sleeping(pid: str) -> bool:
+        path = Path(f"/proc/{pid}/cmdline")
+        return path.exists() and b"spawn_main" in path.read_bytes()
+
+    until = time.monotonic() + 60
+    while not (found := [pid for pid in children() if sleeping(pid)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert found
+    time.sleep(1)  # the child is being set up
+    parent.kill()
+    parent.wait()
+    while any(map(sleeping, found)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(sleeping, found))

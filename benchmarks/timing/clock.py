@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -81,7 +83,7 @@ def peak_bytes() -> int:
 
 
 def in_child(function: Callable[..., Any], *arguments: Any, threads: int = 0) -> Any:
-    """Call a function in a fresh process.
+    """Call a function in a fresh process, which ends when this one does, even if it is killed.
 
     Args:
         function: of a module, not a lambda.
@@ -111,6 +113,7 @@ def in_child(function: Callable[..., Any], *arguments: Any, threads: int = 0) ->
 
 
 def _call(pipe: Any, threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if threads:
         import faiss
         import torch
@@ -121,3 +124,10 @@ def _call(pipe: Any, threads: int, function: Callable[..., Any], arguments: tupl
         pipe.send((True, function(*arguments)))
     except Exception as error:
         pipe.send((False, error))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
