@@ -91,7 +91,7 @@ class HogGrid:
             images: (B, image_size, image_size, channels) uint8. At each pixel the channel with the largest
                 gradient counts.
             backend: "torch" (default), a batch at a time, or "skimage", by scikit-image, an image at a time:
-                the reference, some eight times slower on one core. They agree to 1e-6.
+                the reference, six to eight times slower on one core. They agree to 1e-6.
             device: of torch. Default "cpu".
 
         Returns:
