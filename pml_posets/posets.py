@@ -196,8 +196,9 @@ class Posets:
                 source is not among its nearest, unless it is its own class. Frames of one video are near
                 because they share person and scene. None (default): all classes count.
             neighbors: what `search(features, k, sources=...)` found, if that is there already: a sample whose
-                list shows which medoids are nearest needs no further search. Not with mirrored features.
-                None (default): all are searched for.
+                list shows which medoids are nearest needs no further search. The answer is the same if the
+                lists are exact, else as good as they are. Not with mirrored features. None (default): all are
+                searched for.
             round: the round of the joint optimisation. Default 0.
             method: of the search for the nearest medoids, see `pml_posets.neighbors.search`. Default "exact".
             backend: of the search, see `pml_posets.neighbors.search`.

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler
 
 from .batches import PosetBatches
 from .classes import as_count, as_labels, as_mirrored, relabel
-from .neighbors import Neighbors, as_features
+from .neighbors import as_features
 from .posets import ArrayLike, Posets
 from .seeding import derive_seeds, preserved_randomness, seed_everything
 
@@ -227,7 +227,7 @@ class PseudoLabelSampler(BatchSampler):
         with preserved_randomness(accelerators=False):
             # Providers without a seed of their own draw from the global generators.
             seed_everything(derive_seeds(self.seed, round_)[0], accelerators=False)
-            labels, flips, neighbors = self._group(features, mirrored)
+            labels, flips = self._group(features, mirrored)
             posets = Posets.build(
                 features,
                 labels,
@@ -235,7 +235,6 @@ class PseudoLabelSampler(BatchSampler):
                 mirrored=mirrored,
                 flips=flips,
                 sources=self.sources,
-                neighbors=neighbors,
                 round=round_,
             )
         if self.views == 1 and posets.num_classes == self.num_samples:
@@ -246,11 +245,8 @@ class PseudoLabelSampler(BatchSampler):
         self._posets, self._waiting = posets, None
         return posets
 
-    def _group(
-        self, features: np.ndarray, mirrored: np.ndarray | None
-    ) -> tuple[np.ndarray, Any, Neighbors | None]:
-        """Labels, flips, and the grouping's neighbours where they can tell the nearest medoids."""
-        last, neighbors = self._posets, None
+    def _group(self, features: np.ndarray, mirrored: np.ndarray | None) -> tuple[np.ndarray, Any]:
+        last = self._posets
         options: dict[str, Any]
         flips: Any
         if last is not None and self.assignment is not None and self.warm_start:
@@ -262,15 +258,13 @@ class PseudoLabelSampler(BatchSampler):
             found = _call(self.grouping.fit_predict, features, options)
             labels = relabel(as_labels(found, self.num_samples, "the grouping's labels", contiguous=False))
             flips = getattr(self.grouping, "flips_", None)
-            if mirrored is None and (self.sources is None or getattr(self.grouping, "one_per_source", False)):
-                neighbors = getattr(self.grouping, "neighbors_", None)
         flips = flips if mirrored is not None else None
         if self.assignment is not None:
             options = {"labels": labels, "mirrored": mirrored, "flips": flips, "sources": self.sources}
             found = _call(self.assignment.fit_predict, features, options)
             labels = relabel(as_labels(found, self.num_samples, "the assignment's labels", contiguous=False))
             flips = flips if mirrored is None else getattr(self.assignment, "flips_", flips)
-        return labels, flips, neighbors
+        return labels, flips
 
     def __len__(self) -> int:
         return self.num_batches

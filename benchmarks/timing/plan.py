@@ -128,11 +128,8 @@ def _feeding(got: argparse.Namespace) -> Iterator[Job]:
 
 def _hog(got: argparse.Namespace) -> Iterator[Job]:
     def run() -> Metrics:
-        return {
-            "hog-lda": in_child(
-                small.time_hog, got.images, got.repeats, got.seed, got.quiet, threads=got.threads
-            )
-        }
+        arguments = (got.images, got.repeats, got.seed, got.quiet)
+        return {"hog-lda": in_child(small.time_hog, *arguments, threads=got.threads)}
 
     settings = {"repeats": got.repeats, "threads": got.threads}
     yield Job("hog", f"{got.images} images, 96 px", ("hog-lda",), settings, run)

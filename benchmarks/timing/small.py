@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from benchmarks.timing.clock import Times, peak_bytes
+from benchmarks.timing.clock import in_turns, peak_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 _IMPORT = """
@@ -47,19 +46,20 @@ def time_hog(num_images: int, repeats: int, seed: int, quiet: bool) -> dict[str,
         for image in images:
             hog(image.astype(np.float32), 9, (8, 8), (2, 2), feature_vector=False, channel_axis=-1)
 
-    things: dict[str, Callable[[], Any]] = {
-        "skimage": by_skimage,
-        "hog": lambda: lda.grid.describe(images),
-        "hoglda": lambda: lda.transform(images, progress=False),
+    def counted(thing: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            thing()
+            bar.update()
+
+        return run
+
+    things = {
+        "skimage": counted(by_skimage),
+        "hog": counted(lambda: lda.grid.describe(images)),
+        "hoglda": counted(lambda: lda.transform(images, progress=False)),
     }
-    times = Times()
     with tqdm(total=len(things) * repeats, desc="HOG-LDA", disable=quiet) as bar:
-        for _ in range(repeats):
-            for name, thing in things.items():
-                wall, cpu = time.perf_counter(), time.process_time()
-                thing()
-                times.add(name, time.perf_counter() - wall, time.process_time() - cpu)
-                bar.update()
+        times = in_turns(things, repeats, warm_up=0)
     row = {f"{name}_images_per_second": num_images / times.seconds(name) for name in things}
     for name in ("hog", "hoglda"):
         row[f"{name}_times_skimage"] = times.ratio("skimage", name)
