@@ -13,6 +13,7 @@ _HOMES = {
     "BatchAugmentation": "augmentation",
     "HOGLDA": "features",
     "ImageStore": "image_store",
+    "InstanceLDA": "instance_lda",
     "JointTrainer": "trainers",
     "KMeans": "clustering",
     "NearestMedoidMiner": "miners",

@@ -12,9 +12,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .seeding import preserved_randomness, seed_everything
+from .classes import as_count
+from .seeding import derive_seeds, preserved_randomness, seed_everything
 
-__all__ = ["ImageList", "IndexedDataset", "UnreadableImageError", "WithMirrorImages", "image_files", "mirror"]
+__all__ = [
+    "ImageList",
+    "IndexedDataset",
+    "UnreadableImageError",
+    "WithMirrorImages",
+    "WithViews",
+    "image_files",
+    "mirror",
+]
 
 SampleKey: TypeAlias = "int | tuple[int, int]"
 Flips: TypeAlias = "np.ndarray | torch.Tensor | Sequence[bool] | Callable[[int], bool] | None"
@@ -190,6 +199,50 @@ class WithMirrorImages(Dataset[Any]):
         if index < length:
             return item
         return (mirror(item[0]), *item[1:]) if isinstance(item, (tuple, list)) else mirror(item)
+
+
+class WithViews(Dataset[Any]):
+    """Several views of each image, changed at random: item V n + v is view v of image n.
+
+    A view is a function of (seed, n, v) alone, whoever asks for it: the views of a run can be had again.
+
+    Args:
+        dataset: yields an image, or a tuple or list that starts with one.
+        transform: image -> image, at random by the global generators of torch, numpy or random, as those of
+            torchvision are.
+        num_views: V, from 1. Default 8.
+        seed: from 0. Default 0.
+
+    Attributes:
+        instances: (V N,) int64, the image that each item is a view of.
+
+    Source: none, an addition. Differs from the paper: it is not in it.
+
+    Example:
+        >>> views = WithViews([torch.zeros(3), torch.ones(3)], lambda x: x + torch.rand(1), num_views=2)
+        >>> len(views), views.instances.tolist(), bool((views[3] == views[3]).all())
+        (4, [0, 0, 1, 1], True)
+    """
+
+    def __init__(
+        self, dataset: Any, transform: Callable[[Any], Any], num_views: int = 8, seed: int = 0
+    ) -> None:
+        self.dataset, self.transform = dataset, transform
+        self.num_views, self.seed = as_count(num_views, "num_views"), as_count(seed, "seed", 0)
+        self.instances = np.arange(len(dataset)).repeat(self.num_views)
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"items are 0 to {len(self) - 1}, asked for {index}")
+        which, view = divmod(int(index), self.num_views)
+        item = self.dataset[which]
+        image = item[0] if isinstance(item, tuple | list) else item
+        with preserved_randomness(accelerators=False):
+            seed_everything(derive_seeds(self.seed, which, view)[0], accelerators=False)
+            return self.transform(image)
 
 
 class ImageList(Dataset[Any]):

@@ -8,7 +8,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from pml_posets.datasets import ImageList, IndexedDataset, UnreadableImageError, image_files, mirror
+from pml_posets.datasets import (
+    ImageList,
+    IndexedDataset,
+    UnreadableImageError,
+    WithViews,
+    image_files,
+    mirror,
+)
 from pml_posets.seeding import derive_seeds, preserved_randomness, seed_everything
 
 
@@ -231,3 +238,44 @@ def test_preserved_randomness_even_if_it_fails():
     with pytest.raises(RuntimeError):
         fail()
     assert (torch.rand(1), np.random.rand(), random.random()) == expected  # noqa: NPY002
+
+
+# --- Views
+
+
+def test_views_are_a_function_of_seed_image_and_number():
+    images = [(torch.full((2,), float(i)), "label") for i in range(3)]
+    views = WithViews(images, lambda image: image + torch.rand(2), num_views=4, seed=5)
+    assert len(views) == 12
+    np.testing.assert_array_equal(views.instances, np.repeat([0, 1, 2], 4))
+    assert views.instances.dtype == np.int64
+    found = torch.stack([views[i] for i in range(12)])
+    assert torch.equal(found.floor()[:, 0], torch.from_numpy(views.instances).float())
+    assert len(found.frac().unique()) == 24  # all differ
+    assert torch.equal(torch.stack([views[i] for i in reversed(range(12))]).flip(0), found)
+    other = WithViews(images, lambda image: image + torch.rand(2), num_views=4, seed=6)
+    assert not torch.equal(other[0], views[0])
+
+
+def test_views_draw_from_any_generator_and_leave_it_as_it_was():
+    def changed(image):
+        return float(torch.rand(())), float(np.random.rand()), random.random()  # noqa: NPY002
+
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    views = WithViews([0, 0], changed, num_views=2)
+    assert views[1] == views[1] != views[2]
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+    assert random.getstate() == before[2]
+
+
+def test_views_refuse_what_is_not_there():
+    views = WithViews([1, 2], lambda image: image, num_views=2)
+    for index in (-1, 4):
+        with pytest.raises(IndexError, match=f"items are 0 to 3, asked for {index}"):
+            views[index]
+    with pytest.raises(ValueError, match="num_views must be at least 1, got 0"):
+        WithViews([1], lambda image: image, num_views=0)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        WithViews([1], lambda image: image, seed=-1)

@@ -1,5 +1,6 @@
 """Images that are described without a network: whose statistics they share, and what training starts from."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,8 @@ from benchmark_runs import few_patches
 from PIL import Image
 
 from benchmarks.core import described
-from benchmarks.core.described import Described
+from benchmarks.core.described import VIEWS, Described
+from benchmarks.core.recipes import TINY
 from benchmarks.data.labelled_images import Chosen
 
 
@@ -115,3 +117,52 @@ def test_what_was_made_before_is_found_again(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(Noise, "__getitem__", None)
     after = Described(frames, options(tmp_path)).hog("hog-lda")
     np.testing.assert_array_equal(before, after)
+
+
+# --- An embedding learned from views
+
+
+def with_recipe(tmp_path, **changes):
+    return options(tmp_path, recipe=replace(TINY, image_size=64, **changes), hog_size=32)
+
+
+def test_views_are_learned_from_once_and_by_the_background(frames, tmp_path, monkeypatch):
+    whole = Described(frames, with_recipe(tmp_path))
+    plain, mirrored = whole.hog("hog-views")
+    assert plain.shape == mirrored.shape == (10, 9)  # one less than images
+    np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, atol=1e-5)
+    part = Described(Chosen(frames, np.array([7, 2])), with_recipe(tmp_path), background=whole)
+    np.testing.assert_allclose(part.hog("hog-views")[0], plain[[7, 2]], atol=1e-5)
+    monkeypatch.setattr(described, "InstanceLDA", None)
+    again = Described(frames, with_recipe(tmp_path))  # from the cache folder
+    np.testing.assert_array_equal(again.hog("hog-views")[1], mirrored)
+    with pytest.raises(TypeError):
+        Described(frames, with_recipe(tmp_path, grey=0.9)).hog("hog-views")
+
+
+def test_of_many_images_some_are_learned_from(frames, tmp_path, monkeypatch):
+    monkeypatch.setitem(VIEWS, "num_images", 4)
+    monkeypatch.setitem(VIEWS, "num_views", 3)
+    assert Described(frames, with_recipe(tmp_path)).hog("hog-views")[0].shape == (10, 3)
+
+
+def test_where_mirror_images_show_the_same_they_come_nearer(frames, tmp_path):
+    def alike(flips):
+        plain, mirrored = Described(frames, with_recipe(tmp_path), flips=flips).hog("hog-views")
+        return (plain * mirrored).sum(axis=1).mean()
+
+    assert alike(True) > alike(False) + 0.2
+
+
+def test_settings_say_what_features_depend_on(frames, tmp_path):
+    one = Described(frames, with_recipe(tmp_path), flips=True)
+    assert one.settings("hog") == one.settings("hog-lda") == {"hog_size": 32}
+    views = one.settings("hog-views")
+    assert views == {
+        "hog_size": 32, **VIEWS, "flips": True, "scale": [0.95, 1.41],
+        "brightness": 0.4, "colour": 0.3, "grey": 0.3,
+    }  # fmt: skip
+    assert one.settings("start") == {"hog_size": 32, "initial": "hog-window", "window": [0.2, 0.6]}
+    other = Described(frames, options(tmp_path, initial="hog-views", window=None, recipe=TINY))
+    assert other.settings("start") == {**views, "flips": False, "initial": "hog-views", "window": None}
+    np.testing.assert_array_equal(other.start(None).features.shape, (10, 4))

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import copy
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.data import Subset
 
 from benchmarks.core import common
-from benchmarks.core.learning import Start
+from benchmarks.core.learning import Start, augmentation
 from benchmarks.core.options import RunOptions
-from pml_posets.cache import digest
+from pml_posets.augmentation import BatchAugmentation
+from pml_posets.cache import FeatureCache, digest
+from pml_posets.datasets import WithViews, mirror
 from pml_posets.features import HOGLDA, principal_components
 from pml_posets.image_store import ImageStore
+from pml_posets.instance_lda import InstanceLDA
 from pml_posets.sharing import main_first
+
+VIEWS = {"num_images": 5000, "num_views": 8}  # that "hog-views" is learned from, at most
 
 Pair = tuple[np.ndarray, np.ndarray]  # (N, D) features of the images and of their mirror images
 
@@ -31,13 +38,18 @@ class Described:
         options: of the run: sizes, first similarities, cache folder.
         background: the HOG statistics of another set of images are used (those of the training images, for
             images that only test). Default: its own.
+        flips: an image and its mirror image show the same thing: half of the views are mirrored. Default
+            False.
 
     Raises:
         OSError: if the cache folder cannot be written to.
     """
 
-    def __init__(self, frames: Any, options: RunOptions, background: Described | None = None) -> None:
+    def __init__(
+        self, frames: Any, options: RunOptions, background: Described | None = None, flips: bool = False
+    ) -> None:
         self.frames = frames
+        self.flips = flips
         self.options = options
         self.folder = common.output_folder(options.cache, "--cache")
         self.data_id = frames.data_id
@@ -59,7 +71,12 @@ class Described:
         )
 
     def hog(self, kind: str) -> Pair:
-        """Unit rows: "hog" (mean subtracted), "hog-lda" (whitened), "hog-window" (weighted to the middle)."""
+        """Unit rows: "hog" (mean subtracted), "hog-lda" (whitened), "hog-window" (weighted to the middle).
+
+        "hog-views" is an embedding of HOG, learned from augmented views of the images.
+        """
+        if kind == "hog-views":
+            return self._embedded
         finisher = copy.copy(self.statistics)
         finisher.normalize, finisher.whiten = True, kind == "hog-lda"
         finisher.window = self.options.window if kind == "hog-window" else None
@@ -93,6 +110,49 @@ class Described:
             **self._shared,
         )
 
+    def settings(self, kind: str) -> dict[str, Any]:
+        """What HOG of a kind, or the first similarities ("start"), depend on beside the images."""
+        found: dict[str, Any] = {"hog_size": self.options.hog_size}
+        if kind == "start":
+            window = self.options.window
+            found |= {"initial": self.options.initial, "window": None if window is None else list(window)}
+            kind = self.options.initial
+        if kind == "hog-views":
+            recipe = self.options.recipe
+            found |= {**VIEWS, "flips": (self._background or self).flips, "scale": list(recipe.scale)}
+            found |= {"brightness": recipe.brightness, "colour": recipe.colour, "grey": recipe.grey}
+        return found
+
+    @cached_property
+    def _embedded(self) -> Pair:
+        source = self._background or self
+        cache = FeatureCache(self.folder)
+        settings = {**self.settings("hog-views"), "from": source.data_id}
+        key = cache.key(settings, self.frames, self.data_id)
+        plain, mirrored = self._raw
+
+        def embed() -> Pair:
+            found = cache.load(key)
+            if found is None:
+                learned = source.instance_lda
+                found = {"plain": learned.transform(plain), "mirrored": learned.transform(mirrored)}
+                cache.save(key, found)
+            return found["plain"], found["mirrored"]
+
+        return main_first(embed)
+
+    @cached_property
+    def instance_lda(self) -> InstanceLDA:
+        """Learned from views of these images, some thousands of them."""
+        size, count = self.options.hog_size, min(len(self), VIEWS["num_images"])
+        chosen = np.random.default_rng(0).permutation(len(self))[:count]
+        view = partial(_view, augment=augmentation(self.options.recipe).train(), flips=self.flips)
+        views = WithViews(Subset(self.images_of(size), chosen.tolist()), view, VIEWS["num_views"])
+        describe = copy.copy(self.statistics)
+        describe.normalize, describe.whiten = False, False
+        rows = describe.transform(views, device=self.options.device, **self._shared)
+        return InstanceLDA().fit(rows, views.instances)
+
 
 def background(frames: Any, path: Path, size: int, how: dict[str, Any]) -> HOGLDA:
     """Background statistics from a file, or fitted and written there."""
@@ -104,3 +164,10 @@ def background(frames: Any, path: Path, size: int, how: dict[str, Any]) -> HOGLD
     describe = HOGLDA(image_size=size, whiten=False, normalize=False).fit_background(frames, **how)
     describe.save(path)
     return describe
+
+
+def _view(pixels: torch.Tensor, augment: BatchAugmentation, flips: bool) -> torch.Tensor:
+    """(3, S, S) uint8, changed at random: (3, S, S) in [0, 1]."""
+    if flips and torch.rand(()) < 0.5:
+        pixels = mirror(pixels)
+    return (augment(pixels[None]) * augment.std + augment.mean)[0].clamp(0, 1)

@@ -18,12 +18,12 @@ from benchmarks.core.trained import architecture_of
 
 LEARNED = ("posets", "cliques", "triplet", "ntxent", "posets-fixed")
 COMBINATIONS = ("posets+rotation", "kmeans+poset-loss", "surrogate+ms", "kmeans+ntxent", "ntxent+feature")
-PLAIN = ("hog", "hog-lda", "start")  # no network
+PLAIN = ("hog", "hog-lda", "hog-views", "start")  # no network
 NETWORKS = ("random", "alexnet-imagenet", "checkpoint")  # networks that are not trained here
 EVERY_METHOD = (*PLAIN, *NETWORKS, *LEARNED)
 FILES = {"alexnet-imagenet": "--imagenet-weights", "checkpoint": "--checkpoint"}  # a method to what it needs
 NOT_TRAINED = ("alexnet-imagenet", "checkpoint")  # nor left to chance
-INITIAL = ("hog-lda", "hog", "hog-window")
+INITIAL = ("hog-lda", "hog", "hog-window", "hog-views")
 IMAGENET = alexnet.AlexNetConfig()  # torchvision's shapes
 WINDOW = (0.2, 0.6)
 FIGURE_SIZES: dict[str, dict[str, Any]] = {  # of `figures.make_figures`

@@ -43,7 +43,8 @@ class LabelledTask:
 
     def __init__(self, name: str, data: LabelledImages, options: RunOptions, num_clusters: int) -> None:
         self.name, self.data, self.options, self.num_clusters = name, data, options, num_clusters
-        self.unlabelled = Described(Chosen(data.images, data.train), options)
+        flips = options.recipe.mirror_images
+        self.unlabelled = Described(Chosen(data.images, data.train), options, flips=flips)
         self.tested = self.unlabelled
         if not np.array_equal(data.train, data.test):
             self.tested = Described(Chosen(data.images, data.test), options, background=self.unlabelled)
@@ -96,11 +97,7 @@ class LabelledTask:
         """Of pixels or HOG."""
         if method == "pixels":
             return {"side": PIXELS}
-        found: dict[str, Any] = {"hog_size": self.options.hog_size}
-        if method == "start":
-            window = self.options.window
-            found |= {"initial": self.options.initial, "window": None if window is None else list(window)}
-        return found
+        return self.tested.settings(method)
 
     def scored_settings(self) -> dict[str, Any]:
         """Which images are scored."""

@@ -55,7 +55,8 @@ class Objects:
 
     def __init__(self, data: LabelledImages, options: ObjectOptions) -> None:
         self.name, self.data, self.options = data_name(options), data, options
-        self.unlabelled = Described(Chosen(data.images, data.train), options)
+        flips = options.recipe.mirror_images
+        self.unlabelled = Described(Chosen(data.images, data.train), options, flips=flips)
         self.described = Described(data.images, options, background=self.unlabelled)
 
     @property
@@ -115,11 +116,7 @@ class Objects:
         """Of HOG."""
         if method == "majority":
             return {}
-        found: dict[str, Any] = {"hog_size": self.options.hog_size}
-        if method == "start":
-            window = self.options.window
-            found |= {"initial": self.options.initial, "window": None if window is None else list(window)}
-        return found
+        return self.described.settings(method)
 
     def scored_settings(self) -> dict[str, Any]:
         """Who is scored, and how many vote."""

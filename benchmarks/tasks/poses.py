@@ -165,11 +165,7 @@ class Poses:
             return {}
         if method == "pixels":
             return {"side": PIXELS}
-        found: dict[str, Any] = {"hog_size": self.options.hog_size, "background": self.pool.name}
-        if method == "start":
-            window = self.options.window
-            found |= {"initial": self.options.initial, "window": None if window is None else list(window)}
-        return found
+        return {**self.described.settings(method), "background": self.pool.name}
 
     def scored_settings(self) -> dict[str, Any]:
         """Who is scored."""

@@ -110,14 +110,7 @@ class Postures:
 
     def plain_settings(self, method: str) -> dict[str, Any]:
         """Of HOG."""
-        found: dict[str, Any] = {"frames": len(self.tree), "hog_size": self.options.hog_size}
-        if method == "start":
-            window = self.options.window
-            found |= {
-                "initial": self.options.initial,
-                "window": None if window is None else list(window),
-            }
-        return found
+        return {**self.described.settings(method), "frames": len(self.tree)}
 
     def scored_settings(self) -> dict[str, Any]:
         """How many frames there were."""
