@@ -110,6 +110,12 @@ class Described:
             **self._shared,
         )
 
+    def views(self, size: int) -> WithViews:
+        """(3, S, S) in [0, 1], for this S: augmented views of some thousands of the images, of all if few."""
+        chosen = np.random.default_rng(0).permutation(len(self))[: VIEWS["num_images"]]
+        view = partial(_view, augment=augmentation(self.options.recipe).train(), flips=self.flips)
+        return WithViews(Subset(self.images_of(size), chosen.tolist()), view, VIEWS["num_views"])
+
     def settings(self, kind: str) -> dict[str, Any]:
         """What HOG of a kind, or the first similarities ("start"), depend on beside the images."""
         found: dict[str, Any] = {"hog_size": self.options.hog_size}
@@ -143,11 +149,8 @@ class Described:
 
     @cached_property
     def instance_lda(self) -> InstanceLDA:
-        """Learned from views of these images, some thousands of them."""
-        size, count = self.options.hog_size, min(len(self), VIEWS["num_images"])
-        chosen = np.random.default_rng(0).permutation(len(self))[:count]
-        view = partial(_view, augment=augmentation(self.options.recipe).train(), flips=self.flips)
-        views = WithViews(Subset(self.images_of(size), chosen.tolist()), view, VIEWS["num_views"])
+        """Learned from views of these images."""
+        views = self.views(self.options.hog_size)
         describe = copy.copy(self.statistics)
         describe.normalize, describe.whiten = False, False
         rows = describe.transform(views, device=self.options.device, **self._shared)

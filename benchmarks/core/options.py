@@ -79,6 +79,7 @@ class RunOptions:
     resume: bool
     methods: tuple[str, ...]
     layer: trunks.Layer
+    instance_lda: bool
     initial: str
     window: tuple[float, float] | None
     hog_size: int
@@ -134,6 +135,10 @@ def parser_of(line: CommandLine, description: str) -> argparse.ArgumentParser:
         "--layer", choices=trunks.LAYERS,
         help=f"whose features are scored; default: {line.layer}, of another trunk than AlexNet "
         f"{line.layer_of('resnet18')}",
+    )  # fmt: skip
+    run.add_argument(
+        "--instance-lda", action="store_true",
+        help="score an InstanceLDA of that layer, learned from views of the images to learn from",
     )  # fmt: skip
     run.add_argument("--no-round-scores", action="store_true", help="score after the last round only")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -201,6 +206,7 @@ def settle(line: CommandLine, got: argparse.Namespace, drawn: bool) -> dict[str,
         "resume": got.resume,
         "methods": methods,
         "layer": layer,
+        "instance_lda": got.instance_lda,
         "initial": initial,
         "window": tuple(got.window or WINDOW) if initial == "hog-window" else None,
         "hog_size": got.hog_size,

@@ -48,7 +48,8 @@ def score_table(
 def seen(options: RunOptions) -> str:
     """In words, what the networks that a run trains see and begin from, and which layer is scored."""
     begin = "random" if options.init is None else "ImageNet"
-    return f"{options.recipe.image_size} px, {begin} weights at the beginning, {options.layer} scored."
+    scored = f"InstanceLDA of {options.layer}" if options.instance_lda else options.layer
+    return f"{options.recipe.image_size} px, {begin} weights at the beginning, {scored} scored."
 
 
 def losses(trainers: Mapping[str, JointTrainer]) -> Any:

@@ -15,6 +15,7 @@ OF_THE_MACHINE = ("device", "hardware", "processes")
 _OPTIONS = {  # a setting to its option, where that is not a field of the recipe
     "preset": "--preset",
     "layer": "--layer",
+    "instance_lda": "--instance-lda",
     **{name: flag(name) for name in ("initial", "window", "components", "hog_size", "init", "num_starts")},
     "num_votes": "--votes",
     **{one.name: flag(one.name) for one in fields(Recipe)},

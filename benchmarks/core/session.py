@@ -19,12 +19,15 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from benchmarks.core import common, methods, trunks
+from benchmarks.core.described import VIEWS
+from benchmarks.core.embedded import with_instance_lda
 from benchmarks.core.learning import Start, train
 from benchmarks.core.logs import RunLog
 from benchmarks.core.options import NOT_TRAINED, RunOptions
 from benchmarks.core.resuming import check_alike, earlier_results
 from benchmarks.core.trained import load_trained
 from pml_posets.augmentation import BatchAugmentation
+from pml_posets.datasets import WithViews
 from pml_posets.distributed import broadcast_object, from_environment, is_main, world_size
 from pml_posets.sharing import from_main, main_first, shared_work
 from pml_posets.trainers import JointTrainer
@@ -83,6 +86,9 @@ class Task(Protocol):
 
     def origin(self) -> dict[str, Any]:
         """What a training starts from, beside its recipe and its seed, as plain values."""
+
+    def views(self, image_size: int) -> WithViews:
+        """Views of images to learn from, augmented as the recipe says."""
 
     def plain(self, method: str) -> Score:
         """A method without a network."""
@@ -242,7 +248,11 @@ def score_models(
     """The score of the layer that was asked for."""
     for model in models.values():
         model.to(options.device)
-    return task.score(trunks.up_to(models, options.layer), image_size)
+    network = trunks.up_to(models, options.layer)
+    if options.instance_lda:
+        how: dict[str, Any] = {"amp": options.amp, "progress": options.progress}
+        network = with_instance_lda(network, task.views(image_size), options.device, how)
+    return task.score(network, image_size)
 
 
 def learn(method: str, seed: int, task: Task, options: RunOptions, home: Path) -> Outcome:
@@ -328,7 +338,7 @@ def settings_of(method: str, task: Task, options: RunOptions) -> dict[str, Any]:
         return {**task.plain_settings(method), **scored}
     recipe = options.recipe_of(method)
     device = {"device": options.device, "hardware": common.hardware(options.device)}
-    layer = {**scored, "layer": options.layer, **device}
+    layer = {**scored, **layer_settings(options), **device}
     if method in options.line.learned:
         several = {"processes": world_size()} if world_size() > 1 else {}
         return {**origin(task, options), **recipe.settings(), "preset": options.preset, **layer, **several}
@@ -340,5 +350,14 @@ def settings_of(method: str, task: Task, options: RunOptions) -> dict[str, Any]:
 def shared_settings(task: Task, options: RunOptions, method: str) -> dict[str, Any]:
     """Those of them that the rows of a run share; of given weights the shapes are their own."""
     if method in NOT_TRAINED:
-        return {**task.scored_settings(), "layer": options.layer, "precision": options.recipe.precision}
+        return {
+            **task.scored_settings(),
+            **layer_settings(options),
+            "precision": options.recipe.precision,
+        }
     return settings_of(method, task, options)
+
+
+def layer_settings(options: RunOptions) -> dict[str, Any]:
+    """Which features of a network are scored."""
+    return {"layer": options.layer, "instance_lda": VIEWS if options.instance_lda else None}

@@ -14,6 +14,7 @@ from benchmarks.core.learning import Start
 from benchmarks.core.options import RunOptions
 from benchmarks.core.session import Score
 from benchmarks.data.labelled_images import Chosen, LabelledImages
+from pml_posets.datasets import WithViews
 from pml_posets.features import extract
 from pml_posets.hoglda import unit_rows
 from pml_posets.image_store import ImageStore
@@ -64,6 +65,10 @@ class LabelledTask:
     def measured(self, features: np.ndarray) -> Score:
         """What (N, D) features of the tested images are worth."""
         raise NotImplementedError
+
+    def views(self, image_size: int) -> WithViews:
+        """Views of images to learn from, augmented as the recipe says."""
+        return self.unlabelled.views(image_size)
 
     def plain(self, method: str) -> Score:
         """Pixels, or HOG in one of its kinds."""

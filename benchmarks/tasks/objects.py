@@ -17,6 +17,7 @@ from benchmarks.core.session import Score
 from benchmarks.data.labelled_images import Chosen, LabelledImages, load_folder
 from benchmarks.data.voc import load_voc
 from benchmarks.tasks.postures import check_size
+from pml_posets.datasets import WithViews
 from pml_posets.evaluation import Votes, knn_vote
 from pml_posets.features import extract
 from pml_posets.image_store import ImageStore
@@ -68,6 +69,10 @@ class Objects:
     def start(self) -> Start:
         """The first similarities of the train half."""
         return self.unlabelled.start(None)
+
+    def views(self, image_size: int) -> WithViews:
+        """Views of images to learn from, augmented as the recipe says."""
+        return self.unlabelled.views(image_size)
 
     def plain(self, method: str) -> Score:
         """The most frequent class, or a vote by HOG."""

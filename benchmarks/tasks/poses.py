@@ -20,6 +20,7 @@ from benchmarks.data.people import JoinedImages, PoseData
 from benchmarks.data.poses import load_figures, load_lsp, load_lspet
 from benchmarks.tasks.postures import check_size, draw
 from pml_posets.cache import digest
+from pml_posets.datasets import WithViews
 from pml_posets.evaluation import CopiedPoses, copy_poses, mirror_joints, pcp
 from pml_posets.features import extract
 from pml_posets.image_store import ImageStore
@@ -94,6 +95,10 @@ class Poses:
     def start(self) -> Start:
         """The first similarities of the pool."""
         return self.unlabelled.start(self.pool.sources)
+
+    def views(self, image_size: int) -> WithViews:
+        """Views of images to learn from, augmented as the recipe says."""
+        return self.unlabelled.views(image_size)
 
     def plain(self, method: str) -> Score:
         """Poses by what needs no network."""

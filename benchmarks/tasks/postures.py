@@ -19,6 +19,7 @@ from benchmarks.core.session import Score
 from benchmarks.data.olympic import OlympicFrames, OlympicTree, load_tree
 from benchmarks.figures.dataset import make_figures
 from pml_posets.cache import digest
+from pml_posets.datasets import WithViews
 from pml_posets.evaluation import RetrievalResult, retrieval_report
 from pml_posets.features import extract
 from pml_posets.image_store import ImageStore
@@ -73,6 +74,10 @@ class Postures:
     def start(self) -> Start:
         """The first similarities; a frame's source is its video."""
         return self.described.start(self.tree.sources)
+
+    def views(self, image_size: int) -> WithViews:
+        """Views of images to learn from, augmented as the recipe says."""
+        return self.described.views(image_size)
 
     def plain(self, method: str) -> Score:
         """HOG in one of its kinds."""
