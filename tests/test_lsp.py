@@ -33,7 +33,7 @@ FIGURES = {
     "size": 48,
     "num_anchors": 4,
 }
-PLAIN = ["oracle", "mean-pose", "pixels", "hog", "hog-lda", "start"]
+PLAIN = ["oracle", "mean-pose", "pixels", "hog", "hog-lda", "hog-views", "start"]
 PARTS = ["T", "UL", "LL", "UA", "LA", "H"]
 
 
@@ -220,6 +220,8 @@ def test_settings_are_those_that_the_numbers_depend_on(whole):
     assert more["oracle"] == more["mean-pose"] == set()
     assert more["pixels"] == {"side"}
     assert more["hog"] == more["hog-lda"] == {"hog_size", "background"}
+    views = {"num_images", "num_views", "flips", "scale", "brightness", "colour", "grey"}
+    assert more["hog-views"] == more["hog"] | views
     assert more["start"] == {"hog_size", "background", "initial", "window"}
     assert {"image_size", "fc_dim", "layer", "precision", "device"} <= more["random"]
     assert not {"rounds", "pool"} & more["random"]

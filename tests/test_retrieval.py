@@ -10,13 +10,17 @@ from class_trees import write_cars, write_cub, write_folder, write_omniglot, wri
 from PIL import Image
 from torchvision import models as torchvision_models
 
-from benchmarks.core import common, logs, options
+from benchmarks.core import common, logs, options, trunks
+from benchmarks.core.described import VIEWS
 from benchmarks.data import zero_shot as zero_shot_data
 from benchmarks.data.zero_shot import kind_of, load
 from benchmarks.retrieval import LINE, main, parse
 from benchmarks.tasks import retrieval as retrieval_task
 from benchmarks.tasks.retrieval_report import PUBLISHED
+from pml_posets.augmentation import BatchAugmentation
 from pml_posets.evaluation import retrieval_scores
+from pml_posets.features import extract
+from pml_posets.instance_lda import InstanceLDA
 
 RECIPE = "--preset tiny --rounds 2 --iterations 1 --batch-size 8 --fc-dim 8 --top-fraction 0.5"
 CLUSTERS = "--num-clusters 6 --samples-per-cluster 2 --precision float32"
@@ -287,6 +291,28 @@ def test_a_trunk_of_torchvision_and_weights_to_begin_from(data, tmp_path):
     assert scored["settings"]["trunk"] == "resnet18"
     kept = ("recall_1", "map_at_r", "nmi")
     assert [scored["metrics"][name] for name in kept] == [rows["kmeans", 0]["metrics"][name] for name in kept]
+
+
+def test_an_instance_lda_of_a_network_s_features_is_scored(data, tmp_path, monkeypatch):
+    given = arguments(data, tmp_path, "--method", "random", "--layer", "pooled", "--instance-lda")
+    main(given)
+    row = rows_of(tmp_path)["random", 0]
+    assert (row["settings"]["layer"], row["settings"]["instance_lda"]) == ("pooled", VIEWS)
+    assert "InstanceLDA of pooled scored" in (tmp_path / "table.md").read_text()
+
+    chosen = parse("", given)
+    task = retrieval_task.prepare(chosen)
+    models = trunks.build(chosen.recipe.architecture, 0)
+    network = torch.nn.Sequential(BatchAugmentation(), models["trunk"])
+    views = task.views(chosen.recipe.image_size)
+    assert len(views) == 18 * VIEWS["num_views"]  # of the images to learn from alone
+    lda = InstanceLDA().fit(extract(network, views, progress=False), views.instances)
+    images = task.tested.images_of(chosen.recipe.image_size)
+    expected = task.measured(lda.transform(extract(network, images, progress=False))).metrics
+    assert row["metrics"] == pytest.approx(expected)
+
+    with pytest.raises(ValueError, match=r"--instance-lda \{.*\}, here None"):
+        main(arguments(data, tmp_path, "--method", "kmeans", "--layer", "pooled", "--resume"))
 
 
 def test_drawn_figures(tmp_path, monkeypatch):

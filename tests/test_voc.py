@@ -24,7 +24,7 @@ from benchmarks.tasks import objects_report as object_report
 from benchmarks.voc import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PLAIN = ["majority", "hog", "hog-lda", "start"]
+PLAIN = ["majority", "hog", "hog-lda", "hog-views", "start"]
 CLASSES = ("bus", "cat", "dog")
 
 
@@ -124,7 +124,7 @@ def test_the_nearest_vote_by_their_similarity(data, tmp_path):
 def test_objects_that_look_alike_are_told(data, tmp_path):
     given = voc.parse("", folder_of(data, tmp_path))
     task = object_task.prepare(given)
-    for method in ("hog", "hog-lda", "start"):
+    for method in ("hog", "hog-lda", "hog-views", "start"):
         assert session.run_method(method, 0, task, given, tmp_path).score.metrics["accuracy"] == 1, method
 
 
@@ -165,6 +165,8 @@ def test_settings_are_those_that_the_numbers_depend_on(whole):
     }
     assert more["majority"] == set()
     assert more["hog"] == more["hog-lda"] == {"hog_size"}
+    views = {"num_images", "num_views", "flips", "scale", "brightness", "colour", "grey"}
+    assert more["hog-views"] == more["hog"] | views
     assert more["start"] == {"hog_size", "initial", "window"}
     assert {"image_size", "fc_dim", "layer", "precision", "device"} <= more["random"]
     assert "rounds" not in more["random"]
