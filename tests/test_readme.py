@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import pml_posets
+from pml_posets.datasets import WithViews
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,7 +48,7 @@ def draw_folder():
 
 
 def test_every_python_block_has_a_test():
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
 
 
 def test_twelve_lines():
@@ -72,6 +73,21 @@ def test_any_loss_trains_without_labels():
     right = (planted[:, None] == planted)[pairs & assigned & assigned[:, None]]
     assert right.mean() > 0.5
     assert names["trainer"].epoch == 2
+
+
+def test_views_make_an_embedding():
+    assert run_block("InstanceLDA().fit")["embeddings"].shape == (40, 39)
+    blobs = "torch.nn.functional.interpolate(torch.rand(200, 3, 7, 7), 32, mode='bicubic').clamp(0, 1)"
+    names = run_block("InstanceLDA().fit", [("torch.rand(40, 3, 32, 32)", blobs)])
+    fresh = WithViews(names["images"], names["change"], num_views=2, seed=1)
+    rows = names["hog"].transform(fresh, progress=False)
+
+    def found(features):
+        near = features @ features.T
+        np.fill_diagonal(near, -2)
+        return (fresh.instances[near.argmax(axis=1)] == fresh.instances).mean()
+
+    assert 1 - found(names["lda"].transform(rows)) < 0.75 * (1 - found(rows))
 
 
 def test_rounds_run_on_a_folder(tmp_path, monkeypatch):
