@@ -29,13 +29,12 @@ class InstanceLDA(Estimator):
     scatter alike in all directions. Of HOG 8 views were much better than 4. Features may be of any kind.
 
     Unlike scikit-learn's `LinearDiscriminantAnalysis` it goes through all images at once, not through the
-    covariances of thousands of classes, and shrinks S_w alone: a shrunk S_b favours directions of little
-    variance, which were worse.
+    covariances of thousands of classes, and shrinks S_w alone.
 
     Args:
         num_components: K, columns of the embedding, from 1; at most one less than images, and no more than
-            num_directions, are kept. Default 128: with HOG of drawings and of cars
-            nearest neighbours were best at about 100, and worse again at several hundred.
+            num_directions, are kept. Default 128: with HOG of drawings and of cars nearest neighbours were
+            best at about 100, and worse again at several hundred.
         num_directions: principal directions that the features are brought down to first, from 1. Default 600.
         shrinkage: how far S_w is drawn towards a multiple of the identity, in 0..1. Default 0.1.
         normalize: scale rows to unit length. Default True.

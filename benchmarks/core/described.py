@@ -151,9 +151,7 @@ class Described:
     def instance_lda(self) -> InstanceLDA:
         """Learned from views of these images."""
         views = self.views(self.options.hog_size)
-        describe = copy.copy(self.statistics)
-        describe.normalize, describe.whiten = False, False
-        rows = describe.transform(views, device=self.options.device, **self._shared)
+        rows = self.statistics.transform(views, device=self.options.device, **self._shared)
         return InstanceLDA().fit(rows, views.instances)
 
 
