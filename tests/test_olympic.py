@@ -84,7 +84,7 @@ def weights(folder):
 
 def test_a_row_for_every_method(whole):
     rows = json.loads((whole / "results.json").read_text())
-    assert [list(row) for row in rows] == [KEYS] * 9
+    assert [list(row) for row in rows] == [KEYS] * 10
     assert [row["method"] for row in rows] == [m for m in EVERY_METHOD if m not in FILES]
     for row in rows:
         assert row["dataset"] == "tree"
@@ -134,7 +134,7 @@ def test_tables(whole):
     first, second = f"{metrics['auc_round_1']:.3f}", f"{metrics['auc']:.3f}"
     cells = [cell.strip() for cell in posets.strip("|").split("|")]
     assert cells == ["posets", second, "1", first, second, "0.78"]
-    assert len(lines) == 2 + 9
+    assert len(lines) == 2 + 10
     assert [line.split("|")[1].strip() for line in categories.splitlines()[2:]] == ["run", "throw"]
 
 
