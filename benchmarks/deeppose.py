@@ -31,17 +31,10 @@ from benchmarks.regression import report as deeppose_report
 from benchmarks.regression.model import PoseRegressor
 from benchmarks.regression.options import Init, PoseRunOptions, parse
 from benchmarks.regression.training import fit, predict
-from pml_posets.cache import digest, write_npz
-from pml_posets.evaluation import (
-    MPII_SKELETON,
-    head_box_size,
-    head_neck_distance,
-    mirror_joints,
-    pckh,
-    pcp,
-)
-from pml_posets.image_store import ImageStore
-from pml_posets.seeding import derive_seeds
+from pml_posets._random import derive_seeds
+from pml_posets.data.cache import digest, write_npz
+from pml_posets.data.image_store import ImageStore
+from pml_posets.evaluation import MPII_SKELETON, head_box_size, head_neck_distance, mirror_joints, pckh, pcp
 
 _LABELS, _HEAD = 3, 4  # what seeds are for
 _OF_THE_MACHINE = ("device", "hardware")

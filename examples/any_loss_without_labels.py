@@ -20,8 +20,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from pml_posets import HOGLDA, PseudoLabelLoss, PseudoLabelSampler
-from pml_posets.datasets import IndexedDataset
-from pml_posets.features import extract
+from pml_posets.data.datasets import IndexedDataset
+from pml_posets.features.network import extract
 
 NUM_TRAIN = 1200
 

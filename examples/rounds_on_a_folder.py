@@ -30,8 +30,8 @@ from pml_posets import (
     PosetLoss,
     PseudoLabelSampler,
 )
-from pml_posets.datasets import ImageList, image_files
-from pml_posets.neighbors import search
+from pml_posets.data.datasets import ImageList, image_files
+from pml_posets.neighbors.nearest import search
 from pml_posets.plots import Tile, image_rows, save_figure
 
 

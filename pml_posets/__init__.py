@@ -7,28 +7,36 @@ name below is loaded when it is first used, so that importing the package stays 
 from importlib import import_module
 from typing import Any
 
+from ._moved import install as _install
+
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BatchAugmentation": "augmentation",
+    "BatchAugmentation": "data",
     "HOGLDA": "features",
-    "ImageStore": "image_store",
-    "InstanceLDA": "instance_lda",
-    "JointTrainer": "trainers",
-    "KMeans": "clustering",
+    "ImageStore": "data",
+    "IndexedDataset": "data",
+    "InstanceLDA": "features",
+    "JointTrainer": "training",
+    "KMeans": "grouping",
     "NearestMedoidMiner": "miners",
     "PosetCrossBatchMemory": "losses",
     "PosetLoss": "losses",
     "PosetSelfSupervisedLoss": "losses",
     "Posets": "posets",
-    "PseudoLabelLoss": "pseudo_labels",
-    "PseudoLabelMiner": "pseudo_labels",
+    "PseudoLabelLoss": "losses",
+    "PseudoLabelMiner": "losses",
     "PseudoLabelSampler": "samplers",
-    "RelaxedAssignment": "assignment",
+    "RelaxedAssignment": "grouping",
     "SurrogateGrouping": "grouping",
+    "WithViews": "data",
+    "extract": "features",
+    "search": "neighbors",
 }
 
 __all__ = sorted(_HOMES)
+
+_install()
 
 
 def __getattr__(name: str) -> Any:

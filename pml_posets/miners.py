@@ -9,7 +9,7 @@ import torch
 from pytorch_metric_learning.distances.base_distance import BaseDistance
 from pytorch_metric_learning.miners import BaseMiner
 
-from .representatives import (
+from ._medoids import (
     Anchors,
     batch_medoids,
     check_batch,
@@ -23,7 +23,7 @@ from .representatives import (
 )
 
 if TYPE_CHECKING:
-    from .pseudo_labels import Store
+    from .losses.pseudo_label import Store
 
 __all__ = ["NearestMedoidMiner"]
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .classes import (
+from ._classes import (
     BLOCK_BYTES,
     ArrayLike,
     ClassMembers,
@@ -33,7 +33,7 @@ from .classes import (
     relabel,
     row_sums,
 )
-from .neighbors import Neighbors, as_features, search
+from .neighbors.nearest import Neighbors, as_features, search
 
 __all__ = ["Posets", "medoids", "relabel"]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pml_posets.seeding import preserved_randomness, seed_everything
+from pml_posets._random import preserved_randomness, seed_everything
 
 Layer = Literal["pool5", "fc6", "fc7"]
 LAYERS: tuple[Layer, ...] = ("pool5", "fc6", "fc7")

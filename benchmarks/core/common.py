@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import pml_posets
-from pml_posets.distributed import RankError
+from pml_posets.distributed.process_group import RankError
 
 PACKAGES = (
     "torch",

@@ -14,13 +14,14 @@ from torch.utils.data import Subset
 from benchmarks.core import common
 from benchmarks.core.learning import Start, augmentation
 from benchmarks.core.options import RunOptions
-from pml_posets.augmentation import BatchAugmentation
-from pml_posets.cache import FeatureCache, digest
-from pml_posets.datasets import WithViews, mirror
-from pml_posets.features import HOGLDA, principal_components
-from pml_posets.image_store import ImageStore
-from pml_posets.instance_lda import InstanceLDA
-from pml_posets.sharing import main_first
+from pml_posets.data.augmentation import BatchAugmentation
+from pml_posets.data.cache import FeatureCache, digest
+from pml_posets.data.datasets import WithViews, mirror
+from pml_posets.data.image_store import ImageStore
+from pml_posets.distributed.sharing import main_first
+from pml_posets.features.hog_lda import HOGLDA
+from pml_posets.features.instance_lda import InstanceLDA
+from pml_posets.features.reduction import principal_components
 
 VIEWS = {"num_images": 5000, "num_views": 8}  # that "hog-views" is learned from, at most
 

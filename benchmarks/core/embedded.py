@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pml_posets.datasets import WithViews
-from pml_posets.features import extract
-from pml_posets.instance_lda import InstanceLDA
+from pml_posets.data.datasets import WithViews
+from pml_posets.features.instance_lda import InstanceLDA
+from pml_posets.features.network import extract
 
 
 class Embedded(nn.Module):

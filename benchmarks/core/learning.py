@@ -16,10 +16,10 @@ from benchmarks.core import trunks
 from benchmarks.core.logs import RunLog
 from benchmarks.core.methods import METHODS, Plan
 from benchmarks.core.recipes import Recipe
-from pml_posets.augmentation import BatchAugmentation
-from pml_posets.datasets import WithMirrorImages
-from pml_posets.seeding import derive_seeds, preserved_randomness, seed_everything
-from pml_posets.trainers import JointTrainer
+from pml_posets._random import derive_seeds, preserved_randomness, seed_everything
+from pml_posets.data.augmentation import BatchAugmentation
+from pml_posets.data.datasets import WithMirrorImages
+from pml_posets.training.joint import JointTrainer
 
 
 @dataclass

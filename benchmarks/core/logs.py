@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.core.common import write_text
-from pml_posets.pseudo_labels import WeightedLosses
-from pml_posets.trainers import JointTrainer
+from pml_posets.losses.pseudo_label import WeightedLosses
+from pml_posets.training.joint import JointTrainer
 
 _ITERATION = "~iteration~"  # record-keeper's name of the column
 

@@ -14,16 +14,13 @@ from torch import nn
 from benchmarks.core.recipes import Recipe
 from benchmarks.core.trunks import feature_dim
 from benchmarks.core.two_views import IndexLoss, TwoViews
-from pml_posets.grouping import SurrogateGrouping
-from pml_posets.losses import (
-    FeatureLoss,
-    PosetLoss,
-    RotationHead,
-    RotationObjective,
-)
-from pml_posets.pseudo_labels import PseudoLabelLoss, WeightedLosses
-from pml_posets.samplers import PseudoLabelProvider, PseudoLabelSampler
-from pml_posets.trainers import JointTrainer, keep_groups
+from pml_posets.grouping.surrogate import SurrogateGrouping
+from pml_posets.losses.feature import FeatureLoss
+from pml_posets.losses.poset import PosetLoss
+from pml_posets.losses.pseudo_label import PseudoLabelLoss, WeightedLosses
+from pml_posets.methods.udml_ss import RotationHead, RotationObjective
+from pml_posets.samplers.pseudo_label import PseudoLabelProvider, PseudoLabelSampler
+from pml_posets.training.joint import JointTrainer, keep_groups
 
 if TYPE_CHECKING:
     from benchmarks.core.learning import Start
@@ -207,6 +204,6 @@ def unmirrored(start: Start) -> Start:
 def _assignment(recipe: Recipe, seed: int) -> Any:
     if not recipe.refine:
         return None
-    from pml_posets.assignment import RelaxedAssignment
+    from pml_posets.grouping.relaxed_assignment import RelaxedAssignment
 
     return RelaxedAssignment(min_size=recipe.min_size, random_state=seed)

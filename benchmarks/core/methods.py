@@ -31,21 +31,19 @@ from benchmarks.core.method_parts import (
 )
 from benchmarks.core.recipes import Recipe, flag
 from benchmarks.core.trunks import maps_layer, maps_size
-from pml_posets.clustering import KMeans
-from pml_posets.losses import (
-    AttentionConsistencyObjective,
-    ConcurlObjective,
-    ConsensusLoss,
-    ContrastiveClusteringLoss,
-    MemoryBankNCE,
-    PosetLoss,
-    STMLObjective,
-)
+from pml_posets.grouping.kmeans import KMeans
+from pml_posets.losses.poset import PosetLoss
+from pml_posets.losses.pseudo_label import PseudoLabelLoss, WeightedLosses
+from pml_posets.methods.concurl import ConcurlObjective
+from pml_posets.methods.consensus_loss import ConsensusLoss
+from pml_posets.methods.contrastive_clustering import ContrastiveClusteringLoss
+from pml_posets.methods.memory_bank import MemoryBankNCE
+from pml_posets.methods.stml import STMLObjective
+from pml_posets.methods.tac_ccl import AttentionConsistencyObjective
 from pml_posets.miners import NearestMedoidMiner
-from pml_posets.neighbor_batches import NeighborBatches
-from pml_posets.pseudo_labels import PseudoLabelLoss, WeightedLosses
-from pml_posets.samplers import GivenLabels
-from pml_posets.trainers import keep_groups
+from pml_posets.samplers.neighbor_batches import NeighborBatches
+from pml_posets.samplers.pseudo_label import GivenLabels
+from pml_posets.training.joint import keep_groups
 
 CLUSTERED = ("kmeans", "udml-ss", "tac-ccl", "kmeans+poset-loss", "kmeans+ntxent")
 """Methods whose pseudo-labels are those of k-means."""

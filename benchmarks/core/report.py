@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.core.common import Result, summary, table
 from benchmarks.core.options import RunOptions
 from pml_posets.plots import loss_curves
-from pml_posets.trainers import JointTrainer
+from pml_posets.training.joint import JointTrainer
 
 
 def score_table(

@@ -26,11 +26,11 @@ from benchmarks.core.logs import RunLog
 from benchmarks.core.options import NOT_TRAINED, RunOptions
 from benchmarks.core.resuming import check_alike, earlier_results
 from benchmarks.core.trained import load_trained
-from pml_posets.augmentation import BatchAugmentation
-from pml_posets.datasets import WithViews
-from pml_posets.distributed import broadcast_object, from_environment, is_main, world_size
-from pml_posets.sharing import from_main, main_first, shared_work
-from pml_posets.trainers import JointTrainer
+from pml_posets.data.augmentation import BatchAugmentation
+from pml_posets.data.datasets import WithViews
+from pml_posets.distributed.process_group import broadcast_object, from_environment, is_main, world_size
+from pml_posets.distributed.sharing import from_main, main_first, shared_work
+from pml_posets.training.joint import JointTrainer
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.core.alexnet import AlexNetConfig
 from benchmarks.core.trunks import Architecture, TorchvisionConfig, settings
-from pml_posets.checkpoints import load_checkpoint
+from pml_posets.training.checkpoints import load_checkpoint
 
 
 def config_of(path: str | Path) -> AlexNetConfig:

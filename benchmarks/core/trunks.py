@@ -12,8 +12,8 @@ from torch import nn
 
 from benchmarks.core import alexnet
 from benchmarks.core.alexnet import AlexNetConfig
-from pml_posets.losses.passes import conv_maps
-from pml_posets.seeding import preserved_randomness, seed_everything
+from pml_posets._random import preserved_randomness, seed_everything
+from pml_posets.methods._networks import conv_maps
 
 TrunkName = Literal["alexnet", "googlenet", "resnet18", "resnet50"]
 TRUNKS: tuple[TrunkName, ...] = get_args(TrunkName)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler
 
+from pml_posets._random import derive_seeds
 from pml_posets.posets import Posets
-from pml_posets.seeding import derive_seeds
 
 
 class IndexLoss(nn.Module):

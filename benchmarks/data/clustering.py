@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.data.labelled_images import LabelledImages, load_folder, numbered
 from benchmarks.data.zero_shot import load_omniglot
-from pml_posets.cache import digest
+from pml_posets.data.cache import digest
 
 Kind = Literal["cifar10", "cifar100-20", "stl10", "imagenet-10", "imagenet-dogs", "omniglot", "folder"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

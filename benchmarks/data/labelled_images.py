@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from pml_posets.cache import digest
-from pml_posets.datasets import ImageList, image_files
+from pml_posets.data.cache import digest
+from pml_posets.data.datasets import ImageList, image_files
 
 Split = Literal["images", "classes"]
 

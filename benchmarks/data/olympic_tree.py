@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.data.olympic_files import Problems
 from benchmarks.data.seq_files import SeqFile
-from pml_posets.datasets import UnreadableImageError
+from pml_posets.data.datasets import UnreadableImageError
 from pml_posets.evaluation import RetrievalLabels
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from benchmarks.data.olympic import crop_box
-from pml_posets.cache import digest
-from pml_posets.datasets import ImageList, UnreadableImageError
+from pml_posets.data.cache import digest
+from pml_posets.data.datasets import ImageList, UnreadableImageError
 from pml_posets.evaluation import Skeleton
 
 BOX_SCALE = 1.3

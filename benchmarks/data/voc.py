@@ -18,8 +18,8 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from benchmarks.data.labelled_images import LabelledImages, check_known, files_id, numbered
-from pml_posets.cache import digest
-from pml_posets.datasets import ImageList, UnreadableImageError
+from pml_posets.data.cache import digest
+from pml_posets.data.datasets import ImageList, UnreadableImageError
 
 
 class BoxCrops(Dataset[Any]):

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.data.labelled_images import ImageFiles, LabelledImages, load_folder
 from benchmarks.data.olympic import OlympicFrames, load_tree
-from pml_posets.cache import digest
+from pml_posets.data.cache import digest
 
 Kind = Literal["cub", "cars", "sop", "omniglot", "folder"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

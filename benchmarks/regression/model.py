@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pml_posets.seeding import preserved_randomness, seed_everything
+from pml_posets._random import preserved_randomness, seed_everything
 
 
 class PoseRegressor(nn.Module):

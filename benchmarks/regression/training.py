@@ -17,10 +17,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.regression.model import PoseAugmentation, PoseRegressor, pose_loss
-from pml_posets.augmentation import BatchAugmentation
-from pml_posets.checkpoints import check_settings, load_checkpoint, save_checkpoint
-from pml_posets.datasets import IndexedDataset
-from pml_posets.seeding import derive_seeds, preserved_randomness, seed_everything
+from pml_posets._random import derive_seeds, preserved_randomness, seed_everything
+from pml_posets.data.augmentation import BatchAugmentation
+from pml_posets.data.datasets import IndexedDataset
+from pml_posets.training.checkpoints import check_settings, load_checkpoint, save_checkpoint
 
 _ORDER, _STEP = 1, 2  # what seeds are for
 _RECORDS = 200  # losses that are kept of a run

@@ -15,9 +15,9 @@ from benchmarks.data import zero_shot as zero_shot_data
 from benchmarks.data.labelled_images import LabelledImages
 from benchmarks.tasks.labelled import LabelledTask
 from benchmarks.tasks.postures import check_size, draw
-from pml_posets.clustering import KMeans
 from pml_posets.evaluation import adjusted_rand_index, clustering_accuracy, normalized_mutual_information
-from pml_posets.features import principal_components
+from pml_posets.features.reduction import principal_components
+from pml_posets.grouping.kmeans import KMeans
 
 WIDTH = 256  # principal directions of features without a network that k-means is given, unless --components
 SHOWN, NEAREST = 6, 8  # in the picture

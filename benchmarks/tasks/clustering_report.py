@@ -11,7 +11,7 @@ from benchmarks.core.report import losses, score_table, seen
 from benchmarks.core.session import Outcome
 from benchmarks.tasks.clustering import Clustering
 from pml_posets.plots import Tile, image_rows, save_figure
-from pml_posets.trainers import JointTrainer
+from pml_posets.training.joint import JointTrainer
 
 # ConCURL's ACC, NMI and ARI.
 PUBLISHED = {

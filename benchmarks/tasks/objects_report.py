@@ -12,7 +12,7 @@ from benchmarks.core.session import Outcome
 from benchmarks.tasks.objects import Objects
 from pml_posets.evaluation import Votes
 from pml_posets.plots import Tile, image_rows, save_figure
-from pml_posets.trainers import JointTrainer
+from pml_posets.training.joint import JointTrainer
 
 # Table 5 of the paper: accuracy on VOC 2007.
 PAPER = {

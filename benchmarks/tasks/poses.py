@@ -19,11 +19,11 @@ from benchmarks.data.olympic import OlympicFrames, load_tree
 from benchmarks.data.people import JoinedImages, PoseData
 from benchmarks.data.poses import load_figures, load_lsp, load_lspet
 from benchmarks.tasks.postures import check_size, draw
-from pml_posets.cache import digest
-from pml_posets.datasets import WithViews
+from pml_posets.data.cache import digest
+from pml_posets.data.datasets import WithViews
+from pml_posets.data.image_store import ImageStore
 from pml_posets.evaluation import CopiedPoses, copy_poses, mirror_joints, pcp
-from pml_posets.features import extract
-from pml_posets.image_store import ImageStore
+from pml_posets.features.network import extract
 
 NEIGHBORS = 20  # whose poses the heat maps show
 PIXELS = 32  # side of the images that --method pixels compares

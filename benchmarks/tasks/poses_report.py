@@ -15,7 +15,7 @@ from benchmarks.core.session import Outcome
 from benchmarks.tasks.poses import Poses
 from pml_posets.evaluation import CopiedPoses, Skeleton
 from pml_posets.plots import Tile, image_rows, save_figure
-from pml_posets.trainers import JointTrainer
+from pml_posets.training.joint import JointTrainer
 
 # Table 2 of the paper: strict PCP@0.5 on Leeds Sports.
 PAPER = {

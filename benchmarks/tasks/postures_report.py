@@ -15,7 +15,7 @@ from benchmarks.core.session import Outcome
 from benchmarks.tasks.postures import Postures
 from pml_posets.evaluation import RetrievalResult
 from pml_posets.plots import Tile, image_rows, roc_curves, save_figure
-from pml_posets.trainers import JointTrainer
+from pml_posets.training.joint import JointTrainer
 
 # Table 1 of the paper: mean AUC on Olympic Sports, 227 px. Their cliques began from ImageNet weights; their
 # triplets are Shuffle & Learn.

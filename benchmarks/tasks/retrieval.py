@@ -14,9 +14,9 @@ from benchmarks.data import zero_shot as zero_shot_data
 from benchmarks.data.labelled_images import LabelledImages
 from benchmarks.tasks.labelled import LabelledTask
 from benchmarks.tasks.postures import check_size, draw
-from pml_posets.clustering import KMeans
 from pml_posets.evaluation import normalized_mutual_information, retrieval_scores
-from pml_posets.neighbors import search
+from pml_posets.grouping.kmeans import KMeans
+from pml_posets.neighbors.nearest import search
 
 CLUSTERS = 100  # of k-means, where nobody says, as published for CUB and Cars
 KS = {"sop": (1, 10, 100, 1000)}

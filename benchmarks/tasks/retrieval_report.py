@@ -9,7 +9,7 @@ from benchmarks.core.report import losses, score_table, seen
 from benchmarks.core.session import Outcome
 from benchmarks.tasks.retrieval import Neighbours, Retrieval
 from pml_posets.plots import Tile, image_rows, save_figure
-from pml_posets.trainers import JointTrainer
+from pml_posets.training.joint import JointTrainer
 
 # Recall@1; what marks them says, see MARKS.
 PUBLISHED = {

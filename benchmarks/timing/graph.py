@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from benchmarks.timing.clock import forget_peak, peak_bytes
 from benchmarks.timing.ystep import _purity
-from pml_posets.neighbors import Neighbors
-from pml_posets.proposals import squared_gaps
+from pml_posets.neighbors._candidates import squared_gaps
+from pml_posets.neighbors.nearest import Neighbors
 
 PER_CLASS = 8
 
@@ -56,8 +56,8 @@ def planted_graph(
 
 def time_graph(num_nodes: int, num_neighbors: int, num_dims: int, seed: int, quiet: bool) -> dict[str, float]:
     """Seconds, memory and correctness of the y-step on a planted graph; in a process of its own."""
-    from pml_posets.assignment import RelaxedAssignment
-    from pml_posets.grouping import SurrogateGrouping
+    from pml_posets.grouping.relaxed_assignment import RelaxedAssignment
+    from pml_posets.grouping.surrogate import SurrogateGrouping
     from pml_posets.posets import medoids
 
     with tqdm(total=4, desc=f"graph of {num_nodes}", disable=quiet) as bar:

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from benchmarks.timing.clock import forget_peak, in_turns, peak_bytes
-from pml_posets.memory import available_bytes
+from pml_posets._memory import available_bytes
 
 RIVALS = ("ntxent", "multi-similarity", "ntxent-assigned", "multi-similarity-assigned")
 _PER_CLASS = 4

@@ -12,7 +12,7 @@ import torch
 from benchmarks.timing import graph, loss, small, training, ystep
 from benchmarks.timing.clock import in_child
 from benchmarks.timing.loss import too_large
-from pml_posets.memory import available_bytes
+from pml_posets._memory import available_bytes
 
 PARTS = ("ystep", "loss", "training", "feeding", "hog", "startup", "graph")
 RIVALS = ("kmeans", "agglomerative", "hdbscan")

@@ -20,8 +20,8 @@ from benchmarks.core.learning import augmentation
 from benchmarks.core.recipes import SMALL
 from benchmarks.timing.clock import peak_bytes
 from pml_posets import ImageStore, JointTrainer, NearestMedoidMiner, PosetLoss, PseudoLabelSampler
-from pml_posets.datasets import ImageList, IndexedDataset
-from pml_posets.samplers import GivenLabels
+from pml_posets.data.datasets import ImageList, IndexedDataset
+from pml_posets.samplers.pseudo_label import GivenLabels
 
 _NUM_IMAGES = 512
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.timing.clock import Times, forget_peak, peak_bytes
 from benchmarks.timing.planted import Planted, plant
-from pml_posets.neighbors import Method
+from pml_posets.neighbors.nearest import Method
 
 NEIGHBORS = 32
 MOST_NEAREST = 5  # Z; the posets of Z = 2 are its first two columns
@@ -31,9 +31,9 @@ class Answer:
 
 def y_step(planted: Planted, method: Method) -> Answer:
     """Search, classes, medoids and posets, and the refinement of Eq. 5-7."""
-    from pml_posets.assignment import RelaxedAssignment
-    from pml_posets.grouping import SurrogateGrouping
-    from pml_posets.neighbors import search
+    from pml_posets.grouping.relaxed_assignment import RelaxedAssignment
+    from pml_posets.grouping.surrogate import SurrogateGrouping
+    from pml_posets.neighbors.nearest import search
     from pml_posets.posets import Posets
 
     features, sources = planted.features, planted.sources
@@ -78,9 +78,9 @@ def time_y_step(
     import faiss
     from sklearn.metrics import adjusted_rand_score
 
-    import pml_posets.assignment
-    import pml_posets.grouping  # noqa: F401
-    from pml_posets.memory import require_memory
+    import pml_posets.grouping.relaxed_assignment
+    import pml_posets.grouping.surrogate  # noqa: F401
+    from pml_posets._memory import require_memory
 
     require_memory(num_samples, num_dims, num_neighbors=NEIGHBORS)
     planted = plant(num_samples, num_dims, seed)
@@ -169,7 +169,7 @@ def time_rival(name: str, num_samples: int, num_dims: int, seed: int) -> dict[st
 
         labels = HDBSCAN(min_cluster_size=3, copy=True).fit_predict(features)
     else:
-        from pml_posets.clustering import KMeans
+        from pml_posets.grouping.kmeans import KMeans
 
         labels = KMeans(planted.num_classes, random_state=seed).fit_predict(features)
     seconds = time.perf_counter() - wall

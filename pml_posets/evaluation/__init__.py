@@ -16,15 +16,7 @@ from .clustering import (
     clustering_scores,
     normalized_mutual_information,
 )
-from .pose import (
-    CopiedPoses,
-    PoseScore,
-    copy_poses,
-    head_box_size,
-    head_neck_distance,
-    pckh,
-    pcp,
-)
+from .pose import CopiedPoses, PoseScore, copy_poses, head_box_size, head_neck_distance, pckh, pcp
 from .postures import (
     FPR_STEPS,
     RetrievalCurve,

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from ..classes import as_count
-from ..neighbors import as_features
+from .._classes import as_count
+from ..neighbors.nearest import as_features
 from .checks import as_classes
 from .clustering import (
     adjusted_mutual_information,

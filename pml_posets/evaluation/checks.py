@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..neighbors import as_features
+from ..neighbors.nearest import as_features
 
 
 def as_classes(labels: Any, num_samples: int, name: str = "labels") -> NDArray[np.int64]:

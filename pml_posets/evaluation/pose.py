@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..classes import as_count
-from ..neighbors import as_features, search
+from .._classes import as_count
+from ..neighbors.nearest import as_features, search
 from .checks import as_numbers, unit_rows
 from .skeletons import LSP_SKELETON, MPII_SKELETON, Skeleton, mirror_joints
 

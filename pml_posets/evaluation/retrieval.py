@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..classes import as_count
-from ..neighbors import Backend, Method, as_features, search
+from .._classes import as_count
+from ..neighbors.nearest import Backend, Method, as_features, search
 from .checks import as_classes, unit_rows
 
 Finder: TypeAlias = "Callable[[NDArray[np.int64], int], NDArray[np.int64]]"

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..classes import as_count, as_labels
-from ..neighbors import as_features, search
+from .._classes import as_count, as_labels
+from ..neighbors.nearest import as_features, search
 from .checks import unit_rows
 
 

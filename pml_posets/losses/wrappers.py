@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pytorch_metric_learning.losses import CrossBatchMemory, SelfSupervisedLoss
 
-from .poset_loss import PosetLoss
+from .poset import PosetLoss
 
 __all__ = ["PosetCrossBatchMemory", "PosetSelfSupervisedLoss"]
 

@@ -1,0 +1,183 @@
+"""A linear embedding learned from augmented views: what changes between views of an image counts little."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._classes import ArrayLike, as_count
+from .._estimator import Estimator
+from ..neighbors.nearest import as_features
+from .hog_lda import unit_rows
+
+__all__ = ["InstanceLDA"]
+
+_ALIKE = 1e-10  # of all variance: views without any change, but for rounding
+_POWER_ITERATIONS = 3  # of the decomposition: the directions that count are well apart
+
+
+class InstanceLDA(Estimator):
+    """Linear discriminant analysis in which each image is a class and its augmented views are the samples.
+
+        S_w = sum over views of (x - m_i)(x - m_i)^T / (views - images),    S_b = S_t - S_w
+        S_b w = l S_w w,    f(x) = W^T (x - mu),    W^T S_w W = 1
+
+    with m_i the mean of image i's views, mu that of all, S_t the covariance of all, and W the directions of
+    the largest l: those in which images differ most for how much their views do. In f the views of an image
+    scatter alike in all directions. Of HOG 8 views were much better than 4. Features may be of any kind.
+
+    Unlike scikit-learn's `LinearDiscriminantAnalysis` it goes through all images at once, not through the
+    covariances of thousands of classes, and shrinks S_w alone.
+
+    Args:
+        num_components: K, columns of the embedding, from 1; at most one less than images, and no more than
+            num_directions, are kept. Default 128: with HOG of drawings and of cars nearest neighbours were
+            best at about 100, and worse again at several hundred.
+        num_directions: principal directions that the features are brought down to first, from 1. Default 600.
+        shrinkage: how far S_w is drawn towards a multiple of the identity, in 0..1. Default 0.1.
+        normalize: scale rows to unit length. Default True.
+        random_state: of the randomised decomposition, from 0. Default 0.
+
+    Attributes:
+        mean_: (D,) float32, mu. None before `fit`, like the others.
+        weight_: (K, D) float32, the transpose of W.
+
+    Raises:
+        ValueError: at `fit`, for an argument out of range.
+
+    Source: none, an addition. Its idea is that of HOG-LDA (section 3.1 of the paper), with scatter about each
+    image in the place of generic patches.
+    Differs from the paper: it is not in it.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> images = np.repeat(rng.normal(size=(20, 1, 5)), 4, axis=1)  # 20 images, 4 views
+        >>> views = images + rng.normal(size=(20, 4, 5)) * [9, 9, 9, 0.1, 0.1]
+        >>> lda = InstanceLDA(num_components=2).fit(views.reshape(80, 5), np.arange(20).repeat(4))
+        >>> lda.transform(images[:, 0]).shape
+        (20, 2)
+    """
+
+    def __init__(
+        self,
+        num_components: int = 128,
+        num_directions: int = 600,
+        shrinkage: float = 0.1,
+        normalize: bool = True,
+        random_state: int = 0,
+    ) -> None:
+        self.num_components, self.num_directions = num_components, num_directions
+        self.shrinkage, self.normalize, self.random_state = shrinkage, normalize, random_state
+        self.mean_: np.ndarray | None = None
+        self.weight_: np.ndarray | None = None
+
+    def fit(self, features: ArrayLike, instances: ArrayLike) -> InstanceLDA:
+        """Learn the embedding.
+
+        Args:
+            features: (M, D) float32, of views: of several images, several of each.
+            instances: (M,) integers, the image that each row is a view of. Pseudo-labels will do as well;
+                rows of -1 are left out.
+
+        Returns:
+            self.
+
+        Raises:
+            TypeError, ValueError: for features that are wrong or do not match, fewer than two images, one
+                view of each alone or views that are all alike, or an argument out of range.
+        """
+        from scipy.linalg import eigh
+        from sklearn.covariance import empirical_covariance, shrunk_covariance
+        from sklearn.decomposition import PCA
+
+        components = as_count(self.num_components, "num_components")
+        directions = as_count(self.num_directions, "num_directions")
+        if not 0 <= self.shrinkage <= 1:
+            raise ValueError(f"shrinkage must lie in 0..1, got {self.shrinkage}")
+        rows, owners = as_features(features), np.asarray(instances)
+        if owners.shape != (len(rows),) or owners.dtype.kind not in "iu":
+            raise ValueError(
+                f"instances must be ({len(rows)},) integers to match the features, got {owners.shape} "
+                f"{owners.dtype}"
+            )
+        if (owners < 0).any():
+            rows, owners = rows[owners >= 0], owners[owners >= 0]
+        count = len(np.unique(owners))
+        if count < 2 or count == len(owners):
+            raise ValueError(
+                f"instances must name two images or more, and some of them twice, got {count} of "
+                f"{len(owners)} rows: give several views of each image"
+            )
+        pca = PCA(
+            min(directions, rows.shape[1], len(rows)),
+            svd_solver="randomized",
+            iterated_power=_POWER_ITERATIONS,
+            random_state=as_count(self.random_state, "random_state", 0),
+        )
+        shorter = pca.fit_transform(rows)  # (M, P), P directions
+        total = empirical_covariance(shorter, assume_centered=True)
+        within = empirical_covariance(shorter - _class_means(shorter, owners), assume_centered=True)
+        within *= len(owners) / (len(owners) - count)
+        between = total - within
+        if within.trace() <= _ALIKE * total.trace():
+            raise ValueError("the views of each image are all alike: give views that differ")
+        within = shrunk_covariance(within, self.shrinkage)
+        kept = min(components, len(within), count - 1)
+        largest = [len(within) - kept, len(within) - 1]
+        try:
+            scalings = eigh(between, within, subset_by_index=largest)[1][:, ::-1]  # (P, K)
+        except np.linalg.LinAlgError as error:
+            raise ValueError(
+                f"views do not differ at all in some direction: shrinkage must be above 0, got "
+                f"{self.shrinkage} ({error})"
+            ) from error
+        self.mean_ = np.asarray(pca.mean_, np.float32)
+        self.weight_ = np.ascontiguousarray(scalings.T @ pca.components_, np.float32)
+        return self
+
+    def transform(self, features: ArrayLike) -> np.ndarray:
+        """The embedding of features.
+
+        Args:
+            features: (N, D) float32.
+
+        Returns:
+            (N, K) float32.
+
+        Raises:
+            TypeError, ValueError: for features that are wrong or of another width, or before `fit`.
+        """
+        mean, weight = self._fitted()
+        rows = as_features(features)
+        if rows.shape[1] != len(mean):
+            raise ValueError(f"features must have {len(mean)} columns, as fitted, got {rows.shape}")
+        embedded = rows @ weight.T - weight @ mean
+        return unit_rows(embedded) if self.normalize else embedded
+
+    def linear(self) -> torch.nn.Linear:
+        """The same as a module, such as PML takes for an "embedder": (B, D) -> (B, K), not normalised.
+
+        Raises:
+            ValueError: before `fit`.
+        """
+        mean, weight = self._fitted()
+        module = torch.nn.Linear(len(mean), len(weight))
+        with torch.no_grad():
+            module.weight.copy_(torch.from_numpy(weight))
+            module.bias.copy_(torch.from_numpy(-weight @ mean))
+        return module
+
+    def _fitted(self) -> tuple[np.ndarray, Any]:
+        if self.mean_ is None or self.weight_ is None:
+            raise ValueError("InstanceLDA has learned nothing yet: call fit(features, instances)")
+        return self.mean_, self.weight_
+
+
+def _class_means(rows: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """(M, P) to (M, P): for each row the mean of the rows of its class."""
+    _, codes, counts = np.unique(owners, return_inverse=True, return_counts=True)
+    order = np.argsort(codes, kind="stable")
+    sums = np.add.reduceat(rows[order], np.cumsum(counts) - counts, axis=0)
+    return (sums / counts[:, None])[codes]

@@ -1,0 +1,430 @@
+"""The y-step: relaxed assignments of samples to classes that raise their compactness G (Eq. 5 and 7)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._classes import (
+    ArrayLike,
+    ClassMembers,
+    as_codes,
+    as_count,
+    as_flips,
+    as_labels,
+    as_mirrored,
+    check_neighbors,
+    oriented,
+    relabel,
+    row_sums,
+)
+from .._estimator import Estimator
+from ..neighbors.nearest import Neighbors, as_features, search
+from ..posets import class_medoids
+from ._groups import Space
+from ._relaxation import Candidates, Moves, Problem, batches, gain_of_joining, gain_of_leaving
+
+_TOLERANCES = (0.1, 0.5)  # what an estimated tolerance may be
+_LEAST = 1e-20  # affinity that a candidate keeps, to be able to come back
+_CERTAINTY = 0.7  # affinity of a sample to where it stands, at the start
+
+
+def compactness(
+    features: ArrayLike,
+    labels: Any,
+    scale: float = 1.0,
+    *,
+    mirrored: ArrayLike | None = None,
+    flips: Any = None,
+) -> float:
+    """G of Eq. 7: the sum over classes of the mean similarity of their pairs, a sample's pair with itself
+    included.
+
+    G = sum_c sum_{i in c} sum_{j in c} exp(-||x_i - x_j|| / scale) / |c|^2; each class counts for 1 at most,
+    which it reaches when all its members are equal or when it has one alone.
+
+    Args:
+        features: (N, D) float32, in dataset order.
+        labels: (N,) integers, -1 unassigned (left out), else 0..C-1.
+        scale: of the similarity, above 0. Default and paper: 1.0.
+        mirrored: (N, D) float32, features of the mirrored images; None (default) without.
+        flips: (N,) bool, True where a sample stands in its class mirrored; None (default): nowhere.
+
+    Returns:
+        G, in 0..C; 0 without classes.
+
+    Raises:
+        TypeError, ValueError: for arrays that are wrong or do not match, or a scale that is not above 0.
+
+    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), Eq. 7.
+    Differs from the paper: in nothing known.
+
+    Example:
+        >>> compactness([[0.0], [0.0], [7.0], [8.0]], [0, 0, -1, 1])
+        2.0
+    """
+    features = as_features(features)
+    mirrored = as_mirrored(mirrored, features)
+    labels = as_labels(labels, len(features))
+    _check_scale(scale)
+    return _compactness(features, mirrored, as_flips(flips, len(features), mirrored), labels, scale)
+
+
+def _check_scale(scale: float) -> None:
+    if not 0 < scale < np.inf:
+        raise ValueError(f"scale must be a finite number above 0, got {scale!r}")
+
+
+def _compactness(
+    features: np.ndarray, mirrored: np.ndarray | None, flips: np.ndarray, labels: np.ndarray, scale: float
+) -> float:
+    members = ClassMembers.of(labels)
+    means = np.zeros(members.sizes.size)
+    for classes, block in members.blocks(features.shape[1]):
+        rows = oriented(features, mirrored, flips, block.reshape(-1)).reshape(*block.shape, -1)
+        sums = row_sums(torch.from_numpy(rows), scale).sum(dim=1).numpy()
+        means[classes] = sums / block.shape[1] ** 2
+    return float(means.sum())
+
+
+class RelaxedAssignment(Estimator):
+    """Move samples between classes, in and out of them, so that the classes become more compact.
+
+    Each sample i has affinities y_ic >= 0, a softmax over its few candidate classes and over staying
+    unassigned (sum 1). They ascend the relaxed G of Eq. 7 by SGD: a step takes a random batch of classes and
+    moves the affinities of the samples that have one of them as a candidate along
+
+        s_ic - (1 - tolerance) S_c,
+        s_ic = sum_j y_jc s_ij / sum_j y_jc  (j != i),   S_c = sum_i y_ic s_ic / sum_i y_ic,
+
+    which is G's gradient (2 / m_c) (s_ic - S_c), m_c = sum_i y_ic, with two changes: it is scaled by the
+    size of the class, so that large classes learn as fast as small ones, and holding a sample is worth
+    tolerance x S_c. Without the latter every class would shed its below-average members down to min_size
+    (the trivial solution). Each sample then takes its largest affinity. Moves that would leave a class below
+    min_size are taken back, and of the rest, by their gain in G, the most that G allows are made, so that G
+    never falls. All this is repeated with new candidates until nothing moves, num_rounds times at most.
+
+    Args:
+        min_size: t, members of a class at least, from 1. Default 3. (The paper's bound is strict: > t.)
+        num_candidates: classes that a sample may join, by the distance to their medoids, its own included.
+            Default 4.
+        num_steps: passes over all classes in a round. Default 20.
+        lr: step size, relative to the mean similarity inside classes at the start. Default 2.0.
+        tolerance: in 0..1, see above: a sample less similar to a class than 1 - tolerance times the class's
+            own mean is better left out. None (default): three times the median absolute deviation of s_ic /
+            S_c over the members at the start of a round, within 0.1..0.5. 0 is Eq. 7 as printed.
+        batch_classes: classes a step. Default 1024.
+        num_rounds: Default 3.
+        max_references: samples of a class's candidates that similarities to it are estimated on, if it has
+            more, drawn at random. Memory is at most N x num_candidates x max_references floats. Default 128.
+        scale: of the similarity, above 0. Default and paper: 1.0.
+        backend: of the candidate search, "auto" (default), "faiss" or "torch".
+        device: where all but the final check is computed. Default "cpu".
+        random_state: seed, from 0. Default 0. The same seed and input give the same labels.
+
+    Attributes:
+        labels_: (N,) int64, -1 for unassigned, else 0..num_classes_ - 1; the classes keep the order of the
+            start's.
+        flips_: (N,) bool, True where a sample stands in its class mirrored.
+        num_classes_: C; classes of the start with fewer than min_size members are dissolved before anything
+            else.
+        objective_: list of float, the exact G of the start (without those) and after each round; never falls.
+        tolerance_: the tolerance of the last round.
+        num_moved_: how many samples have another label than at the start (dissolved ones count).
+
+    Raises:
+        TypeError, ValueError: by `fit` and `fit_predict`, for an option out of its range and for arrays that
+            are wrong or do not match.
+
+    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.4,
+        Eq. 5, 7.
+    Differs from the paper: the paper gives no more than "relaxed one-hot" and "SGD"; candidates, tolerance,
+        scaling by size, exclusion of a sample's pair with itself from the relaxed G, rounding and the check
+        of the exact G are this package's; so is the rule about sources.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> truth = np.repeat(np.arange(5), 8)
+        >>> features = rng.normal(size=(5, 4))[truth] + 0.05 * rng.normal(size=(40, 4))
+        >>> start = truth.copy()
+        >>> start[[0, 9, 18]] = [1, 2, 0]
+        >>> bool((RelaxedAssignment().fit_predict(features, start) == truth).all())
+        True
+    """
+
+    labels_: np.ndarray
+    flips_: np.ndarray
+    num_classes_: int
+    objective_: list[float]
+    num_moved_: int
+    tolerance_: float
+
+    def __init__(
+        self,
+        min_size: int = 3,
+        num_candidates: int = 4,
+        num_steps: int = 20,
+        lr: float = 2.0,
+        tolerance: float | None = None,
+        batch_classes: int = 1024,
+        num_rounds: int = 3,
+        max_references: int = 128,
+        scale: float = 1.0,
+        backend: Literal["auto", "faiss", "torch"] = "auto",
+        device: str | torch.device = "cpu",
+        random_state: int = 0,
+    ) -> None:
+        self.min_size = min_size
+        self.num_candidates = num_candidates
+        self.num_steps = num_steps
+        self.lr = lr
+        self.tolerance = tolerance
+        self.batch_classes = batch_classes
+        self.num_rounds = num_rounds
+        self.max_references = max_references
+        self.scale = scale
+        self.backend = backend
+        self.device = device
+        self.random_state = random_state
+
+    def fit_predict(
+        self,
+        features: ArrayLike,
+        labels: Any,
+        mirrored: ArrayLike | None = None,
+        flips: Any = None,
+        sources: Any = None,
+        neighbors: Neighbors | None = None,
+    ) -> np.ndarray:
+        """Assign; see the class.
+
+        Args:
+            features: (N, D) float32 array or tensor, in dataset order.
+            labels: (N,) integers to start from, -1 unassigned, else 0..C-1.
+            mirrored: (N, D) float32, features of the mirrored images; None (default): no mirroring. A sample
+                joins a class in the orientation that is nearer to its medoid.
+            flips: (N,) bool, how samples stand in their classes at the start; None (default): unflipped.
+            sources: (N,) ints or strings; None (default): no rule. With them, samples of one source tell
+                nothing about each other, and none joins a class that had a sample of its source.
+            neighbors: what `search(features, k, mirrored=...)` found: candidates are then the classes of a
+                sample's neighbours, which spares the search for medoids. None (default) searches.
+
+        Returns:
+            labels_, (N,) int64.
+        """
+        return self.fit(features, labels, mirrored, flips, sources, neighbors).labels_
+
+    def fit(
+        self,
+        features: ArrayLike,
+        labels: Any,
+        mirrored: ArrayLike | None = None,
+        flips: Any = None,
+        sources: Any = None,
+        neighbors: Neighbors | None = None,
+    ) -> RelaxedAssignment:
+        """As `fit_predict`, but returns the estimator."""
+        self._check()
+        table = as_features(features)
+        num_samples = len(table)
+        mirror = as_mirrored(mirrored, table)
+        start = as_labels(labels, num_samples)
+        turned = as_flips(flips, num_samples, mirror) & (start >= 0)
+        codes = as_codes(sources, num_samples)
+        if neighbors is not None:
+            check_neighbors(neighbors, num_samples, mirror is not None)
+        sizes = np.bincount(start[start >= 0], minlength=1)
+        current = relabel(np.where((start >= 0) & (sizes[start] >= self.min_size), start, -1))
+        turned &= current >= 0
+        rng = np.random.default_rng(self.random_state)
+        problem = Problem(table, mirror, codes, Space.of(table, mirror, self.scale, self.device))
+        self.objective_ = [_compactness(table, mirror, turned, current, self.scale)]
+        self.num_classes_ = int(current.max()) + 1
+        self.tolerance_ = 0.0 if self.tolerance is None else float(self.tolerance)
+        with torch.no_grad(), torch.autocast(problem.space.table.device.type, enabled=False):
+            for _ in range(self.num_rounds if self.num_classes_ else 0):
+                candidates = self._candidates(problem, current, turned, neighbors)
+                moves = self._relax(problem, candidates, current, rng)
+                accepted = self._accept(problem, moves, current, turned)
+                if accepted is None:
+                    break
+                current, turned, objective = accepted
+                self.objective_.append(objective)
+        self.labels_, self.flips_ = current, turned
+        self.num_moved_ = int((current != start).sum())
+        return self
+
+    def _check(self) -> None:
+        counts = ("min_size", "num_candidates", "num_steps", "batch_classes", "num_rounds", "max_references")
+        for name in counts:
+            as_count(getattr(self, name), name)
+        as_count(self.random_state, "random_state", least=0)
+        _check_scale(self.scale)
+        if not 0 < self.lr < np.inf:
+            raise ValueError(f"lr must be a finite number above 0, got {self.lr!r}")
+        if self.tolerance is not None and not 0 <= self.tolerance <= 1:
+            raise ValueError(f"tolerance must be in 0..1, got {self.tolerance!r}")
+
+    def _candidates(
+        self, problem: Problem, labels: np.ndarray, flips: np.ndarray, neighbors: Neighbors | None
+    ) -> Candidates:
+        """The classes each sample may be in: its own first, then the nearest others."""
+        num_samples = labels.size
+        width = min(self.num_candidates, self.num_classes_)
+        if neighbors is None:
+            medoids = class_medoids(problem.features, problem.mirrored, flips, ClassMembers.of(labels))
+            found = search(
+                oriented(problem.features, problem.mirrored, flips, medoids),
+                width,
+                query_features=problem.features,
+                mirrored=problem.mirrored,
+                backend=self.backend,
+                device=self.device,
+            )
+            classes = found.indices
+            turned = np.zeros(classes.shape, bool) if found.flips is None else found.flips
+        else:
+            index = np.maximum(neighbors.indices, 0)
+            classes = np.where(neighbors.indices >= 0, labels[index], -1)
+            turned = flips[index] if neighbors.flips is None else flips[index] ^ neighbors.flips
+        classes = np.concatenate([labels[:, None], classes], axis=1)  # own class, then by distance
+        turned = np.concatenate([flips[:, None], turned], axis=1)
+        # The first entry of each class of a row stays, the first `width` of those.
+        row = np.repeat(np.arange(num_samples), classes.shape[1])
+        key = row * self.num_classes_ + classes.reshape(-1)
+        there = np.flatnonzero(classes.reshape(-1) >= 0)
+        entry = there[np.unique(key[there], return_index=True)[1]]
+        entry.sort()
+        row = entry // classes.shape[1]
+        slot = np.arange(entry.size) - np.searchsorted(row, np.arange(num_samples))[row]
+        short = slot < width
+        row, slot, entry = row[short], slot[short], entry[short]
+        shape = (num_samples, width)
+        result = Candidates(np.full(shape, -1, np.int64), np.zeros(shape, bool))
+        result.classes[row, slot] = classes.reshape(-1)[entry]
+        result.flips[row, slot] = turned.reshape(-1)[entry]
+        return result
+
+    def _relax(
+        self, problem: Problem, candidates: Candidates, labels: np.ndarray, rng: np.random.Generator
+    ) -> Moves:
+        """Ascend the relaxed G from the labels and round to the largest affinity: what then moves."""
+        num_samples, width = candidates.classes.shape
+        place = problem.space.table.device
+        pools = list(problem.pools(candidates, self.max_references, rng))
+        hard = torch.zeros((num_samples, width + 1), device=place)
+        # Where a sample stands: its own class is its first candidate, staying unassigned comes last.
+        stands = torch.from_numpy(np.where(labels >= 0, 0, width)).to(place)
+        hard[torch.arange(num_samples, device=place), stands] = 1
+        similarity = torch.zeros((num_samples, width + 1), dtype=torch.float64, device=place)
+        means = torch.zeros(self.num_classes_, dtype=torch.float64, device=place)
+        for pool in pools:
+            value, mean = pool.gradient(hard)
+            similarity.view(-1)[pool.entries[pool.there]] = value[pool.there].double()
+            means[pool.classes] = mean.double()
+        unit = float(means.mean().clamp_min(torch.finfo(torch.float64).tiny))
+
+        # (N, K + 1): a sample's candidate classes, then staying unassigned.
+        listed = np.pad(candidates.classes, ((0, 0), (0, 1)), constant_values=-1)
+        listed_flips = np.pad(candidates.flips, ((0, 0), (0, 1)))
+        open_ = torch.from_numpy(listed >= 0).to(place)
+        open_[:, width] = True
+        affinity = torch.where(hard > 0, _CERTAINTY, (1 - _CERTAINTY) / (open_.sum(1, keepdim=True) - 1))
+        affinity = affinity.masked_fill_(~open_, 0)
+        affinity /= affinity.sum(1, keepdim=True)
+        gradient = torch.zeros_like(affinity)
+        self.tolerance_ = self._tolerance(similarity[:, 0], means, labels)
+        rate = self.lr / width  # a sample moves once for each of its candidate classes
+        for _ in range(self.num_steps):
+            steps = [(pool, rows) for pool in pools for rows in batches(pool, self.batch_classes, rng)]
+            for step in rng.permutation(len(steps)):
+                pool = steps[step][0].pick(torch.from_numpy(steps[step][1]).to(place))
+                value, mean = pool.gradient(affinity)
+                ascent = (value - (1 - self.tolerance_) * mean[:, None]) / unit
+                entries = pool.entries[pool.there]
+                gradient.view(-1)[entries] = ascent[pool.there]
+                touched = torch.zeros(num_samples, dtype=torch.bool, device=place)
+                touched[entries // (width + 1)] = True
+                rows = touched.nonzero()[:, 0]
+                # The softmax of logits + rate * gradient, without keeping the logits.
+                growth = gradient[rows].mul_(rate)
+                growth = growth.sub_(growth.amax(1, keepdim=True)).exp_()
+                raised = growth.mul_(affinity[rows]).clamp_min_(_LEAST).mul_(open_[rows])
+                affinity[rows] = raised / raised.sum(1, keepdim=True)
+
+        best = affinity.argmax(1)
+        stay = affinity.gather(1, stands[:, None]) >= affinity.gather(1, best[:, None])
+        moved = torch.nonzero(~stay[:, 0])[:, 0]
+        who, slot = moved.cpu().numpy(), best[moved].cpu().numpy()
+        to = listed[who, slot]
+        sizes = np.bincount(labels[labels >= 0], minlength=self.num_classes_)
+        near, average = similarity[moved].cpu().numpy(), means.cpu().numpy()
+        gain = gain_of_leaving(near[:, 0], labels[who], average, sizes)
+        gain += gain_of_joining(near[np.arange(who.size), slot], to, average, sizes)
+        order = np.lexsort((who, -gain))
+        return Moves(who[order], to[order], listed_flips[who, slot][order], gain[order])
+
+    def _tolerance(self, similarity: Tensor, means: Tensor, labels: np.ndarray) -> float:
+        """The one given, or three times the median absolute deviation of s_ic / S_c over the members."""
+        if self.tolerance is not None:
+            return float(self.tolerance)
+        assigned = torch.from_numpy(np.flatnonzero(labels >= 0)).to(means.device)
+        mean = means[torch.from_numpy(labels[labels >= 0]).to(means.device)]
+        ratio = similarity[assigned] / mean.clamp_min(torch.finfo(torch.float64).tiny)
+        spread = float((ratio - ratio.median()).abs().median())
+        return float(np.clip(3 * spread, *_TOLERANCES))
+
+    def _accept(
+        self, problem: Problem, moves: Moves, labels: np.ndarray, flips: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """As many of the moves, best first, as the bound and G allow; None if that is none."""
+        before = self.objective_[-1]
+        best, low, high = None, 0, moves.samples.size + 1  # low moves are allowed, high are not
+        number = moves.samples.size
+        while low < number < high:
+            tried = self._apply(problem, moves, number, labels, flips)
+            objective = _compactness(problem.features, problem.mirrored, tried[1], tried[0], self.scale)
+            if objective >= before:
+                low, best = number, (*tried, objective)
+            else:
+                high = number
+            if high - low <= max(1, moves.samples.size // 64):
+                break
+            number = (low + high) // 2
+        if best is None or np.array_equal(best[0], labels):
+            return None
+        return best
+
+    def _apply(
+        self, problem: Problem, moves: Moves, number: int, labels: np.ndarray, flips: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and flips after the first moves, less those that the rules about size and sources forbid."""
+        who, to = moves.samples[:number], moves.classes[:number]
+        made = np.ones(number, bool)
+        if problem.codes is not None:
+            num_codes = int(problem.codes.max()) + 1
+            assigned = np.flatnonzero(labels >= 0)
+            taken = labels[assigned] * num_codes + problem.codes[assigned]
+            wanted = to * num_codes + problem.codes[who]
+            first = np.zeros(number, bool)
+            first[np.unique(wanted, return_index=True)[1]] = True
+            made &= (to < 0) | (first & ~np.isin(wanted, taken))
+        old = labels[who]
+        while True:
+            sizes = np.bincount(labels[labels >= 0], minlength=self.num_classes_)
+            sizes -= np.bincount(old[made & (old >= 0)], minlength=self.num_classes_)
+            sizes += np.bincount(to[made & (to >= 0)], minlength=self.num_classes_)
+            lacking = np.maximum(self.min_size - sizes, 0)
+            if not lacking.any():
+                break
+            leaving = np.flatnonzero(made & (old >= 0))[::-1]  # least gain first
+            leaving = leaving[lacking[old[leaving]] > 0]
+            leaving = leaving[np.argsort(old[leaving], kind="stable")]
+            position = np.arange(leaving.size) - np.searchsorted(old[leaving], old[leaving])
+            made[leaving[position < lacking[old[leaving]]]] = False
+        new_labels, new_flips = labels.copy(), flips.copy()
+        new_labels[who[made]], new_flips[who[made]] = to[made], moves.flips[:number][made]
+        return new_labels, new_flips

@@ -1,0 +1,378 @@
+"""Surrogate classes: compact groups of mutually similar samples (section 3.1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from .._classes import ArrayLike, as_codes, as_count, as_mirrored, check_neighbors
+from .._estimator import Estimator
+from .._memory import require_memory
+from ..neighbors.nearest import Neighbors, as_features, search
+from ._groups import Groups, Space, blocks, quantile_distances
+from ._merging import disjoint, merge, unique_groups
+
+_ROUNDING = 1e-4  # by how much a distance from a matrix product may miss the radius that it defines
+
+
+class SurrogateGrouping(Estimator):
+    """Group samples into small, compact, mutually similar surrogate classes; the rest stays unassigned.
+
+    1. Neighbours: the `max_neighbors` nearest of each sample x_i, of other sources if sources are given,
+       each in the better of its two orientations if mirrored features are given.
+    2. Radius r_i: the distance within which the nearest `top_fraction` of all (other sources') samples lie.
+    3. Growth: a group begins at each x_i and takes, one at a time, the neighbour whose farthest member of
+       the group is nearest, in units of the smaller of both radii, as long as every pair (j, k) of the group
+       is mutually similar: ||x_j - x_k|| <= min(r_j, r_k). It never takes two samples of one source.
+    4. Merging: see `pml_posets.merging.merge`.
+    5. One label a sample: the group in which its mean similarity to the other members is highest keeps it.
+       Groups left with fewer than min_size dissolve, the less similar half of them at a time, which gives
+       their samples back to the other groups that hold them.
+    6. Steering: where there are fewer classes than num_classes, or larger ones than mean_size on average,
+       steps 4 and 5 are tried with smaller groups; where they are smaller than mean_size, step 5 is done
+       with larger limits than min_size. Then the num_classes most compact classes stay, and classes lose
+       their least similar members until they are no larger than mean_size on average.
+
+    Similarity is exp(-distance / scale), a group's compactness its mean over the pairs of the group.
+
+    Args:
+        num_classes: classes to keep, from 1; None (default) keeps all. The paper: 20,000. Fewer come out
+            where the samples do not make as many.
+        min_size: t, members of a class at least, from 2. Default 3.
+        max_size: members of a group at most, while growing and when merged. Default 16.
+        mean_size: members of a class on average, between min_size and max_size; None (default) leaves what
+            comes out. The paper: 8. If both are given and cannot both be had, num_classes comes first.
+        top_fraction: share of the samples that count as similar to a sample, in (0, 1]. Default and paper:
+            0.05. Smaller is more compact: fewer, smaller, purer classes.
+        min_neighbors: nearest samples that count as similar at least, from 1, which matters for small sets
+            (below 240 samples with the defaults). Default 12.
+        max_neighbors: neighbours that are candidates for a sample's group, from min_size - 1. Default 32.
+        merge_overlap: share of the smaller group from which two groups overlap highly, in (0, 1]. Default
+            0.5.
+        max_widening: how much wider than a group its union with the next sample or group may be, from 1: a
+            group stops growing at the first step, from min_size on, that multiplies its diameter by more,
+            and two groups stay apart whose union has a mean distance more than so many times that of the
+            tighter one. Default 2.0; np.inf leaves the paper's rules alone. Real features rarely come near
+            it: it keeps strangers out of tight clusters that are smaller than max_size.
+        scale: of the similarity, above 0. Default and paper: 1.0.
+        one_per_source: heed sources, if given. Default True; False ignores them.
+        method: of the neighbour search, "exact" (default) or "approximate".
+        backend: of the neighbour search, "auto" (default), "faiss" or "torch".
+        device: where all of it is computed. Default "cpu".
+        random_state: seed, from 0. Default 0. The same seed and input give the same labels.
+
+    Attributes:
+        labels_: (N,) int64, -1 for unassigned, else 0..num_classes_ - 1, numbered by each class's lowest
+            index.
+        flips_: (N,) bool, True where a sample stands in its class mirrored; all False without mirrored
+            features. At most half of a class is mirrored.
+        num_classes_: C. It is 0, and all labels are -1, if no group of min_size forms.
+        compactness_: (C,) float64, mean similarity over the pairs of each class.
+        radii_: (N,) float32, r_i.
+        max_size_: the size of groups that was used, below max_size where num_classes or mean_size asked for
+            it.
+        neighbors_: the Neighbors of step 1, to be passed on.
+
+    Raises:
+        TypeError, ValueError: by `fit` and `fit_predict`, for an option out of its range, fewer samples than
+            min_size, features that are not finite, arrays that do not match.
+        MemoryError: before the search, if the y-step cannot fit (see `pml_posets.memory`).
+
+    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.1;
+        sources and mirror images are in the authors' code only.
+
+    Differs from the paper: neighbourhoods hold at most max_neighbors; groups at most max_size; merging in
+        passes of many pairs at once; the text leaves open how overlapping groups come to one label a sample
+        (step 5), how the number and size of classes were set (step 6) and which of two constituents the
+        stopping rule means (here the tighter one: with the looser one it hardly ever holds groups apart that
+        overlap by half).
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> centres = rng.normal(size=(10, 1, 8))
+        >>> features = (centres + 0.01 * rng.normal(size=(10, 6, 8))).reshape(60, 8)
+        >>> labels = SurrogateGrouping(top_fraction=0.1).fit_predict(features)
+        >>> labels.reshape(10, 6)[2], len(set(labels))
+        (array([2, 2, 2, 2, 2, 2]), 10)
+    """
+
+    labels_: np.ndarray
+    flips_: np.ndarray
+    num_classes_: int
+    compactness_: np.ndarray
+    radii_: np.ndarray
+    max_size_: int
+    neighbors_: Neighbors
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        min_size: int = 3,
+        max_size: int = 16,
+        mean_size: float | None = None,
+        top_fraction: float = 0.05,
+        min_neighbors: int = 12,
+        max_neighbors: int = 32,
+        merge_overlap: float = 0.5,
+        max_widening: float = 2.0,
+        scale: float = 1.0,
+        one_per_source: bool = True,
+        method: Literal["exact", "approximate"] = "exact",
+        backend: Literal["auto", "faiss", "torch"] = "auto",
+        device: str | torch.device = "cpu",
+        random_state: int = 0,
+    ) -> None:
+        self.num_classes = num_classes
+        self.min_size = min_size
+        self.max_size = max_size
+        self.mean_size = mean_size
+        self.top_fraction = top_fraction
+        self.min_neighbors = min_neighbors
+        self.max_neighbors = max_neighbors
+        self.merge_overlap = merge_overlap
+        self.max_widening = max_widening
+        self.scale = scale
+        self.one_per_source = one_per_source
+        self.method = method
+        self.backend = backend
+        self.device = device
+        self.random_state = random_state
+
+    def fit_predict(
+        self,
+        features: ArrayLike,
+        sources: Any = None,
+        mirrored: ArrayLike | None = None,
+        neighbors: Neighbors | None = None,
+    ) -> np.ndarray:
+        """Group the samples; see the class.
+
+        Args:
+            features: (N, D) float32 array or tensor, in dataset order, N >= min_size.
+            sources: (N,) ints or strings, for example the video of each frame; None (default): no rule.
+            mirrored: (N, D) float32, features of the mirrored images; None (default): no mirroring.
+            neighbors: what `search(features, k, sources=..., mirrored=...)` found, if that is there already;
+                its k stands in for max_neighbors. None (default) searches.
+
+        Returns:
+            labels_, (N,) int64.
+        """
+        return self.fit(features, sources, mirrored, neighbors).labels_
+
+    def fit(
+        self,
+        features: ArrayLike,
+        sources: Any = None,
+        mirrored: ArrayLike | None = None,
+        neighbors: Neighbors | None = None,
+    ) -> SurrogateGrouping:
+        """As `fit_predict`, but returns the estimator."""
+        self._check()
+        table = as_features(features)
+        num_samples = len(table)
+        if num_samples < self.min_size:
+            raise ValueError(
+                f"features hold {num_samples} samples, fewer than a class of min_size={self.min_size}: "
+                "give more samples or lower min_size"
+            )
+        mirror = as_mirrored(mirrored, table)
+        codes = as_codes(sources if self.one_per_source else None, num_samples)
+        if neighbors is None and torch.device(self.device).type == "cpu":
+            require_memory(
+                *table.shape,
+                held=True,
+                num_neighbors=self.max_neighbors,
+                mirrored=mirror is not None,
+                method=self.method,
+                backend=self.backend,
+            )
+        if neighbors is None:
+            neighbors = search(
+                table,
+                min(self.max_neighbors, num_samples - 1),
+                mirrored=mirror,
+                sources=codes,
+                method=self.method,
+                backend=self.backend,
+                device=self.device,
+                seed=self.random_state,
+            )
+        else:
+            check_neighbors(neighbors, num_samples, mirror is not None)
+        self.neighbors_ = neighbors
+        space = Space.of(table, mirror, self.scale, self.device)
+        with torch.no_grad(), torch.autocast(space.table.device.type, enabled=False):
+            self.radii_ = self._radii(space, neighbors, codes)
+            grown = self._grow(space, neighbors, codes)
+            classes = self._steered(grown, space, codes)
+            classes = self._trim(self._most_compact(classes, space), space)
+            classes = classes.pick(np.argsort(classes.lowest, kind="stable")).upright()
+            self.compactness_ = classes.means(space)[0]
+        self.num_classes_ = len(classes.members)
+        self.labels_ = np.full(num_samples, -1, np.int64)
+        self.flips_ = np.zeros(num_samples, bool)
+        there = classes.members >= 0
+        self.labels_[classes.members[there]] = np.nonzero(there)[0]
+        self.flips_[classes.members[there]] = classes.flips[there]
+        return self
+
+    def _check(self) -> None:
+        as_count(self.min_size, "min_size", least=2)
+        as_count(self.max_size, "max_size", least=self.min_size)
+        as_count(self.min_neighbors, "min_neighbors")
+        as_count(self.max_neighbors, "max_neighbors", least=self.min_size - 1)
+        as_count(self.random_state, "random_state", least=0)
+        if self.num_classes is not None:
+            as_count(self.num_classes, "num_classes")
+        if not self.max_widening >= 1:
+            raise ValueError(f"max_widening must be at least 1, got {self.max_widening!r}")
+        for name, value in (("top_fraction", self.top_fraction), ("merge_overlap", self.merge_overlap)):
+            if not 0 < value <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+        if not 0 < self.scale < np.inf:
+            raise ValueError(f"scale must be a finite number above 0, got {self.scale!r}")
+        if self.mean_size is not None and not self.min_size <= self.mean_size <= self.max_size:
+            raise ValueError(
+                f"mean_size must lie between min_size={self.min_size} and max_size={self.max_size}, "
+                f"got {self.mean_size!r}"
+            )
+
+    def _radii(self, space: Space, neighbors: Neighbors, codes: np.ndarray | None) -> np.ndarray:
+        """(N,) float32, from the list of neighbours where that is long enough, else from a sample of all."""
+        num_samples, k = neighbors.indices.shape
+        counts = np.ones(num_samples, np.int64) if codes is None else np.bincount(codes)[codes]
+        available = num_samples - counts  # samples that may be neighbours
+        rank = np.ceil(self.top_fraction * available - 1e-9).astype(np.int64)
+        rank = np.minimum(np.maximum(rank, self.min_neighbors), available)
+        listed = np.minimum(rank, (neighbors.indices >= 0).sum(axis=1))  # 0: it has no neighbour
+        radii = neighbors.distances[np.arange(num_samples), np.maximum(listed, 1) - 1].copy()
+        radii[listed == 0] = 0
+        far = np.flatnonzero(rank > k)
+        if not far.size:
+            return radii
+        size = int(np.clip(np.ceil(16 / self.top_fraction), 1024, 8192))
+        chosen = np.arange(num_samples)
+        if size < num_samples:
+            rng = np.random.default_rng(self.random_state)
+            chosen = np.sort(rng.choice(num_samples, size, replace=False))
+        radii[far] = np.maximum(radii[far], quantile_distances(space, far, chosen, self.top_fraction, codes))
+        return radii
+
+    def _grow(self, space: Space, neighbors: Neighbors, codes: np.ndarray | None) -> Groups:
+        """A group of mutually similar samples around each sample, in the order in which it grew."""
+        num_samples, k = neighbors.indices.shape
+        place = space.table.device
+        members = np.full((num_samples, min(self.max_size, k + 1)), -1, np.int64)
+        flips = np.zeros(members.shape, bool)
+        members[:, 0] = np.arange(num_samples)
+        for block in blocks(num_samples, (k + 1) ** 2):
+            index = np.concatenate([members[block, :1], neighbors.indices[block]], axis=1)  # (b, k + 1)
+            flip = np.zeros(index.shape, bool)
+            if neighbors.flips is not None:
+                flip[:, 1:] = neighbors.flips[block]
+            reach = torch.from_numpy(self.radii_[np.maximum(index, 0)]).to(place)
+            limit = torch.minimum(reach[:, :, None], reach[:, None, :])
+            far = space.distances(index, flip).div_(limit.clamp_min_(torch.finfo(torch.float32).tiny))
+            outside = torch.from_numpy(index < 0).to(place)
+            source = None if codes is None else torch.from_numpy(codes[np.maximum(index, 0)]).to(place)
+            row = torch.arange(len(index), device=place)
+            farthest = far[:, 0].masked_fill(outside, torch.inf)  # (b, k + 1), each candidate to the group
+            farthest[:, 0] = torch.inf
+            diameter = torch.zeros(len(index), device=place)
+            for position in range(1, members.shape[1]):
+                nearest, pick = farthest.min(dim=1)
+                taken = nearest <= 1 + _ROUNDING
+                if position >= self.min_size and np.isfinite(self.max_widening):
+                    taken &= nearest <= self.max_widening * diameter
+                chosen = taken.cpu().numpy().nonzero()[0]
+                if not chosen.size:
+                    break
+                slot = pick.cpu().numpy()[chosen]
+                members[block][chosen, position] = index[chosen, slot]
+                flips[block][chosen, position] = flip[chosen, slot]
+                diameter = torch.maximum(diameter, nearest)
+                farthest = torch.maximum(farthest, far[row, pick])
+                farthest[row, pick] = torch.inf
+                farthest[~taken] = torch.inf
+                if source is not None:
+                    farthest.masked_fill_(source == source[row, pick][:, None], torch.inf)
+        return Groups(members, flips)
+
+    def _steered(self, grown: Groups, space: Space, codes: np.ndarray | None) -> Groups:
+        """Classes from groups of the size that comes nearest to what is asked for (step 6)."""
+
+        def made(size: int) -> tuple[Groups, Groups, np.ndarray]:
+            if size not in tried:
+                tried[size] = self._classes(grown, size, space, codes)
+            return tried[size]
+
+        def mean(size: int) -> float:
+            return float(made(size)[0].sizes.mean()) if len(made(size)[0].members) else 0.0
+
+        tried: dict[int, tuple[Groups, Groups, np.ndarray]] = {}
+        chosen = self.max_size
+        if self.mean_size is not None and mean(chosen) > self.mean_size:
+            low = math.ceil(self.mean_size)  # the smallest size whose classes are not too small
+            while low < chosen:
+                size = (low + chosen) // 2
+                low, chosen = (low, size) if mean(size) >= self.mean_size else (size + 1, chosen)
+        wanted = self.num_classes or 0
+        if len(made(chosen)[0].members) < wanted:
+            # The largest size that gives enough classes, or the one that gives most.
+            low, high = self.min_size, chosen - 1
+            while low <= high:
+                size = (low + high) // 2
+                enough = len(made(size)[0].members) >= wanted
+                low, high = (size + 1, high) if enough else (low, size - 1)
+            counts = {size: min(len(made(size)[0].members), wanted) for size in tried}
+            chosen = max(counts, key=lambda size: (counts[size], size))
+        self.max_size_ = chosen
+        classes, groups, score = made(chosen)
+        for least in range(self.min_size + 1, chosen + 1):
+            if self.mean_size is None or not len(classes.members) or classes.sizes.mean() >= self.mean_size:
+                break
+            larger = disjoint(groups, score, least)
+            if len(larger.members) < max(wanted, 1):
+                break
+            classes = larger
+        return classes
+
+    def _classes(
+        self, grown: Groups, size: int, space: Space, codes: np.ndarray | None
+    ) -> tuple[Groups, Groups, np.ndarray]:
+        """Disjoint classes from the groups grown, each cut off at the size; the merged groups; scores."""
+        groups = Groups(grown.members[:, :size], grown.flips[:, :size])
+        large = groups.sizes >= self.min_size
+        owner = np.where(large, np.cumsum(large) - 1, -1)
+        groups, owner = unique_groups(groups.pick(large), owner)
+        options = {"overlap": self.merge_overlap, "widening": self.max_widening}
+        groups = merge(groups, owner, space, max_size=size, codes=codes, **options)
+        score = groups.measure(space)[0]
+        return disjoint(groups, score, self.min_size), groups, score
+
+    def _most_compact(self, classes: Groups, space: Space) -> Groups:
+        if self.num_classes is None or len(classes.members) <= self.num_classes:
+            return classes
+        order = np.lexsort((classes.lowest, -classes.means(space)[0]))
+        return classes.pick(order[: self.num_classes])
+
+    def _trim(self, classes: Groups, space: Space) -> Groups:
+        """Drop the least similar members of all classes, none below min_size, down to the mean size."""
+        if self.mean_size is None or not len(classes.members):
+            return classes
+        sizes = classes.sizes
+        surplus = int(sizes.sum() - np.ceil(self.mean_size * len(sizes)))
+        if surplus <= 0:
+            return classes
+        there = classes.members >= 0
+        score = np.where(there, classes.measure(space)[0], np.inf)
+        order = np.argsort(score, axis=1, kind="stable")  # (C, S), least similar first
+        rank = np.argsort(order, axis=1, kind="stable")
+        loose = np.flatnonzero((there & (rank < (sizes - self.min_size)[:, None])).reshape(-1))
+        dropped = loose[np.argsort(score.reshape(-1)[loose], kind="stable")[:surplus]]
+        members, flips = classes.members.copy(), classes.flips.copy()
+        members.reshape(-1)[dropped], flips.reshape(-1)[dropped] = -1, False
+        return Groups(members, flips).packed()

@@ -1,0 +1,112 @@
+"""FeatureLoss: an embedding must tell given features of its image, by a linear map that is learned too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .._classes import ArrayLike, as_count, as_mirrored
+from .._medoids import check_batch, full_precision
+from ..neighbors.nearest import as_features
+from ..posets import Posets
+
+__all__ = ["FeatureLoss"]
+
+
+class FeatureLoss(nn.Module):
+    """Pulls a linear map of each normalised embedding towards given features of the sample, by their cosine.
+
+        L3(x_i) = 1 - cos( W phi(x_i) / |phi(x_i)| + b,  f_i )
+
+    with f the given features (HOG-LDA, say; wide ones are best brought down to a few hundred columns by
+    `pml_posets.features.principal_components`). Classes and posets pass on
+    the few nearest of the first similarities; this passes on all of them at once, for every sample, whether
+    assigned or not, and so gives a network from scratch a footing in a few hundred steps. What it cannot
+    teach is anything the features do not know.
+
+    It takes dataset indices in PML's labels channel, like everything with a method `bind`, and goes into
+    `JointTrainer` as it is, alone or in a `WeightedLosses`. W and b are learned: give an optimizer for
+    "metric_loss". PML's logging presets note every weight of a loss, and so all of W: use hooks of your own.
+
+    Args:
+        embedding_dim: D', the width of the embeddings.
+        features: (N, D) float32, in dataset order.
+        mirrored: (N, D) float32, those of the mirrored images; needed where posets with flips are bound.
+
+    Shapes: embeddings (B, D') floating point, indices (B,) integers -> a scalar, in [0, 2], of at least 32
+    bits whatever the autocast; without samples 0, with a gradient path.
+
+    Raises:
+        TypeError, ValueError: for features or embeddings that are not finite or do not match, indices out of
+            range, posets with flips without mirrored features.
+
+    Source: none, an addition.
+    Differs from the paper: the paper has no such term; there HOG-LDA only makes the first groups.
+
+    Example:
+        >>> import numpy as np
+        >>> features = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+        >>> loss = FeatureLoss(8, features)
+        >>> loss(torch.randn(5, 8), torch.arange(5)).ndim
+        0
+    """
+
+    def __init__(self, embedding_dim: int, features: ArrayLike, mirrored: ArrayLike | None = None) -> None:
+        super().__init__()
+        targets = as_features(features)
+        turned = as_mirrored(mirrored, targets)
+        # No buffers: the tables belong to the data and stay out of logs, state dicts and the device.
+        self._targets = torch.tensor(targets)  # (N, D), a copy: the caller's array may change
+        self._mirrored = None if turned is None else torch.tensor(turned)
+        self._flips: torch.Tensor | None = None
+        self.map = nn.Linear(as_count(embedding_dim, "embedding_dim"), targets.shape[1])
+
+    def bind(self, posets: Posets) -> None:
+        """Heed the flips of these posets: a mirrored sample must tell its mirrored features."""
+        if not isinstance(posets, Posets):
+            raise TypeError(f"FeatureLoss is bound to Posets, got {type(posets).__name__}")
+        if posets.num_samples != len(self._targets):
+            raise ValueError(
+                f"the posets have {posets.num_samples} samples, the features {len(self._targets)}: "
+                "do both belong to one dataset?"
+            )
+        flipped = bool(posets.flips.any())
+        if flipped and self._mirrored is None:
+            raise ValueError("the posets mirror some samples: give FeatureLoss the mirrored features too")
+        self._flips = torch.from_numpy(posets.flips) if flipped else None
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        indices: torch.Tensor,
+        indices_tuple: Any = None,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The mean over the batch; the tuple of a miner is of no use to it and passed over."""
+        check_batch(embeddings, indices, lowest=0)
+        if ref_emb is not None or ref_labels is not None:
+            raise ValueError("FeatureLoss looks at one sample at a time: it takes no ref_emb")
+        if embeddings.shape[1] != self.map.in_features:
+            raise ValueError(
+                f"embeddings must have {self.map.in_features} columns, the loss's embedding_dim, "
+                f"got {tuple(embeddings.shape)}"
+            )
+        if not len(embeddings):
+            return full_precision(embeddings, self.map.weight)[0].sum()
+        chosen, last = indices.detach().cpu().long(), len(self._targets) - 1
+        if int(chosen.max()) > last:
+            raise ValueError(
+                f"dataset indices must be in 0..{last}, got {int(chosen.max())}: "
+                "does the dataset yield (image, index)?"
+            )
+        targets = self._targets[chosen]  # (B, D)
+        if self._flips is not None and self._mirrored is not None:
+            targets = torch.where(self._flips[chosen][:, None], self._mirrored[chosen], targets)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            x, weight = full_precision(embeddings, self.map.weight)
+            told = F.linear(F.normalize(x), weight, self.map.bias.to(weight.dtype))  # (B, D)
+            return (1 - F.cosine_similarity(told, targets.to(told), dim=1)).mean()

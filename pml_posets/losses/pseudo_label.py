@@ -1,0 +1,296 @@
+"""The one thin adapter between dataset indices in PML's labels channel and losses and miners of class ids.
+
+PML's trainers pass one whole number a sample to losses and miners. Where that number is the sample's dataset
+index, everything known about the sample can be looked up: its surrogate class, and for losses of your own its
+features, its neighbours, its poset. Whatever has a method `bind(posets)` takes dataset indices itself and is
+told the posets of each round; what has none stands behind one of these two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+
+from .._medoids import check_option
+from ..posets import Posets
+
+__all__ = ["PseudoLabelLoss", "PseudoLabelMiner", "WeightedLosses"]
+
+Unassigned = Literal["drop", "keep", "own"]
+
+
+class HasPosets(Protocol):
+    """A store of posets that change, such as `PseudoLabelSampler`."""
+
+    @property
+    def posets(self) -> Posets:
+        """Those of the current round."""
+
+
+Store: TypeAlias = "Posets | HasPosets | None"
+
+
+class _Adapter(torch.nn.Module):
+    """Looks labels up; the posets are no buffer, so that they stay out of logs and state dicts."""
+
+    def __init__(self, inner: Any, posets: Store = None, unassigned: Unassigned = "drop") -> None:
+        super().__init__()
+        if not callable(inner) or isinstance(inner, type):
+            raise TypeError(f"inner must be a loss or miner (an instance), got {inner!r}")
+        if isinstance(inner, _Adapter) or (hasattr(inner, "bind") and getattr(inner, "posets", None)):
+            raise TypeError(
+                f"inner must take class ids, but this {type(inner).__name__} takes indices itself"
+            )
+        self.inner = inner
+        self.unassigned = check_option("unassigned", unassigned, Unassigned)
+        self.bind(posets)
+
+    def bind(self, posets: Store) -> None:
+        """Look labels up in these posets from now on.
+
+        Args:
+            posets: `Posets`, or a store that has the current ones as `.posets` (a `PseudoLabelSampler`).
+        """
+        self._store = posets
+
+    def class_ids(self, indices: torch.Tensor) -> torch.Tensor:
+        """(B,) dataset indices to (B,) int64 class ids on the CPU, -1 for unassigned ("own": C + index).
+
+        Raises:
+            RuntimeError: if nothing is bound.
+            TypeError: if the indices are no integers.
+            ValueError: if one is out of range.
+        """
+        posets = getattr(self._store, "posets", self._store)
+        if not isinstance(posets, Posets):
+            raise RuntimeError("no posets are bound: call bind(posets), or bind(sampler)")
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise TypeError(
+                f"the labels channel must carry dataset indices (integers), got {indices.dtype}: "
+                "wrap the dataset in pml_posets.data.datasets.IndexedDataset"
+            )
+        indices = indices.detach().cpu().long()  # looked up there: PML's loader gives them on the CPU anyway
+        if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= posets.num_samples):
+            raise ValueError(
+                f"dataset indices must be in 0..{posets.num_samples - 1}, got {int(indices.min())} to "
+                f"{int(indices.max())}: do the posets belong to this dataset, does it yield (image, index)?"
+            )
+        labels = torch.from_numpy(posets.labels)[indices]
+        if self.unassigned == "own":
+            labels = torch.where(labels < 0, posets.num_classes + indices, labels)
+        return labels
+
+    def extra_repr(self) -> str:
+        """What the module's repr says beside its parts."""
+        return f"unassigned={self.unassigned!r}"
+
+
+class PseudoLabelLoss(_Adapter):
+    """Any loss of class ids, given dataset indices: labels are looked up in the posets of the round.
+
+    Args:
+        inner: called with (embeddings or logits, class ids), and with the tuple of a miner and ref_emb,
+            ref_labels if there are any: a PML loss, or a classification loss such as CrossEntropyLoss.
+        posets: `Posets`, or a store with an attribute `posets` that changes, such as the sampler; None
+            (default): to be given by `bind`.
+        unassigned: what becomes of unassigned samples: "drop" (default): they are left out, and pairs or
+            triplets with them too; "keep": they have the label -1, for losses that know what it means
+            (`PosetLoss`) or see only the miner's tuple; "own": each is a class of its own with an id from C
+            up, for losses of pairs (not for those with a proxy or logit for each class).
+
+    Shapes: embeddings (B, D), indices (B,) integers; the loss is what `inner` returns. Without any sample
+    left it is 0, with a gradient path, never NaN.
+
+    Raises:
+        TypeError, ValueError: for indices that are no integers or out of range, unknown options.
+        RuntimeError: if nothing is bound when it is called.
+
+    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), Eq. 3 (the
+    indicator y_i != -1).
+    Differs from the paper: a mean over the assigned samples of the batch, not a sum over them divided by
+    all: lambda does not depend on how many are assigned.
+
+    Example:
+        >>> import numpy as np
+        >>> posets = Posets.build(np.float32([[0.0], [0.1], [5.0]]), [0, 0, -1])
+        >>> loss = PseudoLabelLoss(torch.nn.CrossEntropyLoss(), posets)
+        >>> loss(torch.zeros(2, 4), torch.tensor([1, 2])).item()  # sample 2 is left out
+        1.3862943649291992
+        >>> loss(torch.zeros(1, 4), torch.tensor([2])).item()
+        0.0
+    """
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        indices: torch.Tensor,
+        indices_tuple: Any = None,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The inner loss; `indices` and `ref_labels` are dataset indices."""
+        labels = self.class_ids(indices)
+        ref_classes = labels if ref_emb is None or ref_labels is None else self.class_ids(ref_labels)
+        if self.unassigned == "drop":
+            kept, ref_kept = labels >= 0, ref_classes >= 0
+            if indices_tuple is not None:
+                indices_tuple = _restrict(indices_tuple, kept, ref_kept)
+            embeddings, labels = _rows(embeddings, kept), labels[kept]
+            ref_classes = ref_classes[ref_kept]
+            ref_emb = None if ref_emb is None else _rows(ref_emb, ref_kept)
+        if not len(labels) or not len(ref_classes):
+            return embeddings[:0].sum()  # 0, with a gradient path
+        labels = labels.to(embeddings.device)
+        if ref_emb is not None:
+            return self.inner(embeddings, labels, indices_tuple, ref_emb, ref_classes.to(ref_emb.device))
+        if indices_tuple is not None:
+            return self.inner(embeddings, labels, indices_tuple)
+        return self.inner(embeddings, labels)
+
+
+class PseudoLabelMiner(_Adapter):
+    """Any PML miner of class ids, given dataset indices; its tuple points into the whole batch.
+
+    Args:
+        inner: a PML miner. `NearestMedoidMiner` takes indices itself once it is bound; put it in here only if
+            it is to use the medoids of the batch (with unassigned="keep").
+        posets: as in `PseudoLabelLoss`.
+        unassigned: "drop" (default): unassigned samples are in no pair; "keep": they have the label -1, for
+            miners that know what it means; "own": each is a class of its own.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `PseudoLabelLoss`.
+
+    Source: the paper has no miners. Differs from the paper: in nothing known.
+
+    Example:
+        >>> import numpy as np
+        >>> from pytorch_metric_learning.miners import MultiSimilarityMiner
+        >>> posets = Posets.build(np.float32([[0.0], [0.1], [5.0], [5.1], [9.0]]), [0, 0, 1, 1, -1])
+        >>> miner = PseudoLabelMiner(MultiSimilarityMiner(epsilon=9.0), posets)
+        >>> a1, p, a2, n = miner(torch.eye(3), torch.tensor([4, 0, 1]))
+        >>> a1.tolist(), p.tolist()
+        ([], [])
+        >>> a1, p, a2, n = miner(torch.eye(4), torch.tensor([4, 0, 1, 2]))
+        >>> sorted(set(a1.tolist()))
+        [1, 2]
+    """
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        indices: torch.Tensor,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
+    ) -> Any:
+        """What the inner miner finds; `indices` and `ref_labels` are dataset indices."""
+        labels = self.class_ids(indices)
+        ref_classes = labels if ref_emb is None or ref_labels is None else self.class_ids(ref_labels)
+        drop = self.unassigned == "drop"
+        kept, ref_kept = (classes >= 0 if drop else classes == classes for classes in (labels, ref_classes))
+        references: tuple[torch.Tensor, ...] = ()
+        if ref_emb is not None:
+            references = _rows(ref_emb, ref_kept), ref_classes[ref_kept].to(ref_emb.device)
+        mined = self.inner(_rows(embeddings, kept), labels[kept].to(embeddings.device), *references)
+        place, ref_place = (mask.nonzero().squeeze(1).to(embeddings.device) for mask in (kept, ref_kept))
+        if isinstance(mined, torch.Tensor):  # of a subset_batch_miner
+            return place[mined.to(place.device)]
+        sides = _SIDES[len(mined)]
+        return tuple((place, ref_place)[side][part] for side, part in zip(sides, mined, strict=True))
+
+    def __getattr__(self, name: str) -> Any:
+        # The inner miner's records (number of pairs, ...) are to be found here too, for record-keeper.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "inner" or name.startswith("__"):
+                raise
+            return getattr(self.inner, name)
+
+
+class WeightedLosses(torch.nn.Module):
+    """A weighted sum of losses that take dataset indices, as one loss: sum_k w_k L_k.
+
+    Args:
+        losses: modules with a method `bind` (`PseudoLabelLoss`, `FeatureLoss`), by name.
+        weights: a finite number from 0 for each name; a loss of weight 0 is left out. Default None: all 1.
+
+    Attributes:
+        values: name to the loss of the last call, a scalar, detached and unweighted, for logs.
+
+    Raises:
+        TypeError: for a loss without `bind`.
+        ValueError: for weights that do not go with the losses, or none above 0.
+
+    Source: Eq. 2 is such a sum; this one goes into a single place of a PML trainer.
+    Differs from the paper: in nothing known.
+
+    Example:
+        >>> import numpy as np
+        >>> from pml_posets.losses import FeatureLoss, PosetLoss
+        >>> features = np.float32([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [0.7, 0.7]])
+        >>> poset = PseudoLabelLoss(PosetLoss(sigma=0.5), unassigned="keep")
+        >>> parts = {"poset": poset, "feature": FeatureLoss(2, features)}
+        >>> both = WeightedLosses(parts, {"poset": 1.0, "feature": 3.0})
+        >>> both.bind(Posets.build(features, [0, 0, 1, -1]))
+        >>> both(torch.from_numpy(features), torch.arange(4)).item() > 0
+        True
+    """
+
+    def __init__(
+        self, losses: Mapping[str, torch.nn.Module], weights: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__()
+        weights = {name: 1.0 for name in losses} if weights is None else dict(weights)
+        if sorted(weights) != sorted(losses) or not all(0 <= w < math.inf for w in weights.values()):
+            raise ValueError(
+                "weights must be finite numbers from 0 with the names of the losses, "
+                f"{sorted(losses)}, got {weights}"
+            )
+        if not any(weights.values()):
+            raise ValueError("there is no loss with a weight above 0: give at least one")
+        for name, loss in losses.items():
+            if not hasattr(loss, "bind"):
+                raise TypeError(f"the loss {name} takes no dataset indices: put it into PseudoLabelLoss")
+        self.weights = {name: float(weight) for name, weight in weights.items() if weight}
+        self.losses = torch.nn.ModuleDict({name: losses[name] for name in self.weights})
+        self.values: dict[str, torch.Tensor] = {}
+
+    def bind(self, posets: Posets) -> None:
+        """Bind every loss."""
+        for loss in self.losses.values():
+            loss.bind(posets)  # type: ignore[operator]
+
+    def forward(self, embeddings: torch.Tensor, indices: torch.Tensor, *rest: Any) -> torch.Tensor:
+        """The sum for (B, D) embeddings and (B,) dataset indices; the rest goes to every loss."""
+        found = {name: loss(embeddings, indices, *rest) for name, loss in self.losses.items()}
+        self.values = {name: value.detach() for name, value in found.items()}
+        return torch.stack([self.weights[name] * value for name, value in found.items()]).sum()
+
+
+_SIDES = {
+    3: (0, 1, 1),
+    4: (0, 1, 0, 1),
+}  # which parts of a tuple point into embeddings (0), which into ref_emb
+
+
+def _rows(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The rows of x, on any device, that a mask on the CPU keeps."""
+    return x if bool(kept.all()) else x[kept.nonzero().squeeze(1).to(x.device)]
+
+
+def _restrict(mined: Any, kept: torch.Tensor, ref_kept: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A tuple of pairs or triplets without the samples not kept, pointing into those that are."""
+    if len(mined) not in _SIDES:
+        raise ValueError(f"indices_tuple must have 3 or 4 parts, got {len(mined)}")
+    device = mined[0].device
+    masks = [(kept, ref_kept)[side].to(device) for side in _SIDES[len(mined)]]
+    parts = list(mined)
+    for group in [(0, 1, 2)] if len(mined) == 3 else [(0, 1), (2, 3)]:
+        whole = torch.stack([masks[i][parts[i]] for i in group]).all(dim=0)
+        for i in group:
+            parts[i] = (masks[i].cumsum(0) - 1)[parts[i][whole]]
+    return tuple(parts)

@@ -1,0 +1,198 @@
+"""The auxiliary rotation loss of UDML-SS: a network must tell by how much an image was turned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .._classes import as_count
+from ._networks import at_least_float32, check_images, pooled_features
+
+__all__ = ["RotationHead", "RotationObjective", "rotate_images", "rotation_cross_entropy"]
+
+_ANGLES = 4  # 0, 90, 180, 270 degrees
+
+
+def rotate_images(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images at 0, 90, 180 and 270 degrees, counter-clockwise, and by how much each was turned.
+
+    No pixel is interpolated: maps are turned by exchanging their axes.
+
+    Args:
+        images: (B, C, S, S), square, any dtype.
+
+    Returns:
+        (4B, C, S, S), all at 0 degrees first, then all at 90, ...; and (4B,) int64, the angle / 90 degrees.
+
+    Raises:
+        TypeError: for something that is no tensor.
+        ValueError: for images that are not square: at 90 degrees they would have another shape.
+
+    Source: "Unsupervised Deep Metric Learning via Auxiliary Rotation Loss" (2019).
+    Differs from the paper: in nothing known.
+
+    Example:
+        >>> turned, angles = rotate_images(torch.tensor([[[[1, 2], [3, 4]]]]))
+        >>> turned[:, 0].tolist()
+        [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]]]
+        >>> angles.tolist()
+        [0, 1, 2, 3]
+    """
+    check_images(images)
+    if images.shape[2] != images.shape[3]:
+        raise ValueError(
+            f"images must be square to be turned by 90 degrees, got {images.shape[2]} x {images.shape[3]} "
+            "pixels: crop or resize them"
+        )
+    turned = torch.cat([images.rot90(k, dims=(2, 3)) for k in range(_ANGLES)])  # (4B, C, S, S)
+    angles = torch.arange(_ANGLES, device=images.device).repeat_interleave(len(images))  # (4B,)
+    return turned, angles
+
+
+def rotation_cross_entropy(logits: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """The mean cross-entropy of the angles.
+
+        L_rot = -1/N sum_i log softmax(logits_i)[angle_i]
+
+    Args:
+        logits: (N, 4) floating point; half precision and autocast are computed in float32.
+        angles: (N,) integers in 0..3, the angle / 90 degrees.
+
+    Returns:
+        A scalar of at least 32 bits; without rows 0, with a gradient path.
+
+    Raises:
+        TypeError, ValueError: for other shapes or kinds, or angles out of range.
+
+    Source: "Unsupervised Deep Metric Learning via Auxiliary Rotation Loss" (2019).
+    Differs from the paper: in nothing known.
+
+    Example:
+        >>> round(rotation_cross_entropy(torch.zeros(8, 4), torch.arange(8) % 4).item(), 4)  # log 4
+        1.3863
+    """
+    if logits.ndim != 2 or logits.shape[1] != _ANGLES or not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be floating point of shape (N, {_ANGLES}), one column an angle, got {logits.dtype} "
+            f"{tuple(logits.shape)}"
+        )
+    if angles.is_floating_point() or angles.is_complex():
+        raise TypeError(f"angles must be integers in 0..{_ANGLES - 1}, got {angles.dtype}")
+    if angles.shape != (len(logits),):
+        raise ValueError(f"angles must have shape ({len(logits)},), got {tuple(angles.shape)}")
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = at_least_float32(logits)
+        if not len(logits):
+            return logits.sum()
+        low, high = (int(value) for value in torch.aminmax(angles))
+        if low < 0 or high >= _ANGLES:
+            raise ValueError(
+                f"angles must be in 0..{_ANGLES - 1} (in units of 90 degrees), got {low} to {high}"
+            )
+        return F.cross_entropy(logits, angles.long())
+
+
+class RotationHead(nn.Module):
+    """Linear, ReLU, Linear: pooled features to the logits of the four angles.
+
+    Args:
+        in_dim: D, the width of the trunk's pooled features (1024 in the paper's GoogLeNet).
+        hidden_dim: width of the hidden layer. Default 512, the published value.
+
+    Shapes: (N, D) -> (N, 4).
+
+    Raises:
+        TypeError, ValueError: for a width that is no count, or features of another width.
+
+    Source: "Unsupervised Deep Metric Learning via Auxiliary Rotation Loss" (2019).
+    Differs from the paper: the published code has a ReLU behind the logits too, which keeps them from falling
+    below 0; there is none here.
+
+    Example:
+        >>> RotationHead(16)(torch.zeros(8, 16)).shape
+        torch.Size([8, 4])
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int = 512) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(as_count(in_dim, "in_dim"), as_count(hidden_dim, "hidden_dim"))
+        self.logits = nn.Linear(hidden_dim, _ANGLES)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, D) pooled features to (N, 4) logits."""
+        if features.ndim != 2 or features.shape[1] != self.hidden.in_features:
+            raise ValueError(
+                f"features must have shape (N, {self.hidden.in_features}), the head's in_dim, "
+                f"got {tuple(features.shape)}"
+            )
+        return self.logits(F.relu(self.hidden(features)))
+
+
+class RotationObjective(nn.Module):
+    """The rotation loss of a trunk on some images of the batch, by a forward pass of its own.
+
+    The first `num_images` images are taken at four angles, then transformed (and augmented by the trunk, if
+    it does that), and the head must tell the angles from the trunk's pooled features. The loss is unweighted:
+    the paper adds it to its metric loss with the weight eta = 0.1.
+
+    Called as objective(images, indices, models) with images (B, C, S, S), square, and models {"trunk": ...};
+    the embedder is not used and gets no gradient. Returns a scalar of at least 32 bits; without images 0,
+    with a gradient path to the head.
+
+    Args:
+        head: (N, D) to (N, 4) logits, `RotationHead`; its weights are the objective's parameters.
+        num_images: how many images are taken, all if there are fewer. Default 16, the published value (64
+            turned images).
+        transform: applied to the turned images (4n, C, S, S), such as a random crop. Default None: none.
+        pool: the trunk's output to (4n, D). Default: mean over the map of a 4-D output.
+
+    Raises:
+        TypeError, ValueError: for images that are not square, shapes that do not match, a head that is none.
+
+    Source: "Unsupervised Deep Metric Learning via Auxiliary Rotation Loss" (2019).
+    Differs from the paper: crop and augmentation are drawn anew for each of the four angles of an image
+    (whether theirs are is not known).
+
+    Example:
+        >>> trunk = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> objective = RotationObjective(RotationHead(8), num_images=2)
+        >>> loss = objective(torch.rand(6, 3, 12, 12), torch.arange(6), {"trunk": trunk})
+        >>> loss.backward()
+        >>> loss.ndim
+        0
+    """
+
+    def __init__(
+        self,
+        head: nn.Module,
+        num_images: int = 16,
+        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        pool: Callable[[torch.Tensor], torch.Tensor] = pooled_features,
+    ) -> None:
+        super().__init__()
+        if not isinstance(head, nn.Module):
+            raise TypeError(f"head must be a torch.nn.Module, got {type(head).__name__}: use RotationHead(D)")
+        self.head = head
+        self.num_images = as_count(num_images, "num_images")
+        self.transform = transform
+        self.pool = pool
+
+    def forward(self, images: torch.Tensor, indices: torch.Tensor, models: Mapping[str, Any]) -> torch.Tensor:
+        """The loss of the first images of the batch; the indices are not looked at."""
+        check_images(images, indices, models)
+        turned, angles = rotate_images(images[: self.num_images])  # (4n, C, S, S), (4n,)
+        if not len(turned):
+            nothing = torch.zeros((), device=images.device)
+            return sum((p.flatten()[:0].sum().float() for p in self.head.parameters()), nothing)
+        if self.transform is not None:
+            turned = self.transform(turned)
+        features = self.pool(models["trunk"](turned))  # (4n, D)
+        return rotation_cross_entropy(self.head(features), angles)
+
+    def extra_repr(self) -> str:
+        """What the module's repr says beside its parts."""
+        return f"num_images={self.num_images}"

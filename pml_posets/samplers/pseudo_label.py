@@ -1,0 +1,322 @@
+"""The sampler that makes surrogate classes and serves batches of them and of unassigned samples."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler
+
+from .._classes import as_count, as_labels, as_mirrored, relabel
+from .._random import derive_seeds, preserved_randomness, seed_everything
+from ..neighbors.nearest import as_features
+from ..posets import ArrayLike, Posets
+from ._batches import PosetBatches
+
+__all__ = ["GivenLabels", "PseudoLabelProvider", "PseudoLabelSampler"]
+
+
+class PseudoLabelProvider(Protocol):
+    """Anything that groups features: `SurrogateGrouping`, a scikit-learn clusterer, your own.
+
+    `fit_predict` may also take any of the keywords `sources` (N,), `mirrored` (N, D) and `labels` (N,), those
+    of the round before for a warm start; it is given those that its signature names. If the provider then
+    has an attribute `flips_`, (N,) bool, these are the samples that stand in their class mirrored.
+    """
+
+    def fit_predict(self, features: np.ndarray) -> Any:
+        """(N, D) float32 to (N,) integer labels, -1 for unassigned."""
+
+
+class GivenLabels:
+    """A provider that returns labels you have: true ones as a ceiling, or groups made elsewhere.
+
+    Args:
+        labels: (N,) integers from -1.
+
+    Example:
+        >>> GivenLabels([5, -1, 5]).fit_predict(np.zeros((3, 2), np.float32))
+        array([ 0, -1,  0])
+    """
+
+    def __init__(self, labels: Any) -> None:
+        self.labels = relabel(labels)
+
+    def fit_predict(self, features: np.ndarray) -> np.ndarray:
+        """The labels, if there is one for each of the N samples."""
+        return as_labels(self.labels, len(features))
+
+
+class PseudoLabelSampler(BatchSampler):
+    """Groups features into surrogate classes and draws batches of unassigned samples and classes.
+
+    A batch of B indices is drawn like this. A few unassigned samples are drawn at random, and the classes
+    whose posets hold them (their Z nearest) become the batch's home classes: its medoid and random other
+    members, `samples_per_class` together. More unassigned samples from the posets of the home classes join
+    them, those first that have all Z nearest classes there; where one of these is not at home, its medoid
+    comes along alone. What always holds:
+
+    - every batch has exactly `batch_size` indices;
+    - with an unassigned sample come the medoids of all its Z nearest classes;
+    - with any member of a class comes its medoid;
+    - unassigned samples and the medoids that come along for them alone take at most `unassigned_fraction` of
+      the batch. What they leave free goes to further classes, then to further members;
+    - a sample stands in a batch twice only if the classes have too few members in all to fill it. They are
+      then repeated evenly (augmentation tells them apart). Unassigned samples never are.
+
+    With `views` above 1 all this holds of the batch_size / views samples that are drawn; these then stand in
+    the batch one view after another.
+
+    Without unassigned samples the home classes are drawn at random. Classes in no poset are drawn as often as
+    their number demands. Without any class a batch is a random set of samples.
+
+    An epoch has `num_batches` batches, by default N // batch_size. Batches are drawn independently: in an
+    epoch some samples come more often than others, over epochs unassigned samples even out. Batch b is a
+    function of (seed, round, epoch, b) alone; each pass over the sampler is the next epoch.
+
+    Args:
+        features: (N, D) float32, in dataset order, for the first grouping. It is made when labels, posets or
+            batches are first asked for.
+        batch_size: B, at most N. Default 128.
+        num_nearest: Z, how many nearest classes an unassigned sample has. Default 2; the paper has Z >= 2.
+        samples_per_class: members of a home class in a batch, its medoid included. Default 4.
+        views: how often each drawn sample stands in a batch, each time augmented anew. Default 1.
+        unassigned_fraction: largest part of a batch for unassigned samples, 0..1. Default 0.5; 0: none.
+        random_fraction: part of a batch that is drawn from all samples alike, 0..1, the rules above being for
+            the rest. Default 0. The samples of one poset resemble each other, and a batch of few posets shows
+            little of the data: a loss of single samples, and batch norm, gain by others among them.
+        grouping: a `PseudoLabelProvider`. Default: `SurrogateGrouping()`.
+        assignment: refines the labels (`RelaxedAssignment`, Eq. 5). Default None: the grouping's labels stay.
+        warm_start: from the second round on, True (default, the paper's): `assignment` starts from the labels
+            of the round before, and the grouping is not called again; False: every round groups anew, then
+            refines. Without an assignment every round groups anew.
+        sources: (N,) source of each sample, passed on to the grouping and heeded by the posets. Default None.
+        mirrored: (N, D) float32, features of the mirrored images. Default None.
+        num_batches: batches in an epoch. Default: N // batch_size.
+        seed: from 0. Default 0.
+
+    Attributes:
+        epoch: number of the next pass, from 0.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range or that do not match each other, or fewer samples
+            than a batch.
+
+    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.3.
+    Differs from the paper: the paper does not say how many samples of a retrieved class are drawn, nor how a
+    batch is filled. Only the first few unassigned samples are drawn uniformly; the others are drawn from the
+    posets of the same classes, so that a batch holds several samples of each poset to be ordered.
+
+    Example:
+        >>> features = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+        >>> groups = GivenLabels([0, 1, 2, -1, -1] * 12)
+        >>> sampler = PseudoLabelSampler(features, batch_size=16, grouping=groups)
+        >>> batch = next(iter(sampler))
+        >>> len(sampler), len(batch), sampler.posets.num_classes
+        (3, 16, 3)
+    """
+
+    def __init__(
+        self,
+        features: ArrayLike,
+        batch_size: int = 128,
+        *,
+        num_nearest: int = 2,
+        samples_per_class: int = 4,
+        unassigned_fraction: float = 0.5,
+        random_fraction: float = 0.0,
+        views: int = 1,
+        grouping: PseudoLabelProvider | None = None,
+        assignment: Any = None,
+        warm_start: bool = True,
+        sources: Any = None,
+        mirrored: ArrayLike | None = None,
+        num_batches: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        features = as_features(features)
+        self.num_samples = len(features)
+        self.batch_size = as_count(batch_size, "batch_size")
+        self.drop_last = True  # batches are exact; part of what a BatchSampler has
+        self.num_nearest = as_count(num_nearest, "num_nearest")
+        self.samples_per_class = as_count(samples_per_class, "samples_per_class")
+        self.unassigned_fraction = float(unassigned_fraction)
+        self.random_fraction = float(random_fraction)
+        self.views = as_count(views, "views")
+        self.grouping = grouping if grouping is not None else _default_grouping()
+        self.assignment = assignment
+        self.warm_start = warm_start
+        self.sources = None if sources is None else np.asarray(sources)
+        self.seed = as_count(seed, "seed", least=0)
+        self.epoch = 0
+        self.uses_mirrored = mirrored is not None
+        if self.batch_size > self.num_samples * self.views:
+            raise ValueError(
+                f"a batch must not be larger than the dataset, got batch_size={self.batch_size} for "
+                f"{self.num_samples} samples: lower batch_size"
+            )
+        if self.batch_size % self.views:
+            raise ValueError(f"batch_size must be a multiple of views={views}, got {batch_size}")
+        for name in ("unassigned_fraction", "random_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
+        if self.sources is not None and self.sources.shape != (self.num_samples,):
+            raise ValueError(
+                f"sources must have shape ({self.num_samples},) to match the features, "
+                f"got {self.sources.shape}"
+            )
+        for what, part in (("grouping", self.grouping), ("assignment", assignment)):
+            if part is None:
+                continue
+            if isinstance(part, type):
+                raise TypeError(f"{what} must be an instance, got the class: write {part.__name__}(...)")
+            if not callable(getattr(part, "fit_predict", None)):
+                raise TypeError(f"{what} must have a method fit_predict, got {type(part).__name__}")
+        default = max(1, self.num_samples // self.batch_size)
+        self.num_batches = default if num_batches is None else as_count(num_batches, "num_batches")
+        self._waiting: Any = (features, as_mirrored(mirrored, features))
+        self._posets: Posets | None = None
+
+    @property
+    def is_grouped(self) -> bool:
+        """True once the first grouping has been made."""
+        return self._posets is not None
+
+    @property
+    def posets(self) -> Posets:
+        """Classes, medoids and nearest classes of the current round."""
+        return self.regroup(*self._waiting) if self._posets is None else self._posets
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64, surrogate class of each sample, -1 unassigned."""
+        return self.posets.labels
+
+    @property
+    def medoids(self) -> np.ndarray:
+        """(C,) int64, dataset index of the medoid of each class."""
+        return self.posets.medoids
+
+    def regroup(self, features: ArrayLike, mirrored: ArrayLike | None = None) -> Posets:
+        """The y-step: new labels, medoids and posets from new features of the same samples.
+
+        The first grouping is round 0; every call begins the next round. Passes already under way go on with
+        the old groups. If anything fails, the old groups stay.
+
+        Args:
+            features: (N, D) float32, in dataset order; D may differ from the round before.
+            mirrored: (N, D) float32, features of the mirrored images. Default None.
+
+        Returns:
+            The new posets, also kept as `posets`.
+
+        Raises:
+            TypeError, ValueError: for features that do not match the dataset or labels that are none.
+        """
+        features = as_features(features)
+        if len(features) != self.num_samples:
+            raise ValueError(
+                f"features must have {self.num_samples} rows, one a sample, got {len(features)}: "
+                "were they extracted from another dataset?"
+            )
+        mirrored = as_mirrored(mirrored, features)
+        round_ = 0 if self._posets is None else self._posets.round + 1
+        with preserved_randomness(accelerators=False):
+            # Providers without a seed of their own draw from the global generators.
+            seed_everything(derive_seeds(self.seed, round_)[0], accelerators=False)
+            labels, flips = self._group(features, mirrored)
+            posets = Posets.build(
+                features,
+                labels,
+                self.num_nearest,
+                mirrored=mirrored,
+                flips=flips,
+                sources=self.sources,
+                round=round_,
+            )
+        if self.views == 1 and posets.num_classes == self.num_samples:
+            raise ValueError(
+                f"each of the {self.num_samples} samples is a class of its own, so nothing is alike: form "
+                "fewer classes (fewer clusters), or draw two views of each image (views=2)"
+            )
+        self._posets, self._waiting = posets, None
+        return posets
+
+    def _group(self, features: np.ndarray, mirrored: np.ndarray | None) -> tuple[np.ndarray, Any]:
+        last = self._posets
+        options: dict[str, Any]
+        flips: Any
+        if last is not None and self.assignment is not None and self.warm_start:
+            labels, flips = last.labels, last.flips
+        else:
+            options = {"sources": self.sources, "mirrored": mirrored}
+            if last is not None:
+                options["labels"] = last.labels
+            found = _call(self.grouping.fit_predict, features, options)
+            labels = relabel(as_labels(found, self.num_samples, "the grouping's labels", contiguous=False))
+            flips = getattr(self.grouping, "flips_", None)
+        flips = flips if mirrored is not None else None
+        if self.assignment is not None:
+            options = {"labels": labels, "mirrored": mirrored, "flips": flips, "sources": self.sources}
+            found = _call(self.assignment.fit_predict, features, options)
+            labels = relabel(as_labels(found, self.num_samples, "the assignment's labels", contiguous=False))
+            flips = flips if mirrored is None else getattr(self.assignment, "flips_", flips)
+        return labels, flips
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        posets, epoch = self.posets, self.epoch
+        size = self.batch_size // self.views
+        batches = PosetBatches(
+            posets, size, self.samples_per_class, self.unassigned_fraction, self.random_fraction
+        )
+        self.epoch += 1
+        for b in range(self.num_batches):
+            drawn = batches.draw(np.random.default_rng([self.seed, posets.round, epoch, b]))
+            yield drawn.tolist() * self.views
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be this epoch, from 0."""
+        self.epoch = as_count(epoch, "epoch", least=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a new sampler with the same arguments needs to go on: the posets and the next epoch."""
+        arrays = self.posets.to_arrays()
+        return {"epoch": self.epoch, "posets": {name: torch.tensor(a) for name, a in arrays.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a state back; the first grouping is not made if it has not been yet.
+
+        Raises:
+            ValueError: if the state is incomplete or belongs to another number of samples or Z.
+        """
+        try:
+            epoch, arrays = state["epoch"], {name: a.numpy() for name, a in state["posets"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no state of a PseudoLabelSampler ({error})") from error
+        posets = Posets.from_arrays(arrays)
+        found = posets.num_samples, posets.num_nearest
+        if found != (self.num_samples, self.num_nearest):
+            raise ValueError(
+                f"the state belongs to {found[0]} samples with {found[1]} nearest classes, this sampler has "
+                f"{self.num_samples} with {self.num_nearest}"
+            )
+        self.set_epoch(epoch)
+        self._posets, self._waiting = posets, None
+
+
+def _call(function: Callable[..., Any], features: np.ndarray, options: dict[str, Any]) -> Any:
+    """Call with those options that the signature names and that are there."""
+    named = inspect.signature(function).parameters
+    return function(features, **{k: v for k, v in options.items() if v is not None and k in named})
+
+
+def _default_grouping() -> PseudoLabelProvider:
+    from ..grouping.surrogate import SurrogateGrouping
+
+    return SurrogateGrouping()

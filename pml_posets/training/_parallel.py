@@ -1,0 +1,250 @@
+"""Rounds on several ranks: each takes its part of every joint batch, and all compute its loss alike.
+
+A rank runs the network on its part; the embeddings of all ranks are put together, with gradients, in the
+order of the joint batch. From there on every rank does what one process would: the miner, every PML loss, a
+memory, the classifier see the whole batch and all its representatives. The gradients of all weights are then
+averaged over the ranks (see `gather_with_gradient`), which makes them those of one process.
+
+What differs from one process: batch norm takes the statistics of a rank's part (on GPUs
+`torch.nn.SyncBatchNorm.convert_sync_batchnorm` takes the joint ones); its running means are those of rank 0
+from every checkpoint and y-step on; dropout in trunk and embedder is drawn by rank. Augmentation is the same,
+except where a dataset augments a whole batch at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_metric_learning.trainers import MetricLossOnly
+
+from .._random import derive_seeds, seed_everything
+from ..distributed.process_group import (
+    all_gather_equal,
+    all_gather_objects,
+    broadcast_object,
+    broadcast_tensors,
+    is_main,
+    rank,
+    total,
+    world_size,
+)
+from ..distributed.sharing import from_main, shared_work
+from ..posets import Posets
+
+__all__ = [
+    "check_parts",
+    "own_positions",
+    "same_groups",
+    "same_weights",
+    "shared_groups",
+    "trainer_over_ranks",
+]
+
+
+def own_positions(
+    batch_size: int, views: int = 1, number: int | None = None, ranks: int | None = None
+) -> np.ndarray:
+    """Where the part of a rank stands in the joint batch: the same share of each of its views.
+
+    Args:
+        batch_size: B, of the joint batch: `views` times B / views samples, one view after another.
+        views: Default 1.
+        number: whose part. Default: that of this rank.
+        ranks: into how many. Default: the world size.
+
+    Returns:
+        (B / ranks,) int64, ascending.
+
+    Raises:
+        ValueError: if the batch cannot be split evenly.
+
+    Example:
+        >>> own_positions(8, 2, 0, 2).tolist(), own_positions(8, 2, 1, 2).tolist()
+        ([0, 1, 4, 5], [2, 3, 6, 7])
+    """
+    number, ranks = rank() if number is None else number, world_size() if ranks is None else ranks
+    if batch_size % (views * ranks):
+        what = "the number of ranks" if views == 1 else f"the number of ranks times {views} views"
+        raise ValueError(
+            f"the batches are split evenly over the ranks: batch_size must be a multiple of {what}, "
+            f"{views * ranks}, got {batch_size}"
+        )
+    places = np.arange(batch_size).reshape(views, ranks, -1)
+    return places[:, number].reshape(-1)
+
+
+def check_parts(sampler: Any, trainer_class: type[Any], mining_funcs: Iterable[str], objectives: Any) -> None:
+    """See that a run can be done by several ranks, if there are several.
+
+    Raises:
+        TypeError: for a trainer class that computes embeddings its own way.
+        ValueError: for batches that cannot be split; for a subset_batch_miner or objectives, which see the
+            part of one rank alone.
+    """
+    if world_size() == 1:
+        return
+    own_positions(sampler.batch_size, getattr(sampler, "views", 1))
+    if not issubclass(trainer_class, MetricLossOnly):
+        raise TypeError(
+            f"several ranks need MetricLossOnly or a subclass of it, got {trainer_class.__name__}"
+        )
+    if "subset_batch_miner" in mining_funcs:
+        raise ValueError(
+            "a subset_batch_miner picks from the part of one rank: use a tuple_miner, or one rank"
+        )
+    if objectives:
+        raise ValueError(
+            f"objectives run the networks themselves and would see the part of one rank alone: {objectives} "
+            "need one process"
+        )
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.rows = len(x)
+        return all_gather_equal(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        start = rank() * ctx.rows
+        return grad[start : start + ctx.rows] * world_size()
+
+
+def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks, for a loss that every rank computes of all of them alike.
+
+    The gradient of this rank's rows is that of the loss, times the world size. So the mean over the ranks of
+    the gradients of weights, `average_gradients`, is the gradient of the loss of the joint batch, both for
+    the weights before this function (each rank knows its part) and for those after it (each knows all).
+
+    Args:
+        x: (n, ...), floating point with gradients, or integers; n must be the same on all ranks.
+
+    Returns:
+        (n x world size, ...); with one process x itself.
+
+    Raises:
+        RankError: if another rank has failed.
+
+    Source: the paper has one process. Differs from the paper: in nothing known.
+
+    Example:
+        >>> x = torch.ones(2, 3, requires_grad=True)
+        >>> gather_with_gradient(x) is x
+        True
+    """
+    if world_size() == 1:
+        return x
+    return _Gather.apply(x) if x.requires_grad else all_gather_equal(x)
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace the gradients of weights by their mean over the ranks; where a rank has none, it counts as 0.
+
+    Args:
+        parameters: the same in the same order on every rank; those listed twice count once.
+
+    Raises:
+        RankError: if another rank has failed.
+    """
+    if world_size() == 1:
+        return
+    buckets: dict[Any, list[torch.nn.Parameter]] = {}
+    for parameter in dict.fromkeys(parameters):
+        if parameter.requires_grad:
+            kind = torch.promote_types(parameter.dtype, torch.float32)
+            buckets.setdefault((kind, parameter.device), []).append(parameter)
+    for (kind, device), weights in buckets.items():
+        there = torch.tensor([w.grad is not None for w in weights], device=device).to(kind)
+        grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        flat = torch.cat([there, *(grad.reshape(-1).to(kind) for grad in grads)])
+        flat = total(flat)
+        means = (flat[len(weights) :] / world_size()).split([w.numel() for w in weights])
+        for i, (weight, mean) in enumerate(zip(weights, means, strict=True)):
+            if weight.grad is None:
+                if not flat[i]:  # no rank has one
+                    continue
+                weight.grad = torch.empty_like(weight)
+            weight.grad.copy_(mean.reshape(weight.shape))
+
+
+class _OverRanks:
+    """What is put before a PML trainer class."""
+
+    def calculate_loss(self, curr_batch: Any) -> None:
+        """The loss of the joint batch, of which `curr_batch` is this rank's part."""
+        images, indices = curr_batch
+        super().calculate_loss((images, self._joint(torch.as_tensor(indices))))  # type: ignore[misc]
+
+    def compute_embeddings(self, data: Any) -> torch.Tensor:
+        """(B, D) of the joint batch."""
+        seed = torch.initial_seed()  # of the step, the same on all ranks
+        if rank():
+            seed_everything(derive_seeds(seed % 2**63, rank())[0])
+        embeddings = super().compute_embeddings(data)  # type: ignore[misc]
+        seed_everything(seed)  # what comes after is drawn alike
+        return self._joint(embeddings)
+
+    def _joint(self, part: torch.Tensor) -> torch.Tensor:
+        joint = gather_with_gradient(part)
+        views = getattr(self.joint.sampler, "views", 1)  # type: ignore[attr-defined]
+        if views == 1:
+            return joint
+        order = np.concatenate([own_positions(len(joint), views, r) for r in range(world_size())])
+        return joint[torch.from_numpy(np.argsort(order)).to(joint.device)]
+
+    def backward(self) -> None:
+        """Gradients of one process with the joint batch."""
+        super().backward()  # type: ignore[misc]
+        parts: Mapping[str, torch.nn.Module] = {**self.models, **self.loss_funcs}  # type: ignore[attr-defined]
+        average_gradients(weight for part in parts.values() for weight in part.parameters())
+
+
+def trainer_over_ranks(trainer_class: type[Any]) -> type[Any]:
+    """A PML trainer class whose losses are those of the joint batch of all ranks.
+
+    Args:
+        trainer_class: MetricLossOnly or a subclass that computes embeddings by `compute_embeddings`.
+
+    Returns:
+        A subclass of the same name; with one process the class itself.
+
+    Example:
+        >>> trainer_over_ranks(MetricLossOnly) is MetricLossOnly
+        True
+    """
+    if world_size() == 1:
+        return trainer_class
+    return type(trainer_class.__name__, (_OverRanks, trainer_class), {})
+
+
+def same_weights(modules: Iterable[torch.nn.Module]) -> None:
+    """Give weights and buffers the values they have on rank 0."""
+    if world_size() > 1:
+        broadcast_tensors(t for module in modules for t in (*module.parameters(), *module.buffers()))
+
+
+def shared_groups(sampler: Any) -> Posets:
+    """The posets of a sampler; where its first grouping is still to be made, the ranks share the work."""
+    made = all_gather_objects(getattr(sampler, "is_grouped", True))
+    if world_size() == 1:
+        return sampler.posets
+    if any(made):  # some have it already, and will not take part
+        from_main(lambda: sampler.posets.num_classes)
+    else:
+        with shared_work():
+            _ = sampler.posets
+    same_groups(sampler)
+    return sampler.posets
+
+
+def same_groups(sampler: Any) -> None:
+    """Give the sampler the posets of rank 0, whatever another machine has made of the same features."""
+    if world_size() > 1:
+        state = broadcast_object(sampler.state_dict() if is_main() else None)
+        if not is_main():
+            sampler.load_state_dict(state)

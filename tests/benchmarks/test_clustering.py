@@ -1,0 +1,220 @@
+"""clustering.py as a command on small made images: its data sets, its rows, its resuming, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from class_trees import write_cifar, write_folder, write_omniglot, write_stl
+from PIL import Image
+from torchvision.datasets import cifar, stl10
+
+from benchmarks.clustering import LINE, main, parse
+from benchmarks.core import logs
+from benchmarks.data.clustering import load
+from benchmarks.tasks import clustering as clustering_task
+from pml_posets.evaluation import clustering_accuracy
+from pml_posets.grouping.kmeans import KMeans
+
+RECIPE = "--preset tiny --rounds 2 --iterations 1 --batch-size 8 --fc-dim 8 --top-fraction 0.5"
+MORE = "--samples-per-cluster 2 --num-transforms 3 --num-starts 2 --precision float32"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Four classes of eight images, beside the folder for what is made of them once."""
+    root = tmp_path_factory.mktemp("data")
+    write_folder(root / "shapes", 4, 8)
+    return root
+
+
+def arguments(data, output, *more):
+    shared = ["--cache", data / "cache", "--workers", 0, "--quiet", "--hog-size", 32, "--components", 8]
+    tree = ["--data-root", data / "shapes", "--output", output]
+    return [str(a) for a in (*tree, *shared, *RECIPE.split(), *MORE.split(), *more)]
+
+
+def rows_of(folder):
+    return {(row["method"], row["seed"]): row for row in json.loads((folder / "results.json").read_text())}
+
+
+# --- Data sets
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """torchvision compares digests of the real files."""
+    for module in (cifar, stl10):
+        monkeypatch.setattr(module, "check_integrity", lambda *given: True)
+
+
+@pytest.mark.parametrize(("kind", "coarse"), [("cifar10", False), ("cifar100-20", True)])
+def test_cifar(tmp_path, unchecked, kind, coarse):
+    pixels, labels = write_cifar(tmp_path, coarse)
+    data = load(kind, tmp_path)
+    assert (data.name, len(data), len(data.classes)) == (kind, len(pixels), 20 if coarse else 10)
+    assert data.classes[3] == "kind3"
+    np.testing.assert_array_equal(data.labels, labels)
+    np.testing.assert_array_equal(
+        np.stack([np.asarray(image) for image in map(data.images.__getitem__, range(len(data)))]), pixels
+    )
+    np.testing.assert_array_equal(data.train, np.arange(len(pixels)))
+    np.testing.assert_array_equal(data.train, data.test)
+    assert data.names[-1] == "test/1"
+
+
+def test_stl(tmp_path, unchecked):
+    pixels, labels = write_stl(tmp_path)
+    data = load("stl10", tmp_path)
+    assert (len(data), len(data.classes)) == (6, 10)
+    np.testing.assert_array_equal(data.labels, labels)
+    np.testing.assert_array_equal(np.asarray(data.images[4]), pixels[4].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("kind", ["cifar10", "cifar100-20", "stl10"])
+def test_data_sets_that_are_not_there(tmp_path, kind):
+    with pytest.raises(FileNotFoundError, match=f"{kind} is not in .* unpack it there .* --download"):
+        load(kind, tmp_path)
+
+
+def test_imagenet_subsets_are_folders_of_so_many_classes(tmp_path):
+    write_folder(tmp_path / "ten", 10, 1)
+    data = load("imagenet-10", tmp_path / "ten")
+    assert len(data) == 10
+    assert data.excluded == {}  # a class of one image is clustered too
+    with pytest.raises(ValueError, match=r"imagenet-dogs has 15 classes, .* has 10"):
+        load("imagenet-dogs", tmp_path / "ten")
+
+
+def test_alphabets_of_omniglot(tmp_path):
+    write_omniglot(tmp_path / "omniglot.npz")
+    data = load("omniglot", tmp_path)
+    assert data.classes == ("Greek", "Latin")
+    assert data.labels.tolist() == [1] * 8 + [0] * 8
+    assert len(data.train) == len(data.test) == 16
+
+
+def test_the_real_alphabets(shared_data):
+    data = load("omniglot", shared_data / "omniglot")
+    assert len(data.classes) == 50
+    assert len(data.train) == 32460
+
+
+# --- A run
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(arguments(data, folder, "--method", "pixels", "hog", "random", "concurl")) == 0
+    return folder
+
+
+def test_a_row_for_every_method(whole):
+    rows = rows_of(whole)
+    assert list(rows) == [(m, 0) for m in ("pixels", "hog", "random", "concurl")]
+    for (method, _), row in rows.items():
+        rounds = {"acc_round_1", "acc_round_2"} if method == "concurl" else set()
+        assert set(row["metrics"]) == {"acc", "nmi", "ari"} | rounds
+        assert 0.25 <= row["metrics"]["acc"] <= 1
+        assert (row["settings"]["clusters"], row["settings"]["num_starts"]) == (4, 2)
+    assert rows["hog", 0]["settings"]["width"] == 8
+    settings = rows["concurl", 0]["settings"]
+    assert (settings["num_clusters"], settings["default_clusters"]) == (None, 4)
+    assert settings["num_train"] == settings["num_test"] == 32
+
+
+def test_k_is_the_number_of_classes(data, monkeypatch, tmp_path):
+    seen = []
+    measured = clustering_task.Clustering.measured
+
+    def keep(self, features):
+        seen.append((features, self.labels))
+        return measured(self, features)
+
+    monkeypatch.setattr(clustering_task.Clustering, "measured", keep)
+    main(arguments(data, tmp_path, "--method", "pixels"))
+    ((features, labels),) = seen
+    assert features.shape == (32, 8)
+    np.testing.assert_array_equal(labels, np.repeat(np.arange(4), 8))
+    clusters = KMeans(4, num_starts=2).fit_predict(features)
+    assert rows_of(tmp_path)["pixels", 0]["metrics"]["acc"] == clustering_accuracy(labels, clusters)
+
+
+def test_tables_and_pictures(whole):
+    lines = (whole / "table.md").read_text().splitlines()
+    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert header == ["method", "ACC", "NMI", "ARI", "seeds", "round 1", "round 2"]
+    assert "32 images in 4 clusters by k-means (2 starts)" in lines[-1]
+    for name in ("loss", "clusters"):
+        with Image.open(whole / f"{name}.png") as image:
+            assert min(image.size) > 100
+
+
+def test_published_figures_stand_beside_ours_where_they_are_known(tmp_path):
+    write_folder(tmp_path / "shapes", 10, 2)
+    main(arguments(tmp_path, tmp_path / "out", "--dataset", "imagenet-10", "--method", "random", "concurl"))
+    text = (tmp_path / "out" / "table.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| concurl"))
+    assert "0.958 / 0.907 / 0.909" in row
+    assert "another set-up than ours" in text
+    assert rows_of(tmp_path / "out")["concurl", 0]["dataset"] == "imagenet-10"
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(data, whole, tmp_path, monkeypatch):
+    record = logs.RunLog.record
+
+    def kill(self, trainer):
+        record(self, trainer)
+        if trainer.joint.global_iteration + 1 == 2:
+            raise Killed
+
+    chosen = arguments(data, tmp_path, "--method", "concurl")
+    with monkeypatch.context() as patch:
+        patch.setattr(logs.RunLog, "record", kill)
+        with pytest.raises(Killed):
+            main(chosen)
+    assert main([*chosen, "--resume"]) == 0
+    assert rows_of(tmp_path)["concurl", 0]["metrics"] == rows_of(whole)["concurl", 0]["metrics"]
+
+
+# --- What is wrong
+
+
+@pytest.mark.parametrize(
+    ("shape", "more", "text"),
+    [
+        ((1, 8), ["random"], "has the class class00 alone: at least two are needed"),
+        ((8, 1), ["udml-ss", "--no-mirror-images"], "--num-clusters must leave at least two of 8 images"),
+        ((2, 4), ["concurl", "--batch-size", 9], "--batch-size must be even for concurl"),
+        ((2, 2), ["ntxent", "--batch-size", 10], "a batch has 10 images, but shapes holds only 4"),
+    ],
+)
+def test_data_that_do_not_fit(tmp_path, shape, more, text):
+    write_folder(tmp_path / "shapes", *shape)
+    with pytest.raises(ValueError, match=text):
+        main(arguments(tmp_path, tmp_path / "out", "--method", *more))
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["--dataset", "cifar10"], "--dataset cifar10 needs --data-root"),
+        (["--data-root", "x", "--download"], "--download is for --dataset cifar10, cifar100-20, stl10"),
+        (["--num-starts", "0"], "--num-starts must be 1 or more, got 0"),
+    ],
+)
+def test_wrong_options(given, text):
+    with pytest.raises(ValueError, match=text):
+        parse("", given)
+
+
+def test_the_defaults():
+    found = parse("", [])
+    assert (found.layer, found.recipe.fc_dim, found.num_starts) == ("embedding", 128, 20)
+    assert set(found.methods) <= set(LINE.methods)
+    assert "supervised" not in LINE.methods

@@ -1,0 +1,412 @@
+"""Readers of people with joints: where joints come to lie, who is split off, and what is left out by name."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pose_trees import SIZE, draw, person, poses, upright, write_crops, write_leeds, write_mpii
+from scipy.io import savemat
+
+from benchmarks.data.mpii import load_mpii
+from benchmarks.data.people import JoinedImages, PersonCrops
+from benchmarks.data.poses import FIGURE_SKELETON, load_figures, load_lsp, load_lspet
+from benchmarks.figures.dataset import make_figures
+from pml_posets.data.datasets import UnreadableImageError
+from pml_posets.data.image_store import ImageStore
+from pml_posets.evaluation import LSP_SKELETON, MPII_SKELETON, pcp
+from pml_posets.features.hog_lda import HOGLDA
+
+
+def spots(data, index):
+    """(J,) how red the crop is where a joint is said to be, NaN for those that are not."""
+    pixels = np.asarray(data.images[index].convert("RGB"), float)
+    side = len(pixels)
+    found = np.full(len(data.skeleton.joints), np.nan)
+    for j in np.flatnonzero(data.visible[index]):
+        x, y = (data.joints[index, j] * side).astype(int)
+        found[j] = pixels[min(y, side - 1), min(x, side - 1), 0]
+    return found
+
+
+# --- Leeds Sports Pose
+
+
+def test_lsp_as_released(tmp_path):
+    joints = poses(6)
+    data = load_lsp(write_leeds(tmp_path / "lsp", joints, np.zeros((6, 14))))
+    assert data.skeleton is LSP_SKELETON
+    assert data.train.tolist() == [0, 1, 2]
+    assert data.test.tolist() == [3, 4, 5]
+    assert data.visible.all()
+    assert data.excluded == {}
+    assert data.names[4] == "im0005"
+    for i in range(6):
+        assert (spots(data, i) > 180).all()  # the crop shows each joint where it is said to be
+        low, high = joints[i].min(axis=0), joints[i].max(axis=0)
+        side = data.images[i].size
+        assert side == (np.ceil(1.3 * (high - low).max()),) * 2
+        # the crop's middle is that of the box, up to the half pixel of rounding
+        middle = (data.joints[i].min(axis=0) + data.joints[i].max(axis=0)) / 2
+        assert np.abs(middle - 0.5).max() * side[0] <= 0.51
+        # one unit is the crop's side
+        gaps = np.hypot(*(data.joints[i, 0] - data.joints[i, 5]))
+        assert gaps * side[0] == pytest.approx(np.hypot(*(joints[i, 0] - joints[i, 5])), rel=1e-5)
+
+
+def test_occluded_joints_of_lsp_count(tmp_path):
+    data = load_lsp(write_leeds(tmp_path / "lsp", poses(4), np.ones((4, 14))))
+    assert data.visible.all()
+
+
+def test_lspet_as_released(tmp_path):
+    joints, flags = poses(5, seed=1), np.ones((5, 14))
+    flags[1, 3] = flags[2, [0, 13]] = 0
+    joints[1, 3] = -40
+    root = write_leeds(tmp_path / "lspet", joints, flags, digits=5, extended=True)
+    data = load_lspet(root)
+    assert data.train.tolist() == [0, 1, 2, 3, 4]
+    assert len(data.test) == 0
+    np.testing.assert_array_equal(data.visible, flags == 1)
+    assert np.isnan(data.joints[~data.visible]).all()
+    assert data.names[0] == "im00001"
+    assert data.excluded == {}  # a joint without annotation is nothing odd
+    for i in range(5):
+        assert np.nanmin(spots(data, i)) > 180
+    boxes = data.images.boxes
+    seen = np.where(flags[1, :, None] == 1, joints[1], np.nan)
+    span = np.nanmax(seen, axis=0) - np.nanmin(seen, axis=0)
+    assert boxes[1, 2] == np.ceil(1.3 * span.max())  # the joint at -40 does not widen the box
+
+
+def test_crops(tmp_path):
+    unit = 0.1 + 0.8 * upright() + np.random.default_rng(0).normal(0, 0.01, (4, 14, 2))
+    flags = np.zeros((4, 14))
+    flags[2, 5] = 1
+    data = load_lsp(write_crops(tmp_path / "lsp", unit, flags))
+    np.testing.assert_allclose(data.joints, unit, atol=1e-6)
+    assert data.visible.all()
+    assert data.images[0].size == (60, 60)
+    assert (spots(data, 3) > 150).all()
+    extended = load_lspet(write_crops(tmp_path / "lspet", unit, flags, digits=5))
+    assert extended.visible.sum() == 1
+    assert len(extended) == 1
+    assert extended.excluded == {"no joint annotated": ("im00001", "im00002", "im00004")}
+    assert np.isfinite(extended.joints).all(axis=2).sum() == 1
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    joints, flags = poses(8), np.zeros((8, 14))
+    joints[0, 2] = (300, 40)  # right hip, right of the image
+    joints[1, 0] = (-1.5, 50)  # within the slack
+    joints[2] = np.nan
+    joints[3, 1] = (40, np.inf)
+    joints[5, 13] = joints[5, 12]
+    joints[6] = 30 + 0.1 * np.arange(28).reshape(14, 2)
+    root = write_leeds(tmp_path / "lsp", joints, flags)
+    draw(joints[0]).save(root / "images" / "im0009.jpg")
+    (root / "images" / "readme.txt").write_text("hello")
+    data = load_lsp(root)
+    assert dict(data.excluded) == {
+        "image without annotation": ("im0009",),
+        "joint without numbers": (*(f"im0003 {name}" for name in LSP_SKELETON.joints), "im0004 right_knee"),
+        "joint outside its image": ("im0001 right_hip",),
+        "no joint annotated": ("im0003",),
+        "stick without length, not judged": ("im0006 neck to head_top",),
+        "joints within less than 6 px": ("im0007",),
+    }
+    assert data.names == ("im0001", "im0002", "im0004", "im0005", "im0006", "im0008")
+    assert data.train.tolist() == [0, 1, 2]  # the split is that of the release
+    assert data.test.tolist() == [3, 4, 5]
+    assert data.visible.sum(axis=1).tolist() == [13, 14, 13, 14, 14, 14]
+    text = data.summary()
+    assert "LSP: 6 people, 3 to learn from, 3 to test on, 14 joints" in text
+    assert "left out, joint without numbers: 15 (im0003 right_ankle, " in text
+    assert ", ...)" in text
+    assert data.settings()["left_out"]["joint outside its image"] == 1
+    score = pcp(np.nan_to_num(data.joints), data.joints, data.skeleton)
+    assert score.excluded == {"missing joint": 4, "zero length": 1}  # hip: T, UL; knee: UL, LL
+    assert score.total == 100
+
+
+def test_missing_and_damaged_images(tmp_path):
+    root = write_leeds(tmp_path / "lsp", poses(6), np.zeros((6, 14)), skip=(1,))
+    with pytest.raises(UnreadableImageError, match=r"im0002\.jpg: there is no such file.*--skip-unreadable"):
+        load_lsp(root)
+    whole = (root / "images" / "im0005.jpg").read_bytes()
+    (root / "images" / "im0005.jpg").write_bytes(whole[: len(whole) // 2])
+    data = load_lsp(root, skip_unreadable=True)
+    assert data.excluded == {"image missing or damaged": ("im0002", "im0005")}
+    assert (len(data.train), len(data.test)) == (2, 2)
+    for number in (4, 6):
+        (root / "images" / f"im000{number}.jpg").unlink()
+    with pytest.raises(ValueError, match=r"nobody is left to test on in LSP \(image missing or damaged: 4\)"):
+        load_lsp(root, skip_unreadable=True)
+
+
+def test_other_files(tmp_path):
+    root = tmp_path / "lsp"
+    root.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"neither joints\.mat .* nor joints\.npz"):
+        load_lsp(root)
+    savemat(root / "joints.mat", {"joints": np.zeros((3, 13, 5))})
+    with pytest.raises(ValueError, match=r"\(3, 14, N\) or \(14, 3, N\), got \(3, 13, 5\)"):
+        load_lsp(root)
+    savemat(root / "joints.mat", {"other": 1})
+    with pytest.raises(ValueError, match=r"got \(0,\)"):
+        load_lsp(root)
+    (root / "joints.mat").write_bytes(b"MATLAB")
+    with pytest.raises(ValueError, match="is damaged or no MATLAB file"):
+        load_lsp(root)
+    savemat(root / "joints.mat", {"joints": np.full((3, 14, 4), 30.0)})
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        load_lsp(root)
+    (root / "images").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no image"):
+        load_lsp(root)
+    np.savez(root / "joints.npz", other=1)
+    with pytest.raises(ValueError, match="holds no joints, only other"):
+        load_lsp(root)
+    np.savez(root / "joints.npz", joints=np.zeros((4, 14, 2)))
+    with pytest.raises(ValueError, match=r"must have shape \(N, 14, 3\).*got \(4, 14, 2\)"):
+        load_lsp(root)
+    np.savez(root / "joints.npz", joints=np.zeros((4, 14, 3)), joint_names=LSP_SKELETON.joints[::-1])
+    with pytest.raises(ValueError, match=r"are \('head_top', .*expected \('right_ankle'"):
+        load_lsp(root)
+
+
+def test_a_single_person_of_a_mat_file(tmp_path):
+    root = tmp_path / "lspet"
+    write_leeds(root, poses(1), np.ones((1, 14)), digits=5, extended=True)  # MATLAB drops the last axis
+    assert len(load_lspet(root)) == 1
+
+
+def test_real_data(shared_data):
+    data = load_lsp(shared_data / "lsp").with_training(load_lspet(shared_data / "lspet"))
+    assert len(data) == 12_000
+    assert (len(data.train), len(data.test)) == (11_000, 1_000)
+    assert data.test[0] == 1_000
+    assert data.train[1_000] == 2_000
+    with np.load(shared_data / "lspet" / "joints.npz") as file:
+        annotated = int(file["joints"][:, :, 2].sum())
+    assert data.visible.sum() == 2_000 * 14 + annotated
+    assert set(data.excluded) == {"stick without length, not judged"}
+    assert data.images[0].size == (144, 144)
+    assert data.images[2_000].size == (96, 96)
+
+
+# --- Images as they are read
+
+
+def test_images_go_into_a_store_and_into_hog(tmp_path):
+    data = load_lsp(write_leeds(tmp_path / "lsp", poses(4), np.zeros((4, 14))))
+    store = ImageStore(data.images, tmp_path, 32, data_id=data.images.data_id, progress=False)
+    assert store[3].shape == (3, 32, 32)
+    hog = HOGLDA(image_size=32, whiten=False).fit_background(data.images, progress=False)
+    assert len(hog.transform(data.images, progress=False)) == 4
+
+
+def test_crops_beyond_the_border_repeat_it(tmp_path):
+    pixels = np.asarray(draw(poses(1)[0]))
+    draw(poses(1)[0]).save(tmp_path / "a.png")
+    crops = PersonCrops([tmp_path / "a.png"] * 2, np.array([[-10, -5, 30], [100, 80, 40]]))
+    first, second = np.asarray(crops[0]), np.asarray(crops[1])
+    np.testing.assert_array_equal(first[5:, 10:], pixels[:25, :20])
+    np.testing.assert_array_equal(first[0, 10:], pixels[0, :20])
+    np.testing.assert_array_equal(second[:10, :20], pixels[80:, 100:])
+    np.testing.assert_array_equal(second[-1, -1], pixels[-1, -1])
+    assert pixels.shape == (SIZE[1], SIZE[0], 3)
+    with pytest.raises(ValueError, match=r"boxes must have shape \(2, 3\)"):
+        PersonCrops([tmp_path / "a.png"] * 2, np.array([[0, 0, 30]]))
+    with pytest.raises(ValueError, match="a side of at least 1"):
+        PersonCrops([tmp_path / "a.png"], np.array([[0, 0, 0]]))
+
+
+def test_the_identity_changes_with_the_data(tmp_path):
+    draw(poses(1)[0]).save(tmp_path / "a.png")
+    paths, boxes = [tmp_path / "a.png"], np.array([[0, 0, 30]])
+    crops = PersonCrops(paths, boxes)
+    seen = {crops.data_id, PersonCrops(paths).data_id, PersonCrops(paths, boxes + 1).data_id}
+    joined = JoinedImages([crops, PersonCrops(paths)])
+    seen.add(joined.data_id)
+    assert crops.data_id == PersonCrops(paths, boxes).data_id
+    draw(poses(2)[1]).save(tmp_path / "a.png", compress_level=0)
+    seen |= {crops.data_id, joined.data_id}
+    assert len(seen) == 6
+
+
+def test_joined_images(tmp_path):
+    joined = JoinedImages([["a", "b"], ["c"], ["d", "e"]])
+    assert [joined[i] for i in range(len(joined))] == ["a", "b", "c", "d", "e"]
+    for index in (-1, 5):
+        with pytest.raises(IndexError, match="0 to 4"):
+            joined[index]
+
+
+def test_sets_are_joined_for_training(tmp_path):
+    joints = poses(4)
+    first = load_lsp(write_leeds(tmp_path / "a", joints, np.zeros((4, 14))))
+    flags = np.ones((3, 14))
+    flags[1] = 0
+    second = load_lspet(write_leeds(tmp_path / "b", poses(3, seed=2), flags, digits=5, extended=True))
+    both = first.with_training(second)
+    assert both.name == "LSP+LSPET"
+    assert both.train.tolist() == [0, 1, 4, 5]
+    assert both.test.tolist() == [2, 3]
+    assert both.names[4:] == ("im00001", "im00003")
+    assert both.excluded == {"no joint annotated": ("im00002",)}
+    np.testing.assert_array_equal(both.joints[5], second.joints[1])
+    np.testing.assert_array_equal(np.asarray(both.images[5]), np.asarray(second.images[1]))
+    other = replace(second, skeleton=replace(LSP_SKELETON, joints=(*LSP_SKELETON.joints[:13], "head_top")))
+    assert other.skeleton == LSP_SKELETON  # the same by value is the same
+    first.with_training(other)
+
+
+def test_shapes_are_checked(tmp_path):
+    data = load_lsp(write_leeds(tmp_path / "lsp", poses(4), np.zeros((4, 14))))
+    for change, message in (
+        ({"joints": data.joints[:3]}, r"joints of LSP must have shape \(4, 14, 2\).*got \(3, 14, 2\)"),
+        ({"visible": data.visible[:, :3]}, r"visible of LSP must have shape \(4, 14\)"),
+        ({"names": ("a",)}, r"names of LSP must have shape \(4,\)"),
+        ({"head_boxes": np.zeros((4, 2), np.float32)}, r"head_boxes of LSP must have shape \(4, 4\)"),
+        ({"visible": ~data.visible}, "must be numbers where visible"),
+        ({"test": np.array([1, 2])}, "name each of 4 people once at most"),
+        ({"test": np.array([4])}, "name each of 4 people once at most"),
+        ({"train": np.array([-1])}, "name each of 4 people once at most"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(data, **change)
+
+
+# --- MPII
+
+
+@pytest.fixture
+def mpii(tmp_path):
+    """Ten training images: eight with one person, one with two, one with nobody; and one for testing."""
+    joints = poses(10, skeleton=MPII_SKELETON)
+    entries = [(f"{i:09d}.jpg", [person(joints[i])], 1, joints[i]) for i in range(8)]
+    entries.append(("pair.jpg", [person(joints[8]), person(joints[9], visible=None)], 1, joints[8]))
+    entries.append(("empty.jpg", [], 1, None))
+    entries.append(("test.jpg", [{"objpos": 1.0}], 0, None))
+    return joints, entries
+
+
+def test_mpii(tmp_path, mpii):
+    joints, entries = mpii
+    data = load_mpii(*write_mpii(tmp_path, entries), test_share=0.3)
+    assert data.skeleton is MPII_SKELETON
+    assert len(data) == 10
+    assert len(data.test) == 3
+    assert data.names[8:] == ("pair.jpg person 1", "pair.jpg person 2")
+    assert data.excluded == {"image without annotation": ("empty.jpg",)}
+    assert data.visible.all()
+    for i in range(9):
+        assert (spots(data, i) > 180).all()
+        side = data.images[i].size[0]
+        neck, top = (data.joints[i, [8, 9]] - data.joints[i, 9]) * side
+        np.testing.assert_allclose(neck, joints[i, 8] - joints[i, 9], atol=1e-3)
+        box = (data.head_boxes[i].reshape(2, 2) - data.joints[i, 9]) * side
+        np.testing.assert_allclose(box, [[-4, 0], [4, joints[i, 8, 1] - joints[i, 9, 1]]], atol=1e-3)
+        assert (top == 0).all()
+
+
+def test_mpii_is_split_by_images_and_seed(tmp_path, mpii):
+    _, entries = mpii
+    files = write_mpii(tmp_path, entries)
+    splits = {seed: load_mpii(*files, test_share=0.3, split_seed=seed).test.tolist() for seed in range(12)}
+    assert load_mpii(*files, test_share=0.3, split_seed=4).test.tolist() == splits[4]
+    assert len({tuple(split) for split in splits.values()}) > 5
+    for split in splits.values():
+        assert len(split) == 3
+        assert (8 in split) == (9 in split)  # the two of one image stay together
+    assert any(8 in split for split in splits.values())
+    (tmp_path / "images" / "000000000.jpg").unlink()
+    for seed in range(6):  # whoever is missing, the others stay on their side
+        data = load_mpii(*files, test_share=0.3, split_seed=seed, skip_unreadable=True)
+        assert [i + 1 for i in data.test.tolist()] == [i for i in splits[seed] if i > 0]
+        assert data.excluded["image missing or damaged"] == ("000000000.jpg person 1",)
+    with pytest.raises(UnreadableImageError, match=r"000000000\.jpg: there is no such file"):
+        load_mpii(*files)
+
+
+def test_mpii_with_missing_joints_and_odd_structs(tmp_path, mpii):
+    joints, entries = mpii
+    joints = joints.copy()
+    joints[0, 3] = np.nan
+    joints[1, 5] = (500, 20)
+    entries[0] = (entries[0][0], [person(joints[0])], 1, joints[0])
+    entries[1] = (entries[1][0], [person(joints[1])], 1, joints[1])
+    entries[2] = (entries[2][0], [person(joints[2], head=False)], 1, joints[2])
+    one = np.full((16, 2), np.nan)
+    one[4] = joints[3, 4]
+    entries[3] = (entries[3][0], [person(one)], 1, joints[3])  # a single point is no array to scipy
+    entries[4] = (entries[4][0], [person(np.full((16, 2), np.nan))], 1, joints[4])  # annopoints is empty
+    entries[5] = (entries[5][0], [{"x1": 1.0, "scale": 1.0}], 1, joints[5])  # there is no field annopoints
+    ids = [*range(15), 16]
+    entries[6] = (entries[6][0], [person(joints[6], ids=ids)], 1, joints[6])
+    files = write_mpii(tmp_path, entries)
+    data = load_mpii(*files, test_share=0.3)
+    assert data.names == tuple(
+        f"{name} person {k}" for name, k in
+        (("000000001.jpg", 1), ("000000002.jpg", 1), ("000000007.jpg", 1), ("pair.jpg", 1), ("pair.jpg", 2))
+    )  # fmt: skip
+    assert dict(data.excluded) == {
+        "joint of an unknown id": ("000000006.jpg person 1 id 16",),
+        "image without annotation": ("empty.jpg",),
+        "no joint annotated": ("000000004.jpg person 1", "000000005.jpg person 1"),
+        "not all 16 joints annotated": tuple(f"00000000{i}.jpg person 1" for i in (0, 3, 6)),
+        "joint outside its image": ("000000001.jpg person 1 left_ankle",),
+        "no head box, not judged by it": ("000000002.jpg person 1",),
+    }
+    assert data.visible.sum(axis=1).tolist() == [15, 16, 16, 16, 16]
+    assert np.isnan(data.head_boxes).all(axis=1).tolist() == [False, True, False, False, False]
+    every = load_mpii(*files, test_share=0.3, complete=False)
+    assert every.visible.sum(axis=1).tolist() == [15, 15, 16, 15, 16, 16, 16]
+    assert every.excluded["joints within less than 6 px"] == ("000000003.jpg person 1",)
+
+
+def test_other_files_of_mpii(tmp_path, mpii):
+    _, entries = mpii
+    annotation, images = write_mpii(tmp_path, entries)
+    with pytest.raises(FileNotFoundError, match="there is no folder of images"):
+        load_mpii(annotation, tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="there is no annotation file"):
+        load_mpii(tmp_path / "none.mat", images)
+    with pytest.raises(ValueError, match="test_share must lie between 0 and 1, got 1"):
+        load_mpii(annotation, images, test_share=1)
+    (tmp_path / "a.mat").write_bytes(b"MATLAB")
+    with pytest.raises(ValueError, match="is damaged or no MATLAB file"):
+        load_mpii(tmp_path / "a.mat", images)
+    savemat(tmp_path / "a.mat", {"joints": 1})
+    with pytest.raises(ValueError, match="holds no struct RELEASE, only joints"):
+        load_mpii(tmp_path / "a.mat", images)
+    savemat(tmp_path / "a.mat", {"RELEASE": {"version": 12.0, "img_train": [1.0, 0.0]}})
+    with pytest.raises(ValueError, match="an entry of img_train for each image of annolist, got 2 and 0"):
+        load_mpii(tmp_path / "a.mat", images)
+    entries = [(name, rects, 0, None) for name, rects, _, _ in entries]
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ValueError, match="no annotated person in a training image"):
+        load_mpii(*write_mpii(tmp_path / "b" / "c", entries))
+
+
+# --- Drawn figures
+
+
+def test_figures(tmp_path):
+    shape = {"num_sources": 4, "num_clips": 1, "num_frames": 4, "size": 48, "num_anchors": 4}
+    truth = make_figures(tmp_path / "tree", num_workers=1, sports=("run", "throw"), jitter=0.3, **shape)
+    data = load_figures(tmp_path / "tree")
+    assert data.name == "tree"
+    assert data.skeleton is FIGURE_SKELETON
+    assert data.skeleton.joints[-1] == "face"
+    assert data.skeleton.parts == LSP_SKELETON.parts
+    assert len(data) == 32
+    assert data.test.tolist() == [*range(12, 16), *range(28, 32)]  # the last athlete of each sport
+    kept = truth.joints[:, [13, 9, 5, 6, 10, 14, 11, 7, 3, 4, 8, 12, 0, 2]]  # from J-HMDB's order to LSP's
+    outside = ((kept < 0) | (kept > 1)).any(axis=2)
+    assert outside.any()
+    np.testing.assert_array_equal(data.joints, np.where(outside[:, :, None], np.nan, kept))
+    assert len(data.excluded["joint outside its image"]) == outside.sum()
+    assert pcp(np.nan_to_num(data.joints), data.joints, data.skeleton).total == 100
+    with pytest.raises(ValueError, match=r"figures\.json is missing"):
+        load_figures(tmp_path)

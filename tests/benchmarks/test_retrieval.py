@@ -1,0 +1,381 @@
+"""retrieval.py as a command on small made images: its layouts, its rows, its resuming, bad input."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from class_trees import write_cars, write_cub, write_folder, write_omniglot, write_sop
+from PIL import Image
+from torchvision import models as torchvision_models
+
+from benchmarks.core import common, logs, options, trunks
+from benchmarks.core.described import VIEWS
+from benchmarks.data import zero_shot as zero_shot_data
+from benchmarks.data.zero_shot import kind_of, load
+from benchmarks.retrieval import LINE, main, parse
+from benchmarks.tasks import retrieval as retrieval_task
+from benchmarks.tasks.retrieval_report import PUBLISHED
+from pml_posets.data.augmentation import BatchAugmentation
+from pml_posets.evaluation import retrieval_scores
+from pml_posets.features.instance_lda import InstanceLDA
+from pml_posets.features.network import extract
+
+RECIPE = "--preset tiny --rounds 2 --iterations 1 --batch-size 8 --fc-dim 8 --top-fraction 0.5"
+CLUSTERS = "--num-clusters 6 --samples-per-cluster 2 --precision float32"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Six classes of six images, beside the folder for what is made of them once."""
+    root = tmp_path_factory.mktemp("data")
+    write_folder(root / "shapes")
+    return root
+
+
+def arguments(data, output, *more, root="shapes"):
+    shared = ["--cache", data / "cache", "--workers", 0, "--quiet", "--hog-size", 32, "--components", 8]
+    tree = [] if root is None else ["--data-root", data / root]
+    return [str(a) for a in (*tree, "--output", output, *shared, *RECIPE.split(), *CLUSTERS.split(), *more)]
+
+
+def rows_of(folder):
+    return {(row["method"], row["seed"]): row for row in json.loads((folder / "results.json").read_text())}
+
+
+# --- Layouts
+
+
+def test_cub(tmp_path):
+    data = load(kind_of(write_cub(tmp_path)), tmp_path)
+    assert (data.name, len(data), data.classes) == ("cub200", 8, ("Bird_1", "Bird_2", "Bird_3", "Bird_4"))
+    np.testing.assert_array_equal(data.labels, [0, 1, 2, 3] * 2)
+    assert data.train.tolist() == [0, 1, 4, 5]
+    assert data.test.tolist() == [2, 3, 6, 7]
+    assert data.names[0] == "images/001.Bird_1/Bird_1_0.jpg"
+    assert data.images[0].size == (36, 36)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_cars(tmp_path, whole):
+    data = load(kind_of(write_cars(tmp_path, whole)), tmp_path)
+    assert (data.name, len(data), data.classes) == ("cars196", 8, ("Make 1", "Make 2", "Make 3", "Make 4"))
+    np.testing.assert_array_equal(data.labels, [0, 1, 2, 3] * 2)
+    assert data.train.tolist() == [0, 1, 4, 5]
+    assert data.names[-1] == ("car_ims/00008.jpg" if whole else "cars_test/00008.jpg")
+
+
+def test_sop(tmp_path):
+    data = load(kind_of(write_sop(tmp_path)), tmp_path)
+    assert (data.name, len(data.classes)) == ("sop", 5)
+    assert data.train.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(data.labels[data.test], [2, 2, 3, 3, 4, 4])
+    assert parse("", ["--data-root", str(tmp_path)]).ks == (1, 10, 100, 1000)
+
+
+def test_omniglot(tmp_path):
+    drawings = write_omniglot(tmp_path / "omniglot.npz")
+    assert kind_of(tmp_path) == kind_of(tmp_path / "omniglot.npz") == "omniglot"
+    data = load("omniglot", tmp_path)
+    assert data.classes == ("Latin/a", "Latin/b", "Greek/a", "Greek/b")
+    assert data.train.tolist() == list(range(8))
+    assert data.names[9] == "Greek/a/0009.png"
+    np.testing.assert_array_equal(np.asarray(data.images[9])[:, :, 0], 255 * (1 - drawings[9]))
+    assert load("omniglot", tmp_path / "omniglot.npz").images.data_id == data.images.data_id
+
+
+def test_a_folder_is_split_by_classes(data):
+    found = load(kind_of(data / "shapes"), data / "shapes")
+    assert sorted(set(found.labels[found.train])) == [0, 1, 2]
+    assert sorted(set(found.labels[found.test])) == [3, 4, 5]
+
+
+def test_the_real_omniglot_and_cars(shared_data):
+    data = load("omniglot", shared_data / "omniglot")
+    assert len(np.unique(data.labels[data.train])) == 964
+    assert len(np.unique(data.labels[data.test])) == 659
+    assert (len(data.train), len(data.test)) == (19280, 13180)
+    assert data.images[0].size == (105, 105)
+    root = shared_data / "cars196_train"
+    cars = load(kind_of(root), root)
+    learned = [int(cars.classes[c]) for c in np.unique(cars.labels[cars.train])]
+    assert learned == list(range(1, 99))
+    assert len(np.unique(cars.labels[cars.test])) == 98
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "harm", "text"),
+    [
+        ("cub", write_cub, lambda r: (r / "images.txt").unlink(), "there is no .*images.txt"),
+        (
+            "cub",
+            write_cub,
+            lambda r: (r / "images.txt").write_text("1 a b c\n"),
+            "line 1 of .*images.txt must be a number and an entry",
+        ),
+        (
+            "cub",
+            write_cub,
+            lambda r: (r / "image_class_labels.txt").write_text("1 1\n"),
+            "name other images: 8 and 1",
+        ),
+        (
+            "cub",
+            write_cub,
+            lambda r: shutil.rmtree(r / "images" / "002.Bird_2"),
+            "2 of 8 images of cub200 are missing, the first is .*Bird_2_0.jpg: unpack .* --skip-unreadable",
+        ),
+        (
+            "cars",
+            lambda r: write_cars(r, True),
+            lambda r: (r / "cars_annos.mat").write_bytes(b"no matlab"),
+            "is damaged or no MATLAB file",
+        ),
+        ("cars", lambda r: write_cars(r, False, labelled_test=False), None, "needs cars_test_annos_withl"),
+        ("cars", write_cub, None, "neither .*cars_annos.mat nor cars_train_annos.mat in .*--dataset folder"),
+        ("sop", write_sop, lambda r: (r / "Ebay_test.txt").write_text("a b\n"), "must begin with: image_id"),
+        (
+            "sop",
+            write_sop,
+            lambda r: (r / "Ebay_test.txt").write_text("image_id class_id super_class_id path\n1 x 1 y\n"),
+            "line 2 of .*Ebay_test.txt must be four entries, a number second",
+        ),
+        (
+            "omniglot",
+            lambda r: write_omniglot(r / "omniglot.npz"),
+            lambda r: (r / "omniglot.npz").write_bytes(b"PK"),
+            "omniglot.npz is damaged or no .npz file",
+        ),
+        ("omniglot", lambda r: write_omniglot(r / "omniglot.npz", names=None), None, "lacks names, it has"),
+        (
+            "omniglot",
+            lambda r: write_omniglot(r / "omniglot.npz", labels=np.full(16, 4)),
+            None,
+            "labels of .* must be in 0..3, up to 4 there",
+        ),
+        ("omniglot", write_cub, None, "there is no .*omniglot.npz"),
+    ],
+)
+def test_damaged_layouts(tmp_path, kind, write, harm, text):
+    write(tmp_path)
+    if harm is not None:
+        harm(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=text):
+        load(kind, tmp_path)
+
+
+def test_missing_images_are_left_out_if_asked(tmp_path):
+    write_cub(tmp_path)
+    (tmp_path / "images" / "002.Bird_2" / "Bird_2_0.jpg").unlink()
+    data = load("cub", tmp_path, skip_unreadable=True)
+    assert len(data) == len(data.labels) == len(data.names) == 7
+    assert data.train.tolist() == [0, 3, 4]
+    assert data.excluded == {"image missing or damaged": ("images/002.Bird_2/Bird_2_0.jpg",)}
+
+
+# --- A run
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    methods = ["pixels", "hog", "random", "udml-ss", "supervised"]
+    assert main(arguments(data, folder, "--method", *methods)) == 0
+    return folder
+
+
+def test_a_row_for_every_method(whole):
+    rows = rows_of(whole)
+    assert list(rows) == [(m, 0) for m in ("pixels", "hog", "random", "udml-ss", "supervised")]
+    measures = {"recall_1", "recall_2", "recall_4", "recall_8", "nmi", "map_at_r", "r_precision"}
+    for (method, _), row in rows.items():
+        learned = method in LINE.learned
+        rounds = {"recall_1_round_1", "recall_1_round_2"} if learned else set()
+        assert set(row["metrics"]) == measures | rounds
+        assert all(0 <= value <= 1 for value in row["metrics"].values())
+        assert row["dataset"] == "shapes"
+        assert row["settings"]["num_test_classes"] == 3
+        assert ("rotation" in row["settings"]) == learned
+    assert rows["pixels", 0]["settings"]["side"] == 32
+    settings = rows["udml-ss", 0]["settings"]
+    assert (settings["num_clusters"], settings["trunk"], settings["layer"]) == (6, "alexnet", "embedding")
+
+
+def test_measures_are_those_of_the_test_classes(data, whole, monkeypatch, tmp_path):
+    seen = []
+    measured = retrieval_task.Retrieval.measured
+
+    def keep(self, features):
+        seen.append((features, self.labels))
+        return measured(self, features)
+
+    monkeypatch.setattr(retrieval_task.Retrieval, "measured", keep)
+    main(arguments(data, tmp_path, "--method", "hog", "--no-nmi"))
+    ((features, labels),) = seen
+    assert features.shape[0] == 18
+    np.testing.assert_array_equal(labels, np.repeat([3, 4, 5], 6))
+    metrics = rows_of(tmp_path)["hog", 0]["metrics"]
+    assert "nmi" not in metrics
+    assert metrics["recall_1"] == retrieval_scores(features, labels).recall[1]
+    expected = rows_of(whole)["hog", 0]["metrics"]
+    assert metrics == {name: expected[name] for name in metrics}
+    assert "NMI" not in (tmp_path / "table.md").read_text()
+
+
+def test_tables_and_pictures(whole):
+    lines = (whole / "table.md").read_text().splitlines()
+    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert header == [
+        "method", "R@1", "R@2", "R@4", "R@8", "NMI", "MAP@R", "R-precision", "seeds", "round 1", "round 2",
+    ]  # fmt: skip
+    assert "3 classes to test on, 18 images; alexnet, 64 px, random weights" in lines[-1]
+    for name in ("loss", "neighbours"):
+        with Image.open(whole / f"{name}.png") as image:
+            assert min(image.size) > 100
+
+
+def test_published_figures_stand_beside_ours_where_they_are_known(tmp_path):
+    write_cub(tmp_path / "birds", num_images=4)
+    chosen = ["--method", "random", "tac-ccl", "--num-clusters", 4]
+    assert main(arguments(tmp_path, tmp_path / "out", *chosen, root="birds")) == 0
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "published R@1" in text
+    assert "another set-up than ours" in text
+    assert "tac-ccl is a reconstruction" in text
+    assert rows_of(tmp_path / "out")["random", 0]["dataset"] == "cub200"
+    assert all(set(known) <= set(LINE.learned) for known in PUBLISHED.values())
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(data, whole, tmp_path, monkeypatch):
+    record = logs.RunLog.record
+
+    def kill(self, trainer):
+        record(self, trainer)
+        if trainer.joint.global_iteration + 1 == 2:
+            raise Killed
+
+    chosen = arguments(data, tmp_path, "--method", "hog", "udml-ss")
+    with monkeypatch.context() as patch:
+        patch.setattr(logs.RunLog, "record", kill)
+        with pytest.raises(Killed):
+            main(chosen)
+    assert list(rows_of(tmp_path)) == [("hog", 0)]
+    assert main([*chosen, "--resume"]) == 0
+    for key in (("hog", 0), ("udml-ss", 0)):
+        assert rows_of(tmp_path)[key]["metrics"] == rows_of(whole)[key]["metrics"]
+
+
+def test_a_trunk_of_torchvision_and_weights_to_begin_from(data, tmp_path):
+    torch.manual_seed(0)
+    torch.save(torchvision_models.resnet18(weights=None).state_dict(), tmp_path / "w.pth")
+    chosen = ["--trunk", "resnet18", "--init", tmp_path / "w.pth", "--layer", "pooled"]
+    main(arguments(data, tmp_path / "out", *chosen, "--method", "random", "init", "kmeans"))
+    rows = rows_of(tmp_path / "out")
+    assert rows["init", 0]["settings"]["file"] == "w.pth"
+    assert rows["kmeans", 0]["settings"]["init"] == "w.pth"
+    assert {row["settings"]["trunk"] for row in rows.values()} == {"resnet18"}
+    assert rows["init", 0]["metrics"] != rows["random", 0]["metrics"]
+    checkpoint = [
+        "--method",
+        "checkpoint",
+        "--checkpoint",
+        tmp_path / "out" / "kmeans-seed0" / "checkpoint.pt",
+    ]
+    main(arguments(data, tmp_path / "again", *checkpoint, "--layer", "pooled"))
+    scored = rows_of(tmp_path / "again")["checkpoint", 0]
+    assert scored["settings"]["trunk"] == "resnet18"
+    kept = ("recall_1", "map_at_r", "nmi")
+    assert [scored["metrics"][name] for name in kept] == [rows["kmeans", 0]["metrics"][name] for name in kept]
+
+
+def test_an_instance_lda_of_a_network_s_features_is_scored(data, tmp_path, monkeypatch):
+    given = arguments(data, tmp_path, "--method", "random", "--layer", "pooled", "--instance-lda")
+    main(given)
+    row = rows_of(tmp_path)["random", 0]
+    assert (row["settings"]["layer"], row["settings"]["instance_lda"]) == ("pooled", VIEWS)
+    assert "InstanceLDA of pooled scored" in (tmp_path / "table.md").read_text()
+
+    chosen = parse("", given)
+    task = retrieval_task.prepare(chosen)
+    models = trunks.build(chosen.recipe.architecture, 0)
+    network = torch.nn.Sequential(BatchAugmentation(), models["trunk"])
+    views = task.views(chosen.recipe.image_size)
+    assert len(views) == 18 * VIEWS["num_views"]  # of the images to learn from alone
+    lda = InstanceLDA().fit(extract(network, views, progress=False), views.instances)
+    images = task.tested.images_of(chosen.recipe.image_size)
+    expected = task.measured(lda.transform(extract(network, images, progress=False))).metrics
+    assert row["metrics"] == pytest.approx(expected)
+
+    with pytest.raises(ValueError, match=r"--instance-lda \{.*\}, here None"):
+        main(arguments(data, tmp_path, "--method", "kmeans", "--layer", "pooled", "--resume"))
+
+
+def test_drawn_figures(tmp_path, monkeypatch):
+    small = {"sports": ("run", "throw"), "num_sources": 2, "num_clips": 1, "num_frames": 4, "num_anchors": 2}
+    monkeypatch.setitem(options.FIGURE_SIZES, "tiny", {**small, "size": 48})
+    main(arguments(tmp_path, tmp_path / "out", "--figures", "tiny", "--method", "pixels", root=None))
+    row = rows_of(tmp_path / "out")["pixels", 0]
+    assert row["dataset"] == "figures-tiny"
+    assert row["settings"]["num_train"] == row["settings"]["num_test"] == 8
+    assert row["settings"]["num_test_classes"] == 2
+    assert common.read_results(tmp_path / "out" / "results.json")
+
+
+# --- What is wrong
+
+
+@pytest.mark.parametrize(
+    ("write", "more", "text"),
+    [
+        (lambda r: write_folder(r, 1), [], "has the class class00 alone: at least two are needed"),
+        (lambda r: write_folder(r, 2), [], "has 1 class to test on, of 2: retrieval needs two"),
+        (lambda r: write_folder(r, 4, 1), ["hog"], "no class to test on in .* has two images"),
+        (
+            lambda r: (write_folder(r / "train", 2), write_folder(r / "test", 2, first=1)),
+            [],
+            "1 classes of .* are on both sides, such as class01",
+        ),
+        (
+            lambda r: (write_folder(r / "train", 1), write_folder(r / "test", 2, first=1)),
+            ["supervised"],
+            "--method supervised needs two classes to learn from",
+        ),
+        (write_folder, ["kmeans", "--num-clusters", 40], "--num-clusters must leave at least two of 36 im"),
+        (write_folder, ["stml", "--samples-per-cluster", 4], "--batch-size must be at least 16 for stml"),
+        (write_folder, ["kmeans", "--batch-size", 60], "a batch has 60 images, but .* holds only 18"),
+    ],
+)
+def test_data_that_do_not_fit(tmp_path, write, more, text):
+    write(tmp_path / "shapes")
+    with pytest.raises(ValueError, match=text):
+        main(arguments(tmp_path, tmp_path / "out", "--method", *(more or ["random"])))
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["--dataset", "cub"], "--dataset cub needs --data-root"),
+        (["--method", "init"], r"--method init needs --init FILE \(torchvision's weights of alexnet\)"),
+        (["--data-root", "x", "--figures", "tiny"], "leave one of them out"),
+    ],
+)
+def test_wrong_options(given, text):
+    with pytest.raises(ValueError, match=text):
+        parse("", given)
+
+
+def test_the_defaults():
+    found = parse("", [])
+    assert (found.layer, found.initial, found.window) == ("embedding", "hog", None)
+    assert parse("", ["--preset", "paper"]).initial == "hog-lda"
+    assert found.recipe.fc_dim == 512
+    assert set(found.methods) <= set(LINE.methods)
+    assert zero_shot_data.NAMES.keys() | {"folder"} == set(zero_shot_data.KINDS)
+    every = parse("", ["--method", "all"]).methods
+    assert every == tuple(m for m in LINE.methods if m not in ("alexnet-imagenet", "checkpoint", "init"))

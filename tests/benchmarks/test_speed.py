@@ -1,0 +1,224 @@
+"""The speed benchmark in tiny sizes: every part writes rows; memory is foreseen."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import speed
+from benchmarks.timing import clock, graph, loss, plan, planted, training, ystep
+from pml_posets import _memory as memory
+from pml_posets._memory import estimate_y_step, require_memory
+from pml_posets.grouping.surrogate import SurrogateGrouping
+from pml_posets.neighbors.nearest import search
+from pml_posets.posets import Posets
+
+TINY = [
+    *(
+        "--quiet",
+        "--repeats",
+        "1",
+        "--samples",
+        "600",
+        "--dim",
+        "16",
+        "--batch-sizes",
+        "16",
+        "--loss-dim",
+        "8",
+    ),
+    *("--image-size", "64", "--batch-size", "8", "--steps", "1", "--images", "2", "--workers", "0"),
+    *("--nodes", "800", "--degree", "16", "--graph-dim", "4"),
+]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Parts in this process: a fresh one takes seconds to import torch."""
+    monkeypatch.setattr(plan, "in_child", lambda function, *arguments, threads=0: function(*arguments))
+    monkeypatch.setattr(training, "_NUM_IMAGES", 32)
+
+
+@pytest.mark.parametrize("part", [part for part in plan.PARTS if part != "startup"])
+def test_a_part_writes_rows(here, tmp_path, capsys, part):
+    if part == "hog":
+        pytest.importorskip("skimage")
+    arguments = ["--part", part, "--output", str(tmp_path), *TINY]
+    assert speed.main(arguments) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert {row["settings"]["part"] for row in rows} == {part}
+    for row in rows:
+        ratios = {
+            k: v for k, v in row["metrics"].items() if "over_" in k or k.startswith("of_") or "times_" in k
+        }
+        assert all(value > 0 and math.isfinite(value) for value in ratios.values())
+        assert ratios or part == "graph"
+    assert part in (tmp_path / "table.md").read_text()
+    if part in ("training", "feeding") and not torch.cuda.is_available():
+        assert "torch sees no GPU" in capsys.readouterr().out
+
+
+def test_rows_that_are_there_are_left_out(here, tmp_path, monkeypatch):
+    arguments = ["--part", "graph", "--output", str(tmp_path), *TINY]
+    speed.main(arguments)
+    with pytest.raises(ValueError, match="holds rows already: go on with --resume"):
+        speed.main(arguments)
+    monkeypatch.setattr(plan.graph, "time_graph", lambda *_: pytest.fail("timed again"))
+    assert speed.main([*arguments, "--resume"]) == 0
+    with pytest.raises(pytest.fail.Exception):
+        speed.main([*arguments, "--resume", "--nodes", "900"])
+
+
+def test_wrong_options_are_told():
+    for option, value, text in (
+        ("--repeats", "0", "--repeats must be 1 or more, got 0"),
+        ("--samples", "10", "--samples must be 500 or more, got 10"),
+        ("--batch-sizes", "4", "--batch-sizes must be 16 or more, got 4"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            speed.parse([option, value])
+
+
+def test_turns_alternate():
+    done = []
+    times = clock.in_turns({"a": lambda: done.append("a"), "b": lambda: done.append("b")}, repeats=2)
+    assert done == ["a", "b"] * 3
+    assert len(times.wall["a"]) == 2
+    times = clock.Times({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 1.0]}, {})
+    assert times.ratio("a", "b") == 3
+    assert times.seconds("a") == 4
+
+
+def test_planted_postures_are_what_is_near():
+    data = planted.plant(2000, 64, seed=0)
+    assert data.features.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(data.features, axis=1), 1, atol=1e-5)
+    assert (data.postures < 0).mean() == pytest.approx(0.1, abs=0.04)
+    nearest = search(data.features, 1).indices[:, 0]
+    assert (nearest == np.arange(2000) ^ 1).mean() > 0.9  # the other frame of the showing
+    others = search(data.features, 1, sources=data.sources).indices[:, 0]
+    there = data.postures >= 0
+    assert (data.postures[others] == data.postures)[there].mean() > 0.7
+    again = planted.plant(2000, 64, seed=0)
+    np.testing.assert_array_equal(data.features, again.features)
+
+
+def test_posets_of_two_are_the_first_columns_of_five():
+    data = planted.plant(900, 16, seed=0)
+    labels = SurrogateGrouping().fit_predict(data.features, data.sources)
+    five, two = (Posets.build(data.features, labels, z, sources=data.sources) for z in (5, 2))
+    np.testing.assert_array_equal(five.nearest_classes[:, :2], two.nearest_classes)
+    np.testing.assert_array_equal(five.nearest_distances[:, :2], two.nearest_distances)
+
+
+def test_recall_by_hand():
+    exact = np.array([[1, 2, 3], [4, -1, -1]])
+    assert ystep.recall(np.array([[2, 9, 1], [4, -1, -1]]), exact, 2) == pytest.approx(2 / 3)
+
+
+def test_half_of_a_batch_is_unassigned():
+    x, y = loss.make_batch(32, 8, seed=0)
+    assert x.shape == (32, 8)
+    assert (y < 0).sum() == 16
+    assert (y[y >= 0].bincount() == 4).all()
+
+
+def test_a_loss_that_would_not_fit_is_left_out():
+    assert loss.too_large(512, 20 * 10**9) == []
+    assert loss.too_large(2048, 20 * 10**9) == ["ntxent", "ntxent-assigned"]
+    assert loss.too_large(2048, None) == []
+
+
+def test_the_graph_is_what_it_says_and_its_classes_are_found():
+    features, classes, neighbors = graph.planted_graph(2000, 24, 8, seed=0)
+    index = neighbors.indices
+    assert index.shape == (2000, 24)
+    assert not (index == np.arange(2000)[:, None]).any()
+    assert index.min() >= 0
+    assert index.max() < 2000
+    gaps = np.linalg.norm(features[index] - features[:, None], axis=2)
+    np.testing.assert_allclose(neighbors.distances, gaps, rtol=1e-4, atol=1e-5)
+    assert (np.diff(neighbors.distances, axis=1) >= 0).all()
+    planted_ones = classes >= 0
+    assert (np.sort(classes[index[planted_ones, :7]], 1) == classes[planted_ones, None]).mean() > 0.99
+    assert len(set(map(tuple, np.sort(index, 1).tolist()))) > 1000
+    found = graph.time_graph(2000, 24, 8, 0, True)
+    assert found["purity"] > 0.99
+    assert found["planted_found"] > 0.99
+
+
+def test_memory_is_counted():
+    small, large = estimate_y_step(1000, 64), estimate_y_step(2000, 64)
+    assert large.features == 2 * small.features == 2 * 4 * 1000 * 64
+    exact = estimate_y_step(113_516, 4096)
+    assert exact.total < 2 * exact.features  # the index is the features themselves
+    approximate = estimate_y_step(113_516, 4096, method="approximate")
+    assert approximate.search > exact.search
+    twice = estimate_y_step(113_516, 4096, method="approximate", backend="faiss")
+    assert twice.search > approximate.search
+    assert estimate_y_step(1000, 64, mirrored=True).features == 2 * small.features
+
+
+def test_out_of_memory_is_foreseen(monkeypatch):
+    size = estimate_y_step(113_516, 64).total
+    assert require_memory(113_516, 64, available=size).total == size
+    with pytest.raises(MemoryError, match=f"about {size:,} bytes, and {size - 1:,} are available: max_ref"):
+        require_memory(113_516, 64, available=size - 1)
+    size = estimate_y_step(113_516, 512).total
+    with pytest.raises(
+        MemoryError, match=f"bytes, and {size:,} are available: method='exact' would take about"
+    ):
+        require_memory(113_516, 512, method="approximate", backend="faiss", available=size)
+    with pytest.raises(MemoryError, match=r"reduce the features to [0-9]+ dimensions, or take"):
+        require_memory(10**7, 4096, available=24 * 10**9)
+    features = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(
+        "pml_posets.grouping.surrogate.search", lambda *_, **__: pytest.fail("the search began")
+    )
+    with pytest.raises(MemoryError, match="1,000 are available"):
+        SurrogateGrouping().fit(features)
+
+
+def test_what_cannot_be_told_is_not_refused(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)
+    assert require_memory(10**9, 4096).features == 4 * 10**9 * 4096
+
+
+def fails():
+    raise ValueError("told in the child")
+
+
+def test_errors_come_back_from_the_child():
+    with pytest.raises(ValueError, match="told in the child"):
+        clock.in_child(fails)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_child_ends_with_a_killed_parent():
+    script = "import time; from benchmarks.timing import clock; clock.in_child(time.sleep, 300)"
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+
+    def children() -> list[str]:
+        return Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+
+    def sleeping(pid: str) -> bool:
+        path = Path(f"/proc/{pid}/cmdline")
+        return path.exists() and b"spawn_main" in path.read_bytes()
+
+    until = time.monotonic() + 60
+    while not (found := [pid for pid in children() if sleeping(pid)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert found
+    time.sleep(1)  # the child is being set up
+    parent.kill()
+    parent.wait()
+    while any(map(sleeping, found)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(sleeping, found))

@@ -1,0 +1,388 @@
+"""voc.py as a command on a few objects: its numbers by hand, its files, its resuming, and folders."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets.voc
+from benchmark_runs import KILL, LEARNED, few_patches, quick, rows_of, weights
+from PIL import Image
+from voc_trees import scenes, write_voc
+
+from benchmarks import voc
+from benchmarks.core import options, session
+from benchmarks.data.labelled_images import load_folder
+from benchmarks.tasks import objects as object_task
+from benchmarks.tasks import objects_report as object_report
+from benchmarks.voc import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAIN = ["majority", "hog", "hog-lda", "hog-views", "start"]
+CLASSES = ("bus", "cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """VOC and a folder of images beside the folder for what is made of them once.
+
+    24 objects to learn from and 12 to test on: more cats than dogs, and a few buses. Two are difficult.
+    """
+    root = tmp_path_factory.mktemp("data")
+    order = ("cat", "dog", "cat", "bus", "cat", "dog")
+    trainval, test = scenes(12, 1, order), scenes(6, 50, order, seed=1)
+    trainval[1].append(("cat", (3, 3, 30, 20), True))
+    test[50].append(("dog", (3, 3, 30, 20), True))
+    write_voc(
+        root / "voc", {"trainval": trainval, "test": test, "train": scenes(4, 80), "val": scenes(3, 90)}
+    )
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        pixels = rng.integers(60, 120, (20, 24, 3), np.uint8)
+        name = ("upright", "flat", "plain")[number % 3]
+        if name != "plain":
+            stripes = pixels[:, number % 4 :: 4] if name == "upright" else pixels[number % 4 :: 4]
+            stripes[:] = 250
+        path = root / "stripes" / name / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    with few_patches():
+        yield root
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Those of `whole`, which is made before, are enough."""
+    monkeypatch.setattr(object_report, "SHOWN", ())
+
+
+def arguments(data, output, *more):
+    given = ["--data-root", data / "voc"] if "--data-root" not in more else []
+    return quick(data / "cache", output, *given, "--num-classes", 4, "--mean-size", 4, *more)
+
+
+def folder_of(data, output, *more):
+    return arguments(data, output, "--dataset", "folder", "--data-root", data / "stripes", *more)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run of every method."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(arguments(data, folder, "--method", "all")) == 0
+    return folder
+
+
+# --- By hand
+
+
+def shares(predicted, true):
+    """What is right, of all and of each class."""
+    right = [p == t for p, t in zip(predicted, true, strict=True)]
+    by_class = {
+        f"accuracy/{name}": np.mean([r for r, t in zip(right, true, strict=True) if t == name])
+        for name in dict.fromkeys(sorted(true))
+    }
+    return {"accuracy": np.mean(right), "class_accuracy": np.mean(list(by_class.values())), **by_class}
+
+
+def test_the_majority_is_the_most_frequent_class_to_learn_from(whole):
+    found = rows_of(whole)["majority", 0]["metrics"]
+    test = ["cat", "dog", "cat", "bus", "cat", "dog"] * 2
+    assert found == pytest.approx(shares(["cat"] * 12, test))
+    assert found["accuracy"] == 0.5
+    assert found["class_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_the_nearest_vote_by_their_similarity(data, tmp_path):
+    """Shares of the votes times shares of the similarities 1 + r, in loops."""
+    given = voc.parse("", arguments(data, tmp_path, "--method", "hog", "--votes", 3))
+    task = object_task.prepare(given)
+    features = task.described.hog("hog")[0].astype(np.float64)
+    names = [task.data.classes[label] for label in task.data.labels]
+    predicted = []
+    for query in task.data.test:
+        similar = [1 + np.corrcoef(features[query], features[i])[0, 1] for i in task.data.train]
+        nearest = np.argsort(similar)[::-1][:3]
+        scores = {}
+        for name in CLASSES:
+            of_class = [i for i in nearest if names[task.data.train[i]] == name]
+            share = sum(similar[i] for i in of_class) / sum(similar[i] for i in nearest)
+            scores[name] = len(of_class) / 3 * share
+        predicted.append(max(scores, key=scores.get))
+    score = task.plain("hog")
+    assert score.metrics == pytest.approx(shares(predicted, [names[i] for i in task.data.test]))
+    assert score.shown.indices.shape == (12, 3)
+
+
+def test_objects_that_look_alike_are_told(data, tmp_path):
+    given = voc.parse("", folder_of(data, tmp_path))
+    task = object_task.prepare(given)
+    for method in ("hog", "hog-lda", "hog-views", "start"):
+        assert session.run_method(method, 0, task, given, tmp_path).score.metrics["accuracy"] == 1, method
+
+
+# --- A whole run
+
+
+def test_a_row_for_every_method(whole):
+    rows = json.loads((whole / "results.json").read_text())
+    assert [row["method"] for row in rows] == [*PLAIN, "random", *LEARNED]
+    assert {row["method"] for row in rows} == {*voc.LINE.methods} - {*options.FILES}
+    for row in rows:
+        metrics = row["metrics"]
+        assert (row["dataset"], row["seed"]) == ("voc2007", 0)
+        by_class = [metrics[f"accuracy/{name}"] for name in CLASSES]
+        assert metrics["class_accuracy"] == pytest.approx(np.mean(by_class))
+        assert metrics["accuracy"] == pytest.approx(np.average(by_class, weights=[2, 6, 4]))
+        rounds = ["accuracy_round_1", "accuracy_round_2"] if row["method"] in LEARNED else []
+        assert {*metrics} == {
+            "accuracy",
+            "class_accuracy",
+            *(f"accuracy/{name}" for name in CLASSES),
+            *rounds,
+        }
+        if rounds:
+            assert metrics["accuracy_round_2"] == metrics["accuracy"]
+
+
+def test_settings_are_those_that_the_numbers_depend_on(whole):
+    rows = rows_of(whole)
+    scored = {
+        "data": "voc2007", "num_train": 24, "num_test": 12, "num_votes": 5, "left_out": {"difficult": 2},
+    }  # fmt: skip
+    for row in rows.values():
+        assert {name: row["settings"][name] for name in scored} == scored
+        assert len(row["settings"]["image_names"]) == 16
+    more = {
+        method: set(rows[method, 0]["settings"]) - {*scored, "image_names"} for method in (*PLAIN, "random")
+    }
+    assert more["majority"] == set()
+    assert more["hog"] == more["hog-lda"] == {"hog_size"}
+    views = {"num_images", "num_views", "flips", "scale", "brightness", "colour", "grey"}
+    assert more["hog-views"] == more["hog"] | views
+    assert more["start"] == {"hog_size", "initial", "window"}
+    assert {"image_size", "fc_dim", "layer", "precision", "device"} <= more["random"]
+    assert "rounds" not in more["random"]
+    posets = rows["posets", 0]["settings"]
+    expected = {
+        "hog_size": 32, "initial": "hog-window", "components": 32, "rounds": 2, "fc_dim": 8, "preset": "tiny",
+        "layer": "fc6", "regroup": "mixed", "num_classes": 4, "mean_size": 4.0,
+    }  # fmt: skip
+    assert {name: posets[name] for name in expected} == expected
+    assert rows["posets-fixed", 0]["settings"]["regroup"] == "fixed"
+    assert "/" not in json.dumps([row["settings"] for row in rows.values()])  # no path of a machine
+
+
+def test_the_paper_s_classes_are_the_default(data, tmp_path):
+    given = voc.parse("", ["--data-root", str(data / "voc"), "--output", str(tmp_path)])
+    assert (given.recipe.num_classes, given.recipe.mean_size, given.num_votes) == (1000, 8.0, 5)
+    assert (given.layer, given.train_set, given.test_set) == ("fc6", "trainval", "test")
+    assert not given.download
+
+
+def test_table(whole):
+    table, notes = (whole / "table.md").read_text().split("\n\n")
+    header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert header == [
+        "method",
+        "accuracy",
+        "mean of classes",
+        "seeds",
+        "round 1",
+        "round 2",
+        "paper (VOC 2007)",
+    ]
+    by_method = {line[0]: line for line in lines}
+    assert list(by_method) == [*PLAIN, "random", *LEARNED]
+    paper = {"hog-lda": "0.118", "triplet": "0.450 (Wang and Gupta)", "cliques": "0.481", "posets": "0.510"}
+    assert {method: line[-1] for method, line in by_method.items() if line[-1]} == paper
+    metrics = rows_of(whole)["posets", 0]["metrics"]
+    assert by_method["posets"][1:3] == [f"{metrics[name]:.3f}" for name in ("accuracy", "class_accuracy")]
+    here, paper = notes.splitlines()
+    assert here == (
+        "Here: voc2007, 5 nearest of 24 vote on 12; 64 px, random weights at the beginning, fc6 scored. The "
+        "first similarities: hog-window."
+    )
+    for what in ("227 px", "5 votes", "fc6", "Wang and Gupta", "1000 classes of 8"):
+        assert what in paper
+
+
+@pytest.mark.parametrize("name", ["loss", "neighbours"])
+def test_pictures(whole, name):
+    with Image.open(whole / f"{name}.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels.shape) > 100
+    assert len(np.unique(pixels)) > 20
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_logs_and_checkpoints(whole, method):
+    home = whole / f"{method}-seed0"
+    assert (home / "checkpoint.pt").is_file()
+    header, *rows = [line.split(",") for line in (home / "logs" / "scores.csv").read_text().split()]
+    assert header == ["~iteration~", "accuracy"]
+    metrics = rows_of(whole)[method, 0]["metrics"]
+    assert [float(row[1]) for row in rows] == [metrics["accuracy_round_1"], metrics["accuracy_round_2"]]
+
+
+def test_only_the_train_half_is_learned_from(data, tmp_path):
+    task = object_task.prepare(voc.parse("", arguments(data, tmp_path)))
+    assert len(task.images) == len(task.start.features) == 24
+    size = (64, 64)
+    for i, index in enumerate(task.data.train):
+        crop = task.data.images[int(index)].resize(size, Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(task.images[i].permute(1, 2, 0).numpy(), np.asarray(crop))
+    assert task.described.statistics is task.unlabelled.statistics
+
+
+def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path):
+    path = whole / "posets-seed0" / "checkpoint.pt"
+    main(arguments(data, tmp_path, "--method", "checkpoint", "--checkpoint", path, "--fc-dim", 4))
+    row, theirs = rows_of(tmp_path)["checkpoint", 0], rows_of(whole)["posets", 0]
+    assert row["metrics"]["accuracy"] == theirs["metrics"]["accuracy"]
+    assert (row["settings"]["file"], row["settings"]["fc_dim"]) == ("checkpoint.pt", 8)
+
+
+# --- Going on
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers_and_weights(data, whole, tmp_path):
+    chosen = arguments(data, tmp_path, "--method", "majority", "posets")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", KILL, voc.__file__, *chosen]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert list(rows_of(tmp_path)) == [("majority", 0)]
+    assert main([*chosen, "--resume"]) == 0
+    rows, expected = rows_of(tmp_path), rows_of(whole)
+    for key in (("majority", 0), ("posets", 0)):
+        assert rows[key]["metrics"] == expected[key]["metrics"]
+        assert rows[key]["settings"] == expected[key]["settings"]
+    found, wanted = weights(tmp_path / "posets-seed0"), weights(whole / "posets-seed0")
+    assert found.keys() == wanted.keys()
+    assert [name for name in found if not torch.equal(found[name], wanted[name])] == []
+
+
+def test_a_run_goes_on_where_the_data_have_moved(data, whole, tmp_path):
+    shutil.copytree(data / "voc", tmp_path / "elsewhere")
+    shutil.copytree(whole / "cliques-seed0", tmp_path / "out" / "cliques-seed0")
+    place = ["--data-root", tmp_path / "elsewhere"]
+    main(arguments(data, tmp_path / "out", *place, "--resume", "--method", "cliques"))
+    found, expected = rows_of(tmp_path / "out")["cliques", 0], rows_of(whole)["cliques", 0]
+    assert (found["metrics"], found["settings"]) == (expected["metrics"], expected["settings"])
+
+
+def test_other_votes_may_be_asked_of_a_trained_network(data, whole, tmp_path):
+    shutil.copytree(whole / "cliques-seed0", tmp_path / "cliques-seed0")
+    main(arguments(data, tmp_path, "--resume", "--method", "cliques", "--votes", 1))
+    assert rows_of(tmp_path)["cliques", 0]["settings"]["num_votes"] == 1
+    with pytest.raises(ValueError, match=r"has cliques, seed 0, of other settings \(--votes 1, here 5\)"):
+        main(arguments(data, tmp_path, "--resume", "--method", "majority"))
+
+
+# --- Image sets, and folders
+
+
+def test_other_image_sets_are_other_data(data, tmp_path):
+    main(arguments(data, tmp_path, "--train-set", "train", "--test-set", "val", "--method", "majority"))
+    row = rows_of(tmp_path)["majority", 0]
+    assert row["dataset"] == "voc2007 train, tested on val"
+    assert (row["settings"]["num_train"], row["settings"]["num_test"]) == (8, 6)
+    with pytest.raises(ValueError, match=r"is of other data \(voc2007 train, tested on val, here voc2007\)"):
+        main(arguments(data, tmp_path, "--resume"))
+
+
+def test_a_folder_of_images(data, tmp_path):
+    main(folder_of(data, tmp_path, "--method", "majority", "hog", "ntxent", "--rounds", 1, "--batch-size", 8))
+    rows = rows_of(tmp_path)
+    assert {row["dataset"] for row in rows.values()} == {"stripes"}
+    assert rows["majority", 0]["metrics"]["accuracy"] == pytest.approx(1 / 3)
+    settings = rows["ntxent", 0]["settings"]
+    assert (settings["num_train"], settings["num_test"], settings["left_out"]) == (12, 12, {})
+    assert "Here: stripes, 5 nearest of 12 vote on 12" in (tmp_path / "table.md").read_text()
+
+
+def test_unreadable_images(data, tmp_path, capsys):
+    for what in ("voc", "stripes"):
+        shutil.copytree(data / what, tmp_path / what)
+    shutil.copytree(data / "cache", tmp_path / "cache")
+    broken = tmp_path / "voc" / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000003.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    (tmp_path / "stripes" / "flat" / "01.png").write_bytes(b"no image")
+    for which, given in (("000003", arguments), ("flat/01", folder_of)):
+        with pytest.raises(OSError, match=f"cannot read the image .*{which}"):
+            main(given(tmp_path, tmp_path / which[:2], "--method", "hog"))
+        main(given(tmp_path, tmp_path / which[:2], "--method", "majority", "--skip-unreadable"))
+        assert f"left out, image missing or damaged: 1 ({which}" in capsys.readouterr().out
+        left_out = rows_of(tmp_path / which[:2])["majority", 0]["settings"]["left_out"]
+        assert left_out["image missing or damaged"] == 1
+
+
+def test_nothing_is_downloaded_unless_asked_for(data, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(url, root, filename, md5):
+        asked.append(filename)
+        shutil.copytree(data / "voc", root, dirs_exist_ok=True)
+
+    monkeypatch.setattr(torchvision.datasets.voc, "download_and_extract_archive", fetch)
+    chosen = arguments(data, tmp_path / "out", "--data-root", tmp_path / "new", "--method", "majority")
+    with pytest.raises(FileNotFoundError, match=r"PASCAL VOC 2007 trainval is not in .*or give --download"):
+        main(chosen)
+    assert asked == []
+    main([*chosen, "--download"])
+    assert asked == ["VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar"]
+    assert rows_of(tmp_path / "out")["majority", 0]["settings"]["num_train"] == 24
+
+
+# --- What does not fit
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--votes", 0], "--votes must be 1 or more, got 0"),
+        (["--votes", 25], "--votes must be at most 24, the images to learn from"),
+        (["--train-set", "all"], "there is no image set all of PASCAL VOC 2007"),
+        (["--train-set", "test"], "share 6 images"),
+        (
+            ["--dataset", "folder", "--download"],
+            "--download, --train-set and --test-set are for --dataset voc",
+        ),
+        (["--dataset", "folder", "--test-set", "val"], "are for --dataset voc"),
+        (
+            ["--method", "cliques", "--batch-size", 60],
+            r"60 images, but the half of voc2007 to learn from holds only 24",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(data, tmp_path, more, text):
+    with pytest.raises(ValueError, match=text):
+        main(arguments(data, tmp_path / "out", "--method", "majority", *more))
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_without_data():
+    with pytest.raises(SystemExit):
+        voc.parse("", [])
+
+
+# --- Real data
+
+
+def test_the_majority_of_the_cars(shared_data, tmp_path):
+    root = shared_data / "cars196_train"
+    given = ["--dataset", "folder", "--data-root", root, "--output", tmp_path, "--cache", tmp_path]
+    task = object_task.prepare(voc.parse("", [str(part) for part in given]))
+    data = load_folder(root, "images")
+    most = np.bincount(data.labels[data.train]).argmax()
+    expected = np.mean(data.labels[data.test] == most)
+    assert task.plain("majority").metrics["accuracy"] == pytest.approx(expected)
+    assert (len(data.train), len(data.test)) == (4123, 4021)

@@ -1,0 +1,109 @@
+"""The examples run by themselves, on a CPU, offline, and show that something is learned."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+
+
+def run(name, folder, *arguments):
+    """What an example prints."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def scores(output, measure):
+    """The numbers that follow a measure's name, by line."""
+    return [float(number) for number in re.findall(rf"{measure}[^\n]*?(\d\.\d{{3}})", output)]
+
+
+def test_every_example_has_a_test():
+    assert EXAMPLES == ["any_loss_without_labels", "poset_loss_in_your_loop", "rounds_on_a_folder"]
+
+
+def test_unlabelled_samples_help_in_a_loop(tmp_path):
+    output = run("poset_loss_in_your_loop", tmp_path)  # with fewer steps they do not yet help
+    before, labelled, both = scores(output, "MAP@R")
+    assert before + 0.1 < labelled < both - 0.05
+
+
+def test_a_loss_learns_without_labels(tmp_path):
+    output = run("any_loss_without_labels", tmp_path, "--iterations", 100)
+    start, before, after = scores(output, "MAP@R")
+    assert after > max(start, before) + 0.03
+    recalls = scores(output, "recall@1")
+    assert recalls[2] > recalls[1] + 0.05
+
+
+def test_rounds_learn_from_a_folder_and_resume(tmp_path):
+    settings = ("--iterations", 25, "--output", tmp_path / "out")
+    output = run("rounds_on_a_folder", tmp_path, *settings)
+    start, before, after = scores(output, "recall@1")
+    assert after > start + 0.03
+    assert start > before
+    assert output.startswith("360 images")
+    assert Image.open(tmp_path / "out" / "found.png").size > (300, 100)
+    assert re.search(r"nearest to (\d+\.png): \S+/\1, ", output)  # itself, as it is in the folder
+    names = (tmp_path / "out" / "names.txt").read_text().splitlines()
+    embeddings = np.load(tmp_path / "out" / "embeddings.npy")
+    assert embeddings.shape == (len(names), 128) == (360, 128)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+    checkpoint = (tmp_path / "out" / "checkpoint.pt").stat()
+    assert run("rounds_on_a_folder", tmp_path, *settings) == output  # nothing left to do
+    assert (tmp_path / "out" / "checkpoint.pt").stat().st_mtime_ns == checkpoint.st_mtime_ns
+
+
+def test_rounds_take_a_folder_with_a_broken_image(tmp_path):
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        from rounds_on_a_folder import draw_folder
+    finally:
+        sys.path.pop(0)
+    drawn = draw_folder(tmp_path / "drawn", num_postures=3, num_images=12)
+    flat = tmp_path / "photos"
+    flat.mkdir()
+    for number, path in enumerate(sorted(drawn.rglob("*.png"))):
+        path.rename(flat / f"{number:03d}.png")
+    (flat / "broken.png").write_bytes(b"half an image")
+    output = run(
+        "rounds_on_a_folder",
+        tmp_path,
+        flat,
+        "--rounds",
+        1,
+        "--iterations",
+        2,
+        "--size",
+        32,
+        "--find",
+        flat / "007.png",
+    )
+    assert output.startswith(f"36 images in {flat}, 1 unreadable\n")
+    assert "recall" not in output  # no subfolders, no truth
+    assert "nearest to 007.png: 007.png, 0" in output
+    assert (tmp_path / "runs" / "rounds" / "found.png").is_file()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_says_what_it_shows(name, tmp_path):
+    first = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8").splitlines()[0].strip('"')
+    shown = run(name, tmp_path, "--help")
+    assert " ".join(first.split()) in " ".join(shown.split())

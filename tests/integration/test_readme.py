@@ -1,0 +1,152 @@
+"""The README: its code runs, its commands are those of the CI run, its links and names lead somewhere."""
+
+import configparser
+import importlib.util
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pml_posets
+from pml_posets.data.datasets import WithViews
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    """The fenced blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def run_block(containing, changes=()):
+    """Run the one Python block that contains a text, with some texts replaced; returns its names."""
+    (code,) = [block for block in blocks("python") if containing in block]
+    for old, new in changes:
+        assert code.count(old) == 1, f"the README no longer holds {old!r} once"
+        code = code.replace(old, new)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+def command(ending):
+    """The one line that makes an environment and ends as given."""
+    found = re.findall(rf"^python3 -m venv .*{re.escape(ending)}$", README, flags=re.MULTILINE)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def draw_folder():
+    """The function of the example that draws a folder of figures."""
+    spec = importlib.util.spec_from_file_location("rounds", ROOT / "examples" / "rounds_on_a_folder.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.draw_folder
+
+
+def test_every_python_block_has_a_test():
+    assert len(blocks("python")) == 4
+
+
+def test_twelve_lines():
+    (code,) = [block for block in blocks("python") if "was: losses" in block]
+    assert len([line for line in code.splitlines() if line.strip()]) == 12
+
+
+def test_the_loss_drops_into_a_script():
+    names = run_block("was: losses")
+    assert names["loss"].item() > 0
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in names["model"].parameters())
+    assert any((labels < 0).any() for _, labels in names["loader"])
+
+
+def test_any_loss_trains_without_labels():
+    names = run_block("PseudoLabelLoss(MultiSimilarityLoss(), sampler)")
+    posets = names["sampler"].posets
+    assert posets.num_classes > 5
+    assigned = posets.labels >= 0
+    pairs = posets.labels[:, None] == posets.labels
+    planted = np.tile(np.arange(50), 4)
+    right = (planted[:, None] == planted)[pairs & assigned & assigned[:, None]]
+    assert right.mean() > 0.5
+    assert names["trainer"].epoch == 2
+
+
+def test_views_make_an_embedding():
+    assert run_block("InstanceLDA().fit")["embeddings"].shape == (40, 39)
+    blobs = "torch.nn.functional.interpolate(torch.rand(200, 3, 7, 7), 32, mode='bicubic').clamp(0, 1)"
+    names = run_block("InstanceLDA().fit", [("torch.rand(40, 3, 32, 32)", blobs)])
+    fresh = WithViews(names["images"], names["change"], num_views=2, seed=1)
+    rows = names["hog"].transform(fresh, progress=False)
+
+    def found(features):
+        near = features @ features.T
+        np.fill_diagonal(near, -2)
+        return (fresh.instances[near.argmax(axis=1)] == fresh.instances).mean()
+
+    assert 1 - found(names["lda"].transform(rows)) < 0.75 * (1 - found(rows))
+
+
+def test_rounds_run_on_a_folder(tmp_path, monkeypatch):
+    draw_folder()(tmp_path / "photos", num_postures=4, num_images=20)
+    monkeypatch.chdir(tmp_path)
+    changes = [("num_rounds=10", "num_rounds=2"), ("iterations_per_round=1000", "iterations_per_round=2")]
+    names = run_block('image_files("photos")', changes)
+    assert names["joint"].finished
+    assert names["features"].shape == (80, 128)
+    np.testing.assert_allclose(np.linalg.norm(names["features"], axis=1), 1, rtol=1e-5)
+    assert (tmp_path / "runs" / "photos" / "checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize("ending", ["benchmarks/olympic.py", "-m pytest"])
+def test_the_commands_are_whole_lines_that_the_ci_run_takes(ending):
+    line = command(ending)
+    assert any(line in block.splitlines() for block in blocks("bash"))
+    assert f"readme_line '{ending}'" in CI
+    environment, install, work = line.split(" && ")
+    assert environment == "python3 -m venv .venv"
+    assert install.startswith('.venv/bin/pip install -q -e ".[')
+    assert work.startswith(".venv/bin/python ")
+
+
+def test_the_extras_exist():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    named = re.findall(r"\.\[([\w,]+)\]", README + CI)
+    assert named
+    for extra in {name for group in named for name in group.split(",")}:
+        assert extra in setup["options.extras_require"], extra
+
+
+def test_the_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), f"{link} is not there"
+
+
+def test_the_rooms_are_there():
+    rows = re.findall(r"^\| (`.*?) \|", README, flags=re.MULTILINE)
+    rooms = [room for row in rows for room in re.findall(r"`(\w+)`", row)]
+    assert len(rooms) > 10
+    for room in rooms:
+        assert importlib.util.find_spec(f"pml_posets.{room}") is not None, room
+
+
+def test_the_names_are_there():
+    foreign = {"AccuracyCalculator", "DistributedLossWrapper", "MultipleLosses"}
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    names = set(re.findall(r"`([A-Z]\w*[a-z]\w*)`", prose)) - foreign
+    assert len(names) > 6
+    assert names <= set(pml_posets.__all__)
+
+
+def test_the_ci_run_is_strict_and_ends_with_the_tests():
+    assert "\nset -euo pipefail\n" in CI
+    assert CI.rstrip().splitlines()[-1] == 'bash -c "$run_tests"'
+    for needed in ("ruff format --check", "ruff check", "mypy", "examples/*.py", "--preset tiny"):
+        assert needed in CI
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111

@@ -1,0 +1,145 @@
+"""Cache entries: found again, stale after any change, whole or not there."""
+
+import doctest
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pml_posets.data import cache as module
+from pml_posets.data.cache import FeatureCache, data_identity, digest, read_npz, write_npz
+from pml_posets.data.datasets import ImageList, UnreadableImageError
+
+
+@pytest.fixture
+def paths(tmp_path):
+    (tmp_path / "images").mkdir()
+    files = [tmp_path / "images" / f"{i}.png" for i in range(3)]
+    for i, file in enumerate(files):
+        Image.new("L", (8, 8), i).save(file)
+    return files
+
+
+def test_an_entry_is_found_again(tmp_path, paths):
+    cache = FeatureCache(tmp_path / "deep" / "cache")
+    key = cache.key({"ridge": 1.0, "mean": np.ones(3)}, paths)
+    assert cache.load(key) is None
+    cache.save(key, {"features": np.eye(3, dtype=np.float32)})
+    fresh = FeatureCache(tmp_path / "deep" / "cache")
+    same = fresh.key({"mean": np.ones(3), "ridge": 1.0}, [str(path) for path in paths])
+    assert same == key
+    found = fresh.load(same)
+    assert list(found) == ["features"]
+    np.testing.assert_array_equal(found["features"], np.eye(3))
+
+
+def test_settings_and_data_tell_entries_apart(tmp_path, paths):
+    cache = FeatureCache(tmp_path)
+    keys = [
+        cache.key({"ridge": 1.0, "mean": np.ones(3)}, paths),
+        cache.key({"ridge": 2.0, "mean": np.ones(3)}, paths),
+        cache.key({"ridge": 1.0, "mean": np.ones(3) + 1e-15}, paths),
+        cache.key({"ridge": 1.0, "mean": np.ones((3, 1))}, paths),
+        cache.key({"ridge": 1.0, "mean": np.ones(3)}, paths[::-1]),
+        cache.key({"ridge": 1.0, "mean": np.ones(3)}, paths[:2]),
+        cache.key({"ridge": 1.0, "mean": np.ones(3)}, ImageList(paths, transform=str)),
+        cache.key({"ridge": 1.0, "mean": np.ones(3)}, torch.utils.data.Subset(ImageList(paths), [0])),
+    ]
+    assert len({key.entry for key in keys}) == len(keys)
+
+
+def test_a_changed_file_makes_it_stale(tmp_path, paths):
+    cache = FeatureCache(tmp_path)
+    old = cache.key({}, paths)
+    cache.save(old, {"features": np.zeros(1)})
+    status = paths[1].stat()
+    os.utime(paths[1], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    new = cache.key({}, paths)
+    assert new.entry == old.entry
+    assert cache.load(new) is None
+    cache.save(new, {"features": np.ones(1)})
+    assert cache.load(new)["features"] == 1
+    assert cache.load(old) is None
+    assert len(list(tmp_path.glob("*.npz"))) == 1
+
+
+def test_contents_in_memory_count():
+    arrays = np.zeros((2, 4, 4), np.uint8)
+    first = data_identity(arrays)
+    assert data_identity(list(arrays)) == data_identity(torch.zeros(2, 4, 4, dtype=torch.uint8)) == first
+    assert data_identity([Image.fromarray(array) for array in arrays]) == first
+    assert data_identity([(array, "label") for array in arrays]) == first
+    arrays[1, 2, 3] = 1
+    assert data_identity(arrays)[1] != first[1]
+
+
+def test_data_of_unknown_kind(tmp_path, paths):
+    cache = FeatureCache(tmp_path)
+    unknown = torch.utils.data.TensorDataset(torch.zeros(2, 1))
+    with pytest.raises(TypeError, match="cannot tell when a TensorDataset changes: give data_id"):
+        cache.key({}, unknown)
+    with pytest.raises(TypeError, match="cannot tell when a list changes"):
+        cache.key({}, [object()])
+    assert cache.key({}, unknown, data_id="a") != cache.key({}, unknown, data_id="b")
+    paths[2].unlink()
+    with pytest.raises(UnreadableImageError, match=r"2\.png"):
+        cache.key({}, paths)
+
+
+def test_a_damaged_entry_counts_as_missing(tmp_path):
+    cache = FeatureCache(tmp_path)
+    key = cache.key({}, np.zeros((1, 2, 2)))
+    cache.save(key, {"features": np.arange(5000)})
+    (file,) = tmp_path.glob("*.npz")
+    whole = file.read_bytes()
+    for damaged in (whole[:-100], whole[:50], b"", b"no archive", whole[:2000] + b"x" * 100 + whole[2100:]):
+        file.write_bytes(damaged)
+        assert cache.load(key) is None
+    file.write_bytes(whole)
+    assert len(cache.load(key)["features"]) == 5000
+
+
+def test_a_write_that_fails_loses_nothing(tmp_path, monkeypatch):
+    cache = FeatureCache(tmp_path)
+    key = cache.key({}, np.zeros((1, 2, 2)))
+    cache.save(key, {"features": np.zeros(1)})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(UserWarning, match=r"not cached in .*No space left on device"):
+        cache.save(key, {"features": np.ones(1)})
+    assert cache.load(key)["features"] == 0
+    assert len(os.listdir(tmp_path)) == 1
+    with pytest.raises(OSError, match="No space left"):
+        write_npz(tmp_path / "other.npz", {"a": np.zeros(1)})
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cache folder .* cannot be written to"):
+        FeatureCache(tmp_path / "file" / "cache")
+
+
+def test_npz_files(tmp_path):
+    write_npz(tmp_path / "a.npz", {"a": np.arange(3), "b": np.array("text")})
+    found = read_npz(tmp_path / "a.npz")
+    assert found["a"].tolist() == [0, 1, 2]
+    assert str(found["b"]) == "text"
+    np.save(tmp_path / "a.npy", np.zeros(2))
+    with pytest.raises(ValueError, match="damaged or no file of arrays"):
+        read_npz(tmp_path / "a.npy")
+
+
+def test_digest_refuses_what_it_cannot_read():
+    assert digest(np.float32(1), np.int64(2)) == digest(1.0, 2)
+    with pytest.raises(TypeError, match="cannot digest a object"):
+        digest(object())
+
+
+def test_examples_run():
+    assert doctest.testmod(module).failed == 0

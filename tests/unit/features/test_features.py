@@ -1,0 +1,300 @@
+"""Features of a network: order, mirror images, modes, randomness, and models that go wrong."""
+
+import doctest
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pml_posets.features import network as module
+from pml_posets.features.network import extract, similarity
+from pml_posets.features.reduction import principal_components
+
+
+def images(num: int = 11, size: int = 6) -> torch.Tensor:
+    return torch.rand(num, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Draws from every global generator, as random transforms do."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        noise = torch.rand(1) + np.random.rand() + random.random()  # noqa: NPY002
+        return torch.full((3, 4, 4), float(index)) + noise
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5))
+    return nn.Sequential(trunk, nn.Linear(64, 7))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_rows_are_in_dataset_order(num_workers):
+    model, data = network(), images()
+    labelled = list(zip(data, range(11), strict=True))
+    rows = extract(model, labelled, batch_size=4, num_workers=num_workers, normalize=False, progress=False)
+    assert rows.shape == (11, 7)
+    assert rows.dtype == np.float32
+    model.eval()
+    with torch.no_grad():
+        expected = torch.cat([model(image[None]) for image in data])
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+    unit = extract(model, data, batch_size=4, num_workers=num_workers, progress=False)
+    np.testing.assert_allclose(unit, nn.functional.normalize(expected), atol=1e-5)
+
+
+def test_mirror_images():
+    model, data = network(), images()
+    rows, mirrored = extract(model, data, batch_size=3, mirror=True, progress=False)
+    np.testing.assert_allclose(rows, extract(model, data, progress=False), atol=1e-6)
+    np.testing.assert_allclose(mirrored, extract(model, data.flip(-1), progress=False), atol=1e-6)
+    assert np.abs(rows - mirrored).max() > 1e-3
+
+
+def test_maps_are_flattened():
+    rows = extract(nn.Identity(), images(2), normalize=False, progress=False)
+    np.testing.assert_array_equal(rows, images(2).flatten(1))
+
+
+def test_every_mode_is_restored():
+    model = network()
+    model[0][1].eval()  # batch norm frozen in a model that trains
+    modes = [part.training for part in model.modules()]
+    statistics = model[0][1].running_mean.clone()
+    extract(model, images(), progress=False)
+    assert [part.training for part in model.modules()] == modes
+    assert torch.equal(statistics, model[0][1].running_mean)
+    assert all(weight.grad is None for weight in model.parameters())
+    broken = nn.Sequential(model, nn.Linear(3, 3))
+    with pytest.raises(RuntimeError):
+        extract(broken, images(), progress=False)
+    assert [part.training for part in model.modules()] == modes
+    assert broken.training
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_randomness_is_untouched_and_the_same_every_time(num_workers):
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    random.seed(3)
+
+    def state():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+
+    before = state()
+    first = extract(nn.Flatten(), Noisy(), num_workers=num_workers, normalize=False, progress=False)
+    assert state() == before
+    torch.rand(5)
+    again = extract(nn.Flatten(), Noisy(), num_workers=num_workers, normalize=False, progress=False)
+    np.testing.assert_array_equal(first, again)
+
+
+def test_half_precision_only_where_it_helps():
+    class Kinds(nn.Flatten):
+        def forward(self, x):
+            assert not torch.is_autocast_enabled("cpu")
+            return super().forward(x).to(torch.bfloat16)
+
+    assert extract(Kinds(), images(2), amp=True, progress=False).dtype == np.float32
+
+
+class Seen(nn.Linear):
+    """Notes the dtype of what it computes."""
+
+    def __init__(self):
+        torch.manual_seed(2)
+        super().__init__(3 * 6 * 6, 4)
+        self.seen = []
+
+    def forward(self, x):
+        out = super().forward(x.flatten(1))
+        self.seen.append(out.dtype)
+        return out
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_dtype_asks_for_mixed_precision_on_any_device(half):
+    model, data = Seen(), images()
+    full = extract(model, data, amp=False, normalize=False, progress=False)
+    rows = extract(model, data, amp=half, normalize=False, batch_size=4, progress=False)
+    assert model.seen == [torch.float32] + 3 * [half]
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows, full, atol=2e-2)
+    assert np.abs(rows - full).max() > 0
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_batch_that_overflows_is_done_again_in_full():
+    model, data = Seen(), images()
+    data[2] *= 1e6
+    full = extract(model, data, amp=False, normalize=False, progress=False)
+    assert np.abs(full[2]).max() > 65504  # the largest number in float16
+    model.seen.clear()
+    rows = extract(model, data, amp=torch.float16, normalize=False, batch_size=6, progress=False)
+    assert model.seen == [torch.float16, torch.float32, torch.float16]
+    np.testing.assert_allclose(rows[:6], full[:6], rtol=1e-5)
+    np.testing.assert_allclose(rows[6:], full[6:], atol=5e-3)
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", torch.float32, torch.int8, None, 1])
+def test_other_precisions_are_an_error(amp):
+    with pytest.raises(ValueError, match=r"amp must be True, False, torch.bfloat16 or torch.float16, got"):
+        extract(nn.Flatten(), images(), amp=amp, progress=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("amp", [False, True])
+def test_on_a_gpu(amp):
+    model = network()
+    expected = extract(model, images(), mirror=True, progress=False)
+    found = extract(model, images(), mirror=True, progress=False, device="cuda", amp=amp)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-3 if amp else 1e-5)
+    large = nn.Sequential(model, nn.Linear(7, 2)).cuda()
+    large[1].weight.data.fill_(1e6)  # overflows in half precision
+    assert np.isfinite(extract(large, images(), amp=amp, progress=False)).all()
+
+
+def test_features_that_are_not_finite():
+    data = images()
+    data[7, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"the features of dataset\[7\] hold a NaN or an infinite value"):
+        extract(nn.Flatten(), data, batch_size=3, progress=False)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="at least one sample"):
+        extract(nn.Flatten(), [])
+    with pytest.raises(TypeError, match="a length and items by index, got generator"):
+        extract(nn.Flatten(), (image for image in images()))
+    with pytest.raises(TypeError, match=r"must yield image tensors .*got ndarray"):
+        extract(nn.Flatten(), [np.zeros((3, 4, 4))], progress=False)
+    with pytest.raises(
+        TypeError, match=r"model must return a tensor \(11, \.\.\.\) for 11 images, got \(3, 3\)"
+    ):
+        extract(nn.Sequential(nn.Flatten(), Fixed()), images(), progress=False)
+    with pytest.raises(TypeError, match="got tuple"):
+        extract(nn.AdaptiveMaxPool2d(1, return_indices=True), images(), progress=False)
+
+
+class Fixed(nn.Module):
+    def forward(self, x):
+        return torch.eye(3)
+
+
+def test_progress_bar(capfd):
+    extract(nn.Flatten(), images())
+    assert "11/11" in capfd.readouterr().err
+    extract(nn.Flatten(), images(), progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_similarity():
+    a, b = np.random.default_rng(0).standard_normal((2, 5, 3))
+    found = similarity(a, b, scale=2.0)
+    for i in range(5):
+        assert found[i] == pytest.approx(np.exp(-np.sqrt(((a[i] - b[i]) ** 2).sum()) / 2))
+    assert similarity(a, a).tolist() == [1] * 5
+    for scale in (0, -1, np.nan):
+        with pytest.raises(ValueError, match="scale must be positive"):
+            similarity(a, b, scale=scale)
+
+
+# --- Principal components
+
+
+def low_rank(num=80, wide=40, rank=6, noise=0.0, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((num, rank)) @ np.random.default_rng(9).standard_normal((rank, wide))
+    return (rows + noise * rng.standard_normal((num, wide))).astype(np.float32)
+
+
+def test_cosines_are_kept():
+    features, mirrored = low_rank(), low_rank(seed=1)
+    rows, turned = principal_components(features, 6, mirrored)
+    assert rows.shape == turned.shape == (80, 6)
+    assert rows.dtype == turned.dtype == np.float32
+    for found, whole in ((rows, features), (turned, mirrored)):
+        unit = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+        np.testing.assert_allclose(found @ rows.T, unit @ (features / norms(features)).T, atol=1e-4)
+
+
+def norms(rows):
+    return np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_the_directions_are_those_of_the_decomposition():
+    features = low_rank(noise=0.3)
+    rows = principal_components(features, 6, normalize=False)
+    u, s, _ = np.linalg.svd(features, full_matrices=False)
+    np.testing.assert_allclose(np.abs(rows), np.abs(u[:, :6] * s[:6]), atol=1e-3 * s[0])
+    assert np.square(rows).sum() < np.square(features).sum()
+
+
+def test_mirrored_features_go_into_the_same_directions():
+    features = low_rank(noise=0.3)
+    rows, turned = principal_components(features, 5, features[::-1])
+    np.testing.assert_array_equal(turned, rows[::-1])
+    np.testing.assert_array_equal(principal_components(features, 5), rows)
+
+
+def test_rows_are_of_unit_length_unless_told_otherwise():
+    features = low_rank(noise=0.3)
+    features[3] = 0
+    lengths = np.linalg.norm(principal_components(features, 4), axis=1)
+    np.testing.assert_allclose(np.delete(lengths, 3), 1, atol=1e-6)
+    assert lengths[3] == 0
+    assert np.linalg.norm(principal_components(features, 4, normalize=False), axis=1).max() > 2
+
+
+def test_as_many_directions_as_there_are():
+    features = low_rank(noise=0.3)
+    for count in (40, 500):
+        np.testing.assert_array_equal(principal_components(features, count, normalize=False), features)
+        np.testing.assert_allclose(
+            principal_components(features, count), features / norms(features), atol=1e-6
+        )
+    few = principal_components(features[:7], 30)
+    assert few.shape == (7, 7)
+    unit = features[:7] / norms(features[:7])
+    np.testing.assert_allclose(few @ few.T, unit @ unit.T, atol=1e-5)
+
+
+def test_components_leave_features_and_randomness_alone():
+    features = low_rank(noise=0.3)
+    before, state = features.copy(), torch.get_rng_state()
+    first = principal_components(features, 5, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    np.testing.assert_array_equal(principal_components(features, 5, seed=3), first)
+    np.testing.assert_allclose(np.abs(principal_components(features, 5, seed=4)), np.abs(first), atol=0.05)
+    principal_components(features, 99, normalize=False)[:] = 0
+    np.testing.assert_array_equal(features, before)
+    features.flags.writeable = False  # as those of a memory-mapped file: no warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        principal_components(features, 5)
+
+
+def test_bad_components():
+    features = low_rank()
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        principal_components(features, 0)
+    with pytest.raises(TypeError, match="count"):
+        principal_components(features, 2.5)
+    with pytest.raises(ValueError, match=r"mirrored must have the shape \(80, 40\)"):
+        principal_components(features, 3, features[:-1])
+    features[5, 5] = np.inf
+    with pytest.raises(ValueError, match="row 5 holds a NaN or an infinite value"):
+        principal_components(features, 3)
+
+
+def test_examples_run():
+    assert doctest.testmod(module).failed == 0

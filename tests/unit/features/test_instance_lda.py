@@ -1,0 +1,196 @@
+"""InstanceLDA against plain loops and scikit-learn, on planted nuisances, in PML, and with bad input."""
+
+import doctest
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from pml_posets.features import instance_lda
+from pml_posets.features.instance_lda import InstanceLDA
+
+IMAGES, VIEWS, WIDE = 30, 5, 6
+NUISANCE = np.array([8, 8, 8, 0.3, 0.3, 0.3])  # how much views change each column
+
+
+def views(seed=0, images=IMAGES, count=VIEWS):
+    rng = np.random.default_rng(seed)
+    own = 2 * rng.normal(size=(images, 1, WIDE))
+    rows = own + rng.normal(size=(images, count, WIDE)) * NUISANCE
+    return rows.reshape(-1, WIDE).astype(np.float32), np.arange(images).repeat(count)
+
+
+def by_loops(rows, owners, shrinkage):
+    """S_w, shrunk, and S_b, number by number."""
+    wide, names = rows.shape[1], sorted(set(owners.tolist()))
+    mean = [sum(row[k] for row in rows) / len(rows) for k in range(wide)]
+    within, total = np.zeros((wide, wide)), np.zeros((wide, wide))
+    for name in names:
+        mine = [row for row, owner in zip(rows, owners, strict=True) if owner == name]
+        centre = [sum(row[k] for row in mine) / len(mine) for k in range(wide)]
+        for row in mine:
+            for i in range(wide):
+                for j in range(wide):
+                    within[i, j] += (row[i] - centre[i]) * (row[j] - centre[j]) / (len(rows) - len(names))
+                    total[i, j] += (row[i] - mean[i]) * (row[j] - mean[j]) / len(rows)
+    mix = shrinkage * np.trace(within) / wide
+    return (1 - shrinkage) * within + mix * np.eye(wide), total - within
+
+
+# --- What it learns
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.1, 0.7])
+def test_its_directions_solve_the_equation(shrinkage):
+    rows, owners = views()
+    lda = InstanceLDA(num_components=4, shrinkage=shrinkage).fit(rows, owners)
+    within, between = by_loops(rows.astype(float), owners, shrinkage)
+    weight = lda.weight_.astype(float)
+    np.testing.assert_allclose(weight @ within @ weight.T, np.eye(4), atol=1e-4)
+    ratios = weight @ between @ weight.T
+    np.testing.assert_allclose(ratios, np.diag(np.diag(ratios)), atol=1e-4)
+    largest = np.sort(np.linalg.eigvals(np.linalg.solve(within, between)).real)[::-1]
+    np.testing.assert_allclose(np.diag(ratios), largest[:4], rtol=1e-3)
+
+
+def test_without_shrinkage_it_spans_what_scikit_learn_s_does():
+    rows, owners = views()
+    ours = InstanceLDA(num_components=3, shrinkage=0.0).fit(rows, owners).weight_.T
+    theirs = LinearDiscriminantAnalysis(solver="eigen", n_components=3).fit(rows, owners).scalings_[:, :3]
+    first, second = np.linalg.qr(ours)[0], np.linalg.qr(theirs)[0]
+    np.testing.assert_allclose(np.linalg.svd(first.T @ second)[1], 1, atol=1e-4)
+
+
+def test_views_of_an_image_are_nearest_in_it_and_not_before():
+    rows, owners = views(images=60)
+    fresh, theirs = views(seed=1, images=40)
+    embedded = InstanceLDA(num_components=3).fit(rows, owners).transform(fresh)
+
+    def found(x):
+        near = -((x[:, None] - x[None]) ** 2).sum(axis=2)
+        np.fill_diagonal(near, -np.inf)
+        return (theirs[near.argmax(axis=1)] == theirs).mean()
+
+    assert found(embedded) > 0.5 > 0.2 > found(fresh)
+
+
+def test_rows_may_come_in_any_order_and_pseudo_labels_may_have_gaps():
+    rows, owners = views()
+    order = np.random.default_rng(3).permutation(len(rows))
+    expected = InstanceLDA(num_components=3).fit(rows, owners)
+    found = InstanceLDA(num_components=3).fit(rows[order], 7 * owners[order] + 2)
+    signs = np.sign((expected.weight_ * found.weight_).sum(axis=1))[:, None]
+    np.testing.assert_allclose(found.weight_ * signs, expected.weight_, atol=1e-3)
+    more = np.concatenate([rows, 100 * np.ones((4, WIDE), np.float32)])
+    left_out = InstanceLDA(num_components=3).fit(more, np.concatenate([owners, [-1] * 4]))
+    np.testing.assert_array_equal(left_out.weight_, expected.weight_)
+
+
+def test_many_columns_are_brought_down_first():
+    rng = np.random.default_rng(0)
+    rows, owners = views(images=60)
+    wide = (rows @ np.linalg.qr(rng.normal(size=(500, WIDE)))[0].T).astype(np.float32)
+    short = InstanceLDA(num_components=3).fit(rows, owners).transform(rows)
+    long = InstanceLDA(num_components=3, num_directions=WIDE).fit(wide, owners).transform(wide)
+    np.testing.assert_allclose(short @ short.T, long @ long.T, atol=1e-3)
+
+
+@pytest.mark.parametrize(("count", "images", "expected"), [(2, 30, 2), (50, 30, WIDE), (50, 4, 3)])
+def test_it_keeps_no_more_columns_than_there_are(count, images, expected):
+    rows, owners = views(images=images)
+    found = InstanceLDA(num_components=count).fit(rows, owners).transform(rows)
+    assert found.shape == (len(rows), expected)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_the_same_twice_and_torch_s_generator_is_left_alone():
+    rows, owners = views()
+    before = torch.get_rng_state()
+    first, second = (InstanceLDA(num_components=3).fit(torch.from_numpy(rows), owners) for _ in range(2))
+    np.testing.assert_array_equal(first.weight_, second.weight_)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# --- As a part of PML
+
+
+def test_as_a_module_it_is_the_embedder_of_a_pml_tester():
+    rows, owners = views()
+    lda = InstanceLDA(num_components=3, normalize=False).fit(rows, owners)
+    module = lda.linear()
+    np.testing.assert_allclose(
+        module(torch.from_numpy(rows)).detach().numpy(), lda.transform(rows), atol=1e-4
+    )
+    fresh, theirs = views(seed=1, images=20)
+    data = torch.utils.data.TensorDataset(torch.from_numpy(fresh), torch.from_numpy(theirs))
+    tester = GlobalEmbeddingSpaceTester(dataloader_num_workers=0, data_device=torch.device("cpu"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        raw = tester.test({"val": data}, 0, torch.nn.Identity())["val"]
+        seen = tester.test({"val": data}, 0, torch.nn.Identity(), module)["val"]
+    key = next(name for name in raw if name.startswith("precision_at_1"))
+    assert seen[key] > raw[key] + 0.3
+
+
+# --- Bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_components": 0}, "num_components must be at least 1, got 0"),
+        ({"num_directions": 0}, "num_directions must be at least 1, got 0"),
+        ({"shrinkage": 1.5}, r"shrinkage must lie in 0\.\.1, got 1.5"),
+        ({"random_state": -1}, "random_state must be at least 0, got -1"),
+    ],
+)
+def test_options_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=message):
+        InstanceLDA(**changes).fit(*views())
+
+
+@pytest.mark.parametrize(
+    ("owners", "message"),
+    [
+        (np.arange(3), r"instances must be \(150,\) integers to match the features, got \(3,\) int64"),
+        (np.zeros(150), r"got \(150,\) float64"),
+        (np.zeros(150, int), "two images or more, and some of them twice, got 1 of 150 rows"),
+        (np.arange(150), "got 150 of 150 rows: give several views of each image"),
+        (np.full(150, -1), "got 0 of 0 rows"),
+    ],
+)
+def test_instances_that_do_not_do(owners, message):
+    with pytest.raises(ValueError, match=message):
+        InstanceLDA().fit(views()[0], owners)
+
+
+def test_views_without_any_change():
+    rows, owners = views()
+    with pytest.raises(ValueError, match="views of each image are all alike: give views that differ"):
+        InstanceLDA().fit(rows[::VIEWS].repeat(VIEWS, axis=0), owners)
+    flat = rows.copy()
+    flat[:, 0] = flat[::VIEWS, 0].repeat(VIEWS)  # one direction without
+    assert InstanceLDA().fit(flat, owners).weight_.shape == (WIDE, WIDE)
+    flat[:, 0] = 0
+    with pytest.raises(ValueError, match=r"shrinkage must be above 0, got 0"):
+        InstanceLDA(shrinkage=0).fit(flat, owners)
+
+
+def test_before_it_is_fitted_and_another_width():
+    lda = InstanceLDA()
+    for call in (lambda: lda.transform(views()[0]), lda.linear):
+        with pytest.raises(ValueError, match=r"learned nothing yet: call fit\(features, instances\)"):
+            call()
+    lda.fit(*views())
+    with pytest.raises(ValueError, match=r"must have 6 columns, as fitted, got \(3, 5\)"):
+        lda.transform(np.zeros((3, 5), np.float32))
+    with pytest.raises(ValueError, match="row 1 holds a NaN"):
+        lda.fit(np.array([[0.0], [np.nan]]), [0, 0])
+
+
+def test_the_example_of_its_docstring():
+    assert doctest.testmod(instance_lda).failed == 0

@@ -1,0 +1,464 @@
+"""Surrogate grouping: planted clusters, the rules of section 3.1 against plain loops, edges, steering."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.metrics import adjusted_rand_score
+
+from pml_posets.grouping._groups import Groups, Space, quantile_distances
+from pml_posets.grouping._merging import disjoint, merge, unique_groups
+from pml_posets.grouping.surrogate import SurrogateGrouping
+from pml_posets.neighbors.nearest import Neighbors, search
+
+
+def planted(num_clusters, size, noise=0, num_dims=16, spread=0.1, seed=0):
+    """Features and the cluster of each, -1 for noise."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(num_clusters, num_dims))
+    truth = np.concatenate([np.repeat(np.arange(num_clusters), size), np.full(noise, -1)])
+    features = rng.normal(size=(truth.size, num_dims))
+    features[truth >= 0] *= spread
+    features[truth >= 0] += centres[truth[truth >= 0]]
+    order = rng.permutation(truth.size)
+    return features[order].astype(np.float32), truth[order]
+
+
+def groups_of(rows, flips=None, width=None):
+    """Groups from lists of members."""
+    width = width or max(len(row) for row in rows)
+    members = np.full((len(rows), width), -1, np.int64)
+    turned = np.zeros(members.shape, bool)
+    for g, row in enumerate(rows):
+        members[g, : len(row)] = row
+        if flips is not None:
+            turned[g, : len(row)] = flips[g]
+    return Groups(members, turned)
+
+
+def lists_of(groups):
+    return [row[row >= 0].tolist() for row in groups.members]
+
+
+def space_of(features, mirrored=None, scale=1.0):
+    return Space.of(np.asarray(features, np.float32), mirrored, scale)
+
+
+def check_invariants(grouping, features, sources=None):
+    labels = grouping.labels_
+    assert labels.shape == (len(features),)
+    assert labels.dtype == np.int64
+    assert grouping.flips_.dtype == np.bool_
+    sizes = np.bincount(labels[labels >= 0], minlength=grouping.num_classes_)
+    assert len(sizes) == grouping.num_classes_ == len(grouping.compactness_)
+    if sizes.size:
+        assert sizes.min() >= grouping.min_size
+        assert sizes.max() <= grouping.max_size
+        first = [int(np.flatnonzero(labels == c)[0]) for c in range(len(sizes))]
+        assert first == sorted(first)
+    if sources is not None:
+        pairs = [(c, s) for c, s in zip(labels, sources, strict=True) if c >= 0]
+        assert len(set(pairs)) == len(pairs)
+    assert not grouping.flips_[labels < 0].any()
+
+
+@pytest.mark.parametrize(
+    ("num_clusters", "size", "noise"), [(10, 6, 0), (25, 8, 0), (30, 10, 0), (60, 8, 500), (100, 5, 300)]
+)
+def test_planted_clusters_are_recovered(num_clusters, size, noise):
+    features, truth = planted(num_clusters, size, noise)
+    grouping = SurrogateGrouping()
+    labels = grouping.fit_predict(features)
+    check_invariants(grouping, features)
+    assert labels is grouping.labels_
+    inside = truth >= 0
+    assert adjusted_rand_score(truth[inside], labels[inside]) >= 0.99
+    assert (labels[inside] >= 0).mean() >= 0.99
+
+
+def test_large_clusters_need_a_large_max_size():
+    features, truth = planted(20, 50, num_dims=32, spread=0.3)
+    grouping = SurrogateGrouping(max_size=64)
+    assert adjusted_rand_score(truth, grouping.fit_predict(features)) >= 0.99
+    assert grouping.num_classes_ == 20
+
+
+@pytest.mark.parametrize("max_widening", [2.0, np.inf])
+def test_widening_keeps_strangers_out(max_widening):
+    features, truth = planted(100, 5, 400, spread=0.05)
+    labels = SurrogateGrouping(max_widening=max_widening).fit_predict(features)
+    classes = [truth[labels == c] for c in range(labels.max() + 1)]
+    strangers = sum((inside < 0).any() and (inside >= 0).any() for inside in classes)
+    assert strangers == 0 if max_widening == 2.0 else strangers > 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_pair_of_a_grown_group_is_mutually_similar(seed):
+    """Section 3.1's rule, checked pair by pair; one sample a source; growth by the farthest member."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(80, 4)).astype(np.float32)
+    sources = rng.integers(0, 30, 80)
+    grouping = SurrogateGrouping(max_size=7, top_fraction=0.2, max_neighbors=20, max_widening=np.inf)
+    grouping.fit(features, sources)
+    found = grouping.neighbors_
+    grown = grouping._grow(space_of(features), found, sources)
+    distance = np.linalg.norm(features[:, None] - features[None], axis=2)
+    radii = grouping.radii_
+    scaled = distance / np.minimum(radii[:, None], radii[None])
+    for i in range(80):
+        group = lists_of(grown)[i]
+        for size in range(1, 8):
+            fitting = {
+                j: max(scaled[j, m] for m in group[:size])
+                for j in found.indices[i]
+                if j not in group[:size] and all(sources[j] != sources[m] for m in group[:size])
+            }
+            nearest = min(fitting.values(), default=np.inf)
+            if len(group) == size:
+                assert size == 7 or nearest > 1 - 1e-3
+                break
+            assert fitting[group[size]] == pytest.approx(nearest, rel=1e-3)
+            assert nearest <= 1 + 1e-3
+
+
+def test_radii_hold_the_top_fraction_of_other_sources():
+    rng = np.random.default_rng(0)
+    features, mirrored = rng.normal(size=(2, 300, 5)).astype(np.float32)
+    sources = rng.integers(0, 40, 300)
+    distance = np.linalg.norm(features[:, None] - features[None], axis=2)
+    distance = np.minimum(distance, np.linalg.norm(mirrored[:, None] - features[None], axis=2))
+    expected = []
+    for i in range(300):
+        others = np.sort(distance[i][sources != sources[i]])
+        expected.append(others[math.ceil(0.15 * others.size) - 1])
+    for k in (8, 60):  # too short a list for the 15 %, and one long enough
+        grouping = SurrogateGrouping(top_fraction=0.15, max_neighbors=k).fit(features, sources, mirrored)
+        np.testing.assert_allclose(grouping.radii_, expected, rtol=1e-4)
+    few = SurrogateGrouping(top_fraction=0.001, min_neighbors=5).fit(features)
+    np.testing.assert_allclose(few.radii_, search(features, 5).distances[:, 4])
+
+
+def test_radii_from_a_sample_are_close_to_those_from_all():
+    features = np.random.default_rng(1).normal(size=(3000, 8)).astype(np.float32)
+    rows = np.arange(0, 3000, 100)
+    exact = np.quantile(np.linalg.norm(features[rows, None] - features[None], axis=2), 0.05, axis=1)
+    chosen = np.sort(np.random.default_rng(0).choice(3000, 1024, replace=False))
+    assert np.abs(quantile_distances(space_of(features), rows, chosen, 0.05, None) / exact - 1).mean() < 0.03
+    grouping = SurrogateGrouping(max_neighbors=16, random_state=3).fit(features)
+    assert np.abs(grouping.radii_[rows] / exact - 1).mean() < 0.03
+
+
+def test_at_most_one_sample_of_a_source():
+    features, truth = planted(12, 10, spread=0.2)
+    sources = np.random.default_rng(0).permutation(np.arange(120) // 3)
+    names = np.array([f"video {s}" for s in sources])
+    with_rule = SurrogateGrouping().fit(features, names)
+    check_invariants(with_rule, features, names)
+    same = SurrogateGrouping().fit(features, sources)
+    assert same.labels_.tolist() == with_rule.labels_.tolist()
+    without = SurrogateGrouping(one_per_source=False).fit(features, names)
+    assert without.labels_.tolist() == SurrogateGrouping().fit_predict(features).tolist()
+    assert without.labels_.tolist() != with_rule.labels_.tolist()
+    assert adjusted_rand_score(truth, without.labels_) == 1
+
+
+def test_one_source_alone_makes_no_class():
+    features, _ = planted(5, 8)
+    grouping = SurrogateGrouping().fit(features, np.zeros(40, int))
+    assert grouping.num_classes_ == 0
+    assert (grouping.labels_ == -1).all()
+    check_invariants(grouping, features)
+
+
+def mirrored_case(seed=0):
+    """Clusters of which about a third stands mirrored; mirroring reverses a row and is exact."""
+    features, truth = planted(15, 8, spread=0.05, seed=seed)
+    turned = np.random.default_rng(seed + 1).random(len(truth)) < 0.3
+    features[turned] = features[turned, ::-1]
+    return features, np.ascontiguousarray(features[:, ::-1]), truth, turned
+
+
+def test_a_mirrored_sample_joins_mirrored():
+    features, mirrored, truth, turned = mirrored_case()
+    grouping = SurrogateGrouping().fit(features, mirrored=mirrored)
+    check_invariants(grouping, features)
+    assert adjusted_rand_score(truth, grouping.labels_) == 1
+    for c in range(15):
+        inside = grouping.labels_ == c
+        same = (grouping.flips_ == turned)[inside]
+        assert same.all() or not same.any()
+        assert 2 * grouping.flips_[inside].sum() <= inside.sum()
+    plain = SurrogateGrouping().fit_predict(features)
+    assert adjusted_rand_score(truth, plain) < 0.8
+
+
+def test_precomputed_neighbors_give_the_same():
+    features, mirrored, _, _ = mirrored_case()
+    sources = np.arange(120) // 2
+    once = SurrogateGrouping().fit(features, sources, mirrored)
+    found = search(features, 32, mirrored=mirrored, sources=sources)
+    again = SurrogateGrouping().fit(features, sources, mirrored, found)
+    assert again.labels_.tolist() == once.labels_.tolist()
+    assert again.flips_.tolist() == once.flips_.tolist()
+    assert again.neighbors_ is found
+
+
+def test_deterministic_and_independent_of_the_global_state():
+    features, _ = planted(40, 7, 300, spread=0.3)
+    first = SurrogateGrouping(random_state=5).fit(features)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(9)
+    second = SurrogateGrouping(random_state=5).fit(torch.from_numpy(features).double())
+    assert second.labels_.tolist() == first.labels_.tolist()
+
+
+def test_backends_agree():
+    features, _ = planted(40, 7, 300, spread=0.3)
+    faiss, loops = (SurrogateGrouping(backend=b).fit_predict(features) for b in ("faiss", "torch"))
+    assert faiss.tolist() == loops.tolist()
+    nearly = SurrogateGrouping(method="approximate").fit_predict(features)
+    assert adjusted_rand_score(faiss, nearly) > 0.9
+
+
+def test_permuting_samples_permutes_the_classes():
+    features, _ = planted(40, 7, 100, spread=0.2)
+    order = np.random.default_rng(3).permutation(len(features))
+    plain = SurrogateGrouping().fit_predict(features)[order]
+    moved = SurrogateGrouping().fit_predict(features[order])
+    assert adjusted_rand_score(plain, moved) == pytest.approx(1)
+    assert ((plain < 0) == (moved < 0)).all()
+
+
+def test_the_number_of_classes_is_steered_down():
+    features, truth = planted(40, 8, spread=0.1)
+    scale = np.linspace(1, 6, 40)[truth][:, None]  # cluster 0 is the most compact
+    centres = np.stack([features[truth == c].mean(0) for c in range(40)])[truth]
+    features = centres + (features - centres) * scale
+    grouping = SurrogateGrouping(num_classes=12).fit(features)
+    check_invariants(grouping, features)
+    assert grouping.num_classes_ == 12
+    assert set(truth[grouping.labels_ >= 0]) == set(range(12))
+
+
+def test_the_number_of_classes_is_steered_up():
+    rng = np.random.default_rng(0)
+    walk = np.cumsum(rng.normal(size=(600, 8)), axis=0).astype(np.float32)  # no clusters at all
+    free = SurrogateGrouping().fit(walk)
+    more = SurrogateGrouping(num_classes=round(1.5 * free.num_classes_)).fit(walk)
+    check_invariants(more, walk)
+    assert more.num_classes_ == round(1.5 * free.num_classes_)
+    assert more.max_size_ < free.max_size_ == 16
+    most = SurrogateGrouping(num_classes=10_000).fit(walk)
+    assert more.num_classes_ <= most.num_classes_ <= 200
+
+
+@pytest.mark.parametrize("mean_size", [4.0, 5.5, 8])
+def test_the_mean_size_is_steered(mean_size):
+    rng = np.random.default_rng(0)
+    walk = np.cumsum(rng.normal(size=(1000, 8)), axis=0).astype(np.float32)
+    grouping = SurrogateGrouping(mean_size=mean_size).fit(walk)
+    check_invariants(grouping, walk)
+    assert np.bincount(grouping.labels_[grouping.labels_ >= 0]).mean() == pytest.approx(mean_size, abs=0.05)
+    both = SurrogateGrouping(mean_size=mean_size, num_classes=40).fit(walk)
+    assert both.num_classes_ == 40
+    assert np.bincount(both.labels_[both.labels_ >= 0]).mean() <= mean_size + 0.05
+
+
+def test_trimming_takes_the_least_similar_members():
+    features = np.float32([[0], [0.1], [0.2], [0.9], [5], [5.1], [5.2], [5.3]])
+    grouping = SurrogateGrouping(mean_size=3.5, max_size=5)
+    trimmed = grouping._trim(groups_of([[0, 1, 2, 3], [4, 5, 6, 7]]), space_of(features))
+    assert lists_of(trimmed) == [[0, 1, 2], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("num_samples", [2, 3, 5, 17])
+def test_a_handful_of_samples(num_samples):
+    features = np.random.default_rng(0).normal(size=(num_samples, 3)).astype(np.float32)
+    grouping = SurrogateGrouping(min_size=2, max_widening=np.inf).fit(features)
+    check_invariants(grouping, features)
+    assert grouping.num_classes_ >= 1
+    if num_samples == 2:
+        assert grouping.labels_.tolist() == [0, 0]
+
+
+def test_equal_samples():
+    features = np.repeat(np.eye(4, dtype=np.float32), 6, axis=0)
+    grouping = SurrogateGrouping().fit(features)
+    assert grouping.labels_.tolist() == np.repeat(np.arange(4), 6).tolist()
+    np.testing.assert_allclose(grouping.compactness_, 1)
+    constant = SurrogateGrouping(max_size=5).fit(np.ones((50, 3)))
+    check_invariants(constant, np.ones((50, 3)))
+    assert constant.num_classes_ >= 1
+
+
+def test_compactness_is_the_mean_similarity_of_pairs():
+    features, _ = planted(10, 6, 40, spread=0.3)
+    grouping = SurrogateGrouping(scale=0.7).fit(features)
+    for c, found in enumerate(grouping.compactness_):
+        rows = features[grouping.labels_ == c].astype(np.float64)
+        pairs = [np.linalg.norm(a - b) for i, a in enumerate(rows) for b in rows[:i]]
+        assert found == pytest.approx(np.mean(np.exp(-np.array(pairs) / 0.7)), rel=1e-4)
+
+
+def owner_of(groups, num_samples):
+    """Each group grown from its first member."""
+    owner = np.full(num_samples, -1)
+    owner[groups.members[:, 0]] = np.arange(len(groups.members))
+    return owner
+
+
+def merged(rows, features, **options):
+    groups = groups_of(rows)
+    owner = owner_of(groups, len(features))
+    settings = {"overlap": 0.5, "widening": np.inf, "max_size": 16, **options}
+    return lists_of(merge(groups, owner, space_of(features), **settings))
+
+
+def test_highly_overlapping_groups_merge():
+    features = np.float32([[0], [0.1], [0.2], [0.3], [0.4], [3], [3.1]])
+    rows = [[0, 1, 2], [3, 2, 0], [4, 3], [5, 6, 0]]  # {4, 3} shares half of itself, {5, 6, 0} a third
+    assert sorted(map(sorted, merged(rows, features))) == [[0, 1, 2, 3, 4], [0, 5, 6]]
+    assert sorted(map(sorted, merged(rows, features, overlap=0.6))) == [[0, 1, 2, 3], [0, 5, 6], [3, 4]]
+    assert sorted(map(sorted, merged(rows, features, overlap=0.7))) == sorted(map(sorted, rows))
+
+
+@pytest.mark.parametrize(("step", "apart"), [(0.2, False), (3.0, True)])
+def test_the_stopping_rule_of_the_paper(step, apart):
+    """Groups stay apart where the pairs of their union are less than half as similar as the tighter one's."""
+    place = np.array([0.0, 0.0, 0.0, step, 2 * step, 3 * step])
+    rows = [[0, 1, 2], [3, 0, 1, 4, 5]]
+    similarity = np.exp(-np.abs(place[:, None] - place))
+    tighter, looser, union = (
+        np.mean([similarity[i, j] for i in group for j in group if i < j]) for group in (*rows, range(6))
+    )
+    assert union > 0.5 * looser
+    assert (union < 0.5 * tighter) == apart
+    found = sorted(map(sorted, merged(rows, place[:, None])))
+    assert found == (sorted(map(sorted, rows)) if apart else [[0, 1, 2, 3, 4, 5]])
+
+
+def test_widening_stops_merging():
+    far = np.float32([[0.0, 0], [0.1, 0], [0.0, 0.1], [0.0, 3.0]])
+    assert sorted(map(len, merged([[0, 1, 2], [2, 1, 3]], far, widening=2.0))) == [3, 3]
+
+
+def test_a_union_keeps_the_most_similar_and_one_a_source():
+    features = np.float32([[0], [0.1], [0.2], [0.5], [0.6]])
+    rows = [[0, 1, 2], [1, 2, 3, 4]]
+    (whole,) = merged(rows, features)
+    assert whole[:3] == [1, 0, 2] or set(whole[:3]) == {0, 1, 2}
+    assert merged(rows, features, max_size=4) == [whole[:4]]
+    assert 4 not in whole[:4]
+    (one_each,) = merged(rows, features, codes=np.array([0, 1, 2, 2, 3]))
+    assert sorted(one_each) == [0, 1, 2, 4]
+
+
+def test_merging_turns_a_group_over():
+    features = np.float32([[0], [0.1], [0.2], [0.3]])
+    groups = groups_of([[0, 1, 2], [3, 0, 1]], flips=[[0, 0, 1], [0, 1, 1]])
+    space = space_of(features, features.copy())
+    settings = {"overlap": 0.5, "widening": np.inf, "max_size": 9}
+    result = merge(groups, owner_of(groups, 4), space, **settings)
+    flips = dict(zip(result.members[0].tolist(), result.flips[0].tolist(), strict=True))
+    assert flips == {0: False, 1: False, 2: True, 3: True}
+    assert result.upright().flips.sum() <= 2
+
+
+def test_equal_groups_count_once():
+    rows = [[2, 0], [1, 3], [0, 2], [3, 1], [0, 1]]
+    groups, owner = unique_groups(groups_of(rows), np.array([2, 1, 0, 3, 4]))
+    assert lists_of(groups) == [[2, 0], [1, 3], [0, 1]]
+    assert owner.tolist() == [0, 1, 0, 1, 2]
+
+
+def test_each_sample_takes_its_best_group_and_small_ones_dissolve():
+    groups = groups_of([[0, 1, 2], [2, 3, 4], [4, 5, 6], [6, 7]])
+    score = np.array([[0.9, 0.9, 0.5], [0.8, 0.8, 0.2], [0.6, 0.6, 0.6], [0.1, 0.9, 0]])
+    assert lists_of(disjoint(groups, score, 1)) == [[0, 1], [2, 3], [4, 5, 6], [7]]
+    # Below 3: the single goes first, then of the pairs the less similar, which gives 2 back to the first.
+    assert lists_of(disjoint(groups, score, 3)) == [[0, 1, 2], [4, 5, 6]]
+    assert lists_of(disjoint(groups, score, 4)) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_disjoint_never_repeats_a_sample(seed):
+    rng = np.random.default_rng(seed)
+    groups = groups_of([rng.choice(50, rng.integers(2, 9), replace=False).tolist() for _ in range(40)])
+    result = lists_of(disjoint(groups, rng.random(groups.members.shape), 3))
+    flat = [i for row in result for i in row]
+    assert len(set(flat)) == len(flat)
+    assert min(map(len, result), default=3) >= 3
+
+
+def test_scikit_learn_can_handle_it():
+    grouping = SurrogateGrouping(num_classes=7, top_fraction=0.1)
+    copy = clone(grouping).set_params(min_size=4)
+    assert copy.get_params() == {**grouping.get_params(), "min_size": 4}
+    assert repr(copy) == "SurrogateGrouping(num_classes=7, min_size=4, top_fraction=0.1)"
+    with pytest.raises(ValueError, match="no parameter 'size'"):
+        copy.set_params(size=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"num_classes": 0}, ValueError, "num_classes must be at least 1"),
+        ({"min_size": 1}, ValueError, "min_size must be at least 2"),
+        ({"min_size": 3.0}, TypeError, "min_size must be an integer"),
+        ({"max_size": 2}, ValueError, "max_size must be at least 3, got 2"),
+        ({"mean_size": 2.5}, ValueError, "mean_size must lie between min_size=3 and max_size=16"),
+        ({"mean_size": 20}, ValueError, "mean_size must lie between"),
+        ({"top_fraction": 0.0}, ValueError, r"top_fraction must be in \(0, 1\]"),
+        ({"top_fraction": 5}, ValueError, "top_fraction must be in"),
+        ({"merge_overlap": 0}, ValueError, "merge_overlap must be in"),
+        ({"max_widening": 0.5}, ValueError, "max_widening must be at least 1"),
+        ({"max_widening": np.nan}, ValueError, "max_widening must be at least 1"),
+        ({"max_neighbors": 1}, ValueError, "max_neighbors must be at least 2"),
+        ({"min_neighbors": 0}, ValueError, "min_neighbors must be at least 1"),
+        ({"scale": 0.0}, ValueError, "scale must be a finite number above 0"),
+        ({"random_state": -1}, ValueError, "random_state must be at least 0"),
+        ({"backend": "cuda"}, ValueError, "backend must be one of"),
+        ({"method": "fast"}, ValueError, "method must be one of"),
+    ],
+)
+def test_bad_options_say_what_is_wrong(options, error, text):
+    with pytest.raises(error, match=text):
+        SurrogateGrouping(**options).fit(np.eye(10))
+
+
+def neighbors_of(indices, flips=None):
+    indices = np.asarray(indices)
+    return Neighbors(indices, np.ones(indices.shape, np.float32), flips)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"features": np.eye(2)}, ValueError, "2 samples, fewer than a class of min_size=3"),
+        ({"features": np.full((9, 2), np.inf)}, ValueError, "features must be finite"),
+        ({"features": np.zeros(9)}, ValueError, r"features must have shape \(N, D\)"),
+        ({"features": np.zeros((9, 2), complex)}, TypeError, "features must hold real numbers"),
+        ({"sources": [1, 2]}, ValueError, r"sources must have shape \(9,\)"),
+        ({"mirrored": np.eye(8)}, ValueError, r"mirrored must have the shape \(9, 9\)"),
+        ({"neighbors": neighbors_of(np.zeros((4, 2), int))}, ValueError, "a row for each of the 9 samples"),
+        ({"neighbors": neighbors_of(np.full((9, 2), 9))}, ValueError, r"indices in -1\.\.8"),
+        ({"neighbors": neighbors_of(np.tile(np.arange(9)[:, None], 2))}, ValueError, "its own neighbour"),
+        ({"neighbors": search(np.eye(9), 3), "mirrored": np.eye(9)}, ValueError, "do not match"),
+        ({"neighbors": search(np.eye(9), 3, mirrored=np.eye(9))}, ValueError, "do not match"),
+    ],
+)
+def test_bad_input_says_what_is_wrong(given, error, text):
+    with pytest.raises(error, match=text):
+        SurrogateGrouping().fit_predict(**{"features": np.eye(9), **given})
+
+
+def test_ten_thousand_samples_take_seconds():
+    """Growing, merging and labelling must stay vectorised: a loop over samples would take minutes."""
+    features, truth = planted(1000, 8, 2000, num_dims=32)
+    found = search(features, 24)
+    grouping = SurrogateGrouping(max_neighbors=24)
+    inside = truth >= 0
+    labels = grouping.fit_predict(features, neighbors=found)
+    assert adjusted_rand_score(truth[inside], labels[inside]) > 0.97

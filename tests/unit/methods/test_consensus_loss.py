@@ -1,0 +1,372 @@
+"""Sinkhorn, the random spaces and the consensus loss against plain loops."""
+
+import copy
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pml_posets.methods.consensus_loss as module
+from pml_posets.methods.consensus_loss import ConsensusLoss, RandomDiagonals, RandomProjections, sinkhorn
+
+
+def views(seed=0, count=9, dim=6, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    first = torch.randn(count, dim, generator=g, dtype=torch.float64)
+    second = first + 0.5 * torch.randn(count, dim, generator=g, dtype=torch.float64)
+    return first.to(dtype), second.to(dtype)
+
+
+def make(**options):
+    return ConsensusLoss(
+        **{"num_prototypes": 4, "dim": 6, "num_transforms": 3, "transform_dim": 4, **options}
+    )
+
+
+# --- The plain loops
+
+
+def loop_sinkhorn(scores, epsilon=0.05, num_iterations=3):
+    q = [[math.exp(s / epsilon) for s in row] for row in scores]
+    for _ in range(num_iterations):
+        sums = [sum(column) for column in zip(*q, strict=True)]
+        q = [[x / total for x, total in zip(row, sums, strict=True)] for row in q]
+        q = [[x / sum(row) for x in row] for row in q]
+    return q
+
+
+def loop_unit(row):
+    length = math.sqrt(sum(x * x for x in row))
+    return [x / length for x in row]
+
+
+def loop_cosines(rows, others):
+    return [
+        [sum(a * b for a, b in zip(loop_unit(x), loop_unit(y), strict=True)) for y in others] for x in rows
+    ]
+
+
+def loop_cross_entropy(q, scores, temperature):
+    total = 0.0
+    for targets, row in zip(q, scores, strict=True):
+        exps = [math.exp(s / temperature) for s in row]
+        total -= sum(t * math.log(e / sum(exps)) for t, e in zip(targets, exps, strict=True))
+    return total / len(q)
+
+
+def loop_swapped(s1, s2, q1, q2, temperature):
+    return (loop_cross_entropy(q2, s1, temperature) + loop_cross_entropy(q1, s2, temperature)) / 2
+
+
+def loop_transformed(rows, matrix):
+    if matrix.ndim == 1:
+        return [[x * a for x, a in zip(row, matrix.tolist(), strict=True)] for row in rows]
+    return [[sum(x * a for x, a in zip(row, line, strict=True)) for line in matrix.tolist()] for row in rows]
+
+
+def loop_loss(loss, first, second):
+    z1, z2, centres = first.tolist(), second.tolist(), loss.prototypes.tolist()
+    q1, q2 = (loop_sinkhorn(loop_cosines(z, centres), loss.epsilon) for z in (z1, z2))
+    t = loss.temperature
+    population = loop_swapped(loop_cosines(z1, centres), loop_cosines(z2, centres), q1, q2, t)
+    consensus = 0.0
+    for matrix in loss.spaces.matrices:
+        c, a, b = (loop_transformed(rows, matrix) for rows in (centres, z1, z2))
+        consensus += loop_swapped(loop_cosines(a, c), loop_cosines(b, c), q1, q2, t)
+    return loss.alpha * population + loss.gamma * consensus / len(loss.spaces.matrices)
+
+
+# --- Sinkhorn
+
+
+@pytest.mark.parametrize(("epsilon", "num_iterations"), [(0.05, 3), (0.5, 1), (0.1, 10)])
+def test_sinkhorn_by_plain_loops(epsilon, num_iterations):
+    scores = torch.rand(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = sinkhorn(scores, epsilon, num_iterations)
+    np.testing.assert_allclose(found.numpy(), loop_sinkhorn(scores.tolist(), epsilon, num_iterations), 1e-9)
+
+
+def test_sinkhorn_shares_the_samples_out():
+    scores = torch.rand(60, 5, generator=torch.Generator().manual_seed(0)) + torch.tensor([3.0, 0, 0, 0, 0])
+    found = sinkhorn(scores, 0.1, 50)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(60))
+    torch.testing.assert_close(found.sum(dim=0), torch.full((5,), 12.0), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sinkhorn_of_every_dtype(dtype):
+    scores = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    found = sinkhorn(100 * scores)  # exponents in the thousands
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    torch.testing.assert_close(found.double(), sinkhorn((100 * scores).double()), atol=1e-3, rtol=0)
+    assert found.isfinite().all()
+
+
+def test_sinkhorn_of_few_samples():
+    assert sinkhorn(torch.zeros(0, 4)).shape == (0, 4)
+    torch.testing.assert_close(sinkhorn(torch.zeros(1, 4)), torch.full((1, 4), 0.25))
+    torch.testing.assert_close(sinkhorn(torch.randn(5, 1)), torch.ones(5, 1))
+
+
+def test_bad_scores():
+    with pytest.raises(ValueError, match=r"scores must have shape \(B, K\) with K from 1, got \(3,\)"):
+        sinkhorn(torch.zeros(3))
+    with pytest.raises(TypeError, match=r"scores must be a floating point tensor, got torch\.int64"):
+        sinkhorn(torch.zeros(3, 2).long())
+    with pytest.raises(ValueError, match="epsilon must be finite and above 0, got 0"):
+        sinkhorn(torch.zeros(3, 2), 0)
+    with pytest.raises(ValueError, match="num_iterations must be at least 1"):
+        sinkhorn(torch.zeros(3, 2), num_iterations=0)
+
+
+# --- Random spaces
+
+
+def test_random_projections():
+    spaces = RandomProjections(dim=6, transform_dim=4, num_transforms=3)
+    x = views()[0]
+    for found, matrix in zip(spaces(x), spaces.matrices, strict=True):
+        np.testing.assert_allclose(found.numpy(), loop_transformed(x.tolist(), matrix.double()), rtol=1e-12)
+    wide = RandomProjections(dim=64, transform_dim=40, num_transforms=30).matrices
+    assert wide.mean().abs().item() < 0.002
+    assert wide.std().item() == pytest.approx(40**-0.5, rel=0.02)
+    assert not torch.equal(wide[0], wide[1])
+
+
+def test_random_diagonals():
+    spaces = RandomDiagonals(dim=6, num_transforms=3)
+    x = views()[0]
+    for found, matrix in zip(spaces(x), spaces.matrices, strict=True):
+        np.testing.assert_allclose(found.numpy(), loop_transformed(x.tolist(), matrix.double()), rtol=1e-12)
+    assert RandomDiagonals(dim=500, num_transforms=40).matrices.std().item() == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "make_spaces", [lambda s: RandomProjections(6, 4, 3, s), lambda s: RandomDiagonals(6, 3, s)]
+)
+def test_redrawing_draws_new_ones(make_spaces):
+    spaces, other = make_spaces(1), make_spaces(1)
+    first = spaces.matrices
+    assert torch.equal(first, other.matrices)
+    assert not torch.equal(first, make_spaces(2).matrices)
+    spaces.redraw()
+    second = spaces.matrices.clone()
+    assert not (second == first).any()
+    spaces.redraw()
+    assert not (spaces.matrices == second).any()
+    assert not (spaces.matrices == first).any()
+    assert list(spaces.state_dict()) == ["_extra_state"]
+    fresh = make_spaces(7)
+    fresh.load_state_dict(spaces.state_dict())
+    assert torch.equal(fresh.matrices, spaces.matrices)
+    fresh.redraw()
+    spaces.redraw()
+    assert torch.equal(fresh.matrices, spaces.matrices)
+
+
+def test_bad_spaces():
+    with pytest.raises(ValueError, match="transform_dim must be at least 1"):
+        RandomProjections(6, 0, 3)
+    with pytest.raises(ValueError, match=r"x must have shape \(N, 6\), got \(2, 5\)"):
+        RandomDiagonals(6, 3)(torch.zeros(2, 5))
+
+
+# --- The loss
+
+
+@pytest.mark.parametrize("transform", ["projection", "diagonal"])
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.7)])
+def test_the_value_by_plain_loops(transform, alpha, gamma):
+    reduced = 4 if transform == "projection" else None
+    loss = make(transform=transform, transform_dim=reduced, alpha=alpha, gamma=gamma).double()
+    found = loss(*views())
+    assert found.item() == pytest.approx(loop_loss(loss, *views()), rel=1e-9)
+    both = alpha * loss.values.get("population", 0) + gamma * loss.values.get("consensus", 0)
+    torch.testing.assert_close(both, found)
+    assert sorted(loss.values) == [n for n, w in (("consensus", gamma), ("population", alpha)) if w]
+
+
+def test_the_default_is_that_of_the_published_commands():
+    loss = ConsensusLoss(10)
+    assert (loss.dim, loss.temperature, loss.epsilon, loss.alpha, loss.gamma) == (256, 0.1, 0.05, 0.0, 1.0)
+    assert loss.spaces.matrices.shape == (64, 128, 256)
+    assert not list(loss.parameters())
+    torch.testing.assert_close(loss.prototypes.norm(dim=1), torch.ones(10))
+    assert torch.equal(loss.prototypes, ConsensusLoss(10).prototypes)
+    assert not torch.equal(loss.prototypes, ConsensusLoss(10, seed=1).prototypes)
+    assert sorted(loss.state_dict()) == ["_extra_state", "prototypes", "spaces._extra_state"]
+
+
+def test_views_in_clusters_of_their_own():
+    # Two prototypes across, and samples on them: q is (1, 0) and (0, 1), p is softmax of (1, -1) / t.
+    loss = ConsensusLoss(
+        2, dim=2, num_transforms=2, transform="diagonal", alpha=1.0, gamma=0.0, temperature=0.5
+    )
+    loss.prototypes.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    first = torch.tensor([[2.0, 0.0], [-3.0, 0.0]])
+    good, bad = loss(first, 4 * first), loss(first, -first)
+    assert good.item() == pytest.approx(math.log(1 + math.exp(-4)), rel=1e-4)
+    assert bad.item() == pytest.approx(math.log(1 + math.exp(4)), rel=1e-4)
+
+
+def test_symmetric_in_the_views_and_blind_to_length():
+    loss, (first, second) = make(alpha=0.5).double(), views()
+    value = loss(first, second)
+    torch.testing.assert_close(loss(second, first), value)
+    torch.testing.assert_close(loss(10 * first, 0.1 * second), value)
+
+
+@pytest.mark.parametrize("transform", ["projection", "diagonal"])
+def test_gradients(transform, monkeypatch):
+    loss = make(transform=transform, transform_dim=None, alpha=0.5, train_prototypes=True).double().eval()
+    first, second = (x.requires_grad_() for x in views(count=4))
+    targets = iter([])
+
+    def fixed(scores, *args):  # the targets have no gradient: hold them still
+        return next(targets)
+
+    held = [sinkhorn(torch.randn(4, 4, dtype=torch.float64)) for _ in range(2)]
+    monkeypatch.setattr(module, "sinkhorn", fixed)
+
+    def value(first, second, prototypes):
+        nonlocal targets
+        targets = iter(held)
+        return torch.func.functional_call(loss, {"prototypes": prototypes}, (first, second))
+
+    # The consensus sees detached prototypes: their numerical gradient is that of L_pop alone.
+    loss.gamma = 0.0
+    prototypes = (2 * loss.prototypes.detach()).requires_grad_()
+    assert torch.autograd.gradcheck(value, (first, second, prototypes))
+    loss.alpha, loss.gamma = 0.0, 1.0
+    assert torch.autograd.gradcheck(lambda a, b: value(a, b, loss.prototypes), (first, second))
+    value(first, second, prototypes).backward()
+    assert prototypes.grad is None or not prototypes.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-6), (torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)],
+)
+def test_every_dtype(dtype, tolerance):
+    loss = make(alpha=0.5)
+    exact = loss.double()(*views())
+    loss = make(alpha=0.5)
+    first, second = (x.requires_grad_() for x in views(dtype=dtype))
+    value = loss(1e4 * first, 1e-3 * second)  # lengths that overflow when squared
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert value.item() == pytest.approx(exact.item(), rel=tolerance)
+    value.backward()
+    assert first.grad.dtype == dtype
+    assert first.grad.isfinite().all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(loss(1e4 * first, 1e-3 * second), value)
+
+
+def test_without_samples_and_with_one():
+    first, second = torch.zeros(0, 6, requires_grad=True), torch.zeros(0, 6)
+    value = make()(first, second)
+    value.backward()
+    assert value.item() == 0
+    one = views(count=1)
+    assert make().double()(*one).isfinite()
+    assert make()(torch.zeros(3, 6), torch.zeros(3, 6)).isfinite()  # directions of nothing
+
+
+def test_trained_prototypes_move_and_stay_unit():
+    loss = make(alpha=1.0, gamma=0.0, train_prototypes=True)
+    before = loss.prototypes.detach().clone()
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.5)
+    values = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        value = loss(*views(dtype=torch.float32))
+        torch.testing.assert_close(loss.prototypes.norm(dim=1), torch.ones(4))
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < values[0]
+    assert (loss.prototypes - before).norm() > 0.1
+    loss.eval()
+    drifted = loss.prototypes.detach().clone()
+    value = loss(*views(dtype=torch.float32))
+    assert torch.equal(loss.prototypes, drifted)  # only steps of training bring them back
+    loss.train()
+    torch.testing.assert_close(loss(*views(dtype=torch.float32)), value)
+
+
+def test_two_calls_before_one_backward():
+    loss = make(alpha=1.0, train_prototypes=True)
+    (loss(*views(dtype=torch.float32)) + loss(*views(1, dtype=torch.float32))).backward()
+    assert loss.prototypes.grad.isfinite().all()
+
+
+def test_transforms_are_redrawn():
+    loss, batch = make(redraw_every=2), views(dtype=torch.float32)
+    draws, values = [], []
+    for _ in range(6):
+        values.append(loss(*batch).item())
+        draws.append(loss.spaces.draw)
+    assert draws == [0, 0, 1, 1, 2, 2]
+    assert values[0] == values[1] != values[2] == values[3] != values[4]
+    loss.eval()
+    assert loss(*batch).item() == values[-1]  # no step of training
+    loss.train()
+    other = make(redraw_every=2)
+    other.load_state_dict(copy.deepcopy(loss.state_dict()))
+    assert [loss(*batch).item() for _ in range(3)] == [other(*batch).item() for _ in range(3)]
+    assert other.spaces.draw == 4 == loss.spaces.draw
+
+
+def test_it_makes_two_views_agree():
+    torch.manual_seed(0)
+    net = torch.nn.Linear(6, 16)
+    loss = ConsensusLoss(3, dim=16, num_transforms=4)
+    base = 3 * F.one_hot(torch.arange(30) % 3, 6).float()
+    optimizer, values = torch.optim.Adam(net.parameters(), lr=0.02), []
+    for _ in range(60):
+        first, second = (net(base + 0.3 * torch.randn(30, 6)) for _ in range(2))
+        value = loss(first, second)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < 0.5 * values[0]
+    found = (F.normalize(net(base)) @ loss.prototypes.T).argmax(dim=1)
+    assert sorted(found[:3].tolist()) == [0, 1, 2]  # three groups, three clusters
+    assert torch.equal(found, found[:3].repeat(10))
+
+
+def test_bad_options_and_views():
+    with pytest.raises(ValueError, match="num_prototypes must be at least 2, got 1"):
+        make(num_prototypes=1)
+    with pytest.raises(ValueError, match="transform must be one of 'projection', 'diagonal', got 'rotation'"):
+        make(transform="rotation")
+    with pytest.raises(ValueError, match='transform_dim goes with transform="projection", got 4'):
+        make(transform="diagonal")
+    with pytest.raises(ValueError, match="train_prototypes needs alpha above 0"):
+        make(train_prototypes=True)
+    with pytest.raises(ValueError, match="alpha and gamma are both 0"):
+        make(gamma=0)
+    with pytest.raises(ValueError, match="alpha must be finite and at least 0, got -1"):
+        make(alpha=-1)
+    with pytest.raises(ValueError, match="temperature must be finite and above 0, got 0"):
+        make(temperature=0)
+    with pytest.raises(ValueError, match="redraw_every must be at least 1"):
+        make(redraw_every=0)
+    first, second = views(dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"one shape \(B, 6\), got \(9, 6\) and \(8, 6\)"):
+        make()(first, second[1:])
+    with pytest.raises(ValueError, match=r"one shape \(B, 6\), got \(9, 5\) and \(9, 5\)"):
+        make()(first[:, 1:], second[:, 1:])
+    with pytest.raises(ValueError, match="two views are needed, got one tensor twice"):
+        make()(first, first)
+    with pytest.raises(TypeError, match="the second view must be a floating point tensor"):
+        make()(first, None)
+
+
+def test_examples_run():
+    assert doctest.testmod(module).failed == 0

@@ -1,0 +1,253 @@
+"""The memory bank's loss against plain loops, its memory and its state."""
+
+import copy
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pml_posets.methods.memory_bank as module
+from pml_posets.methods.memory_bank import MemoryBankNCE
+
+NUM, DIM = 20, 5
+
+
+def make(**options):
+    return MemoryBankNCE(NUM, **{"dim": DIM, "num_negatives": 7, **options})
+
+
+def batch(seed=0, count=6, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, DIM, generator=g, dtype=torch.float64).to(dtype)
+    return x, torch.randperm(NUM, generator=g)[:count]
+
+
+def drawn(seed, count=7):
+    """The samples that the loss draws after this seed."""
+    torch.manual_seed(seed)
+    found = torch.randint(NUM, (count,))
+    torch.manual_seed(seed)
+    return found.tolist()
+
+
+def loop_unit(row):
+    length = math.sqrt(sum(x * x for x in row))
+    return [x / length for x in row]
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def loop_loss(memory, x, indices, negatives, temperature, log_z=None):
+    rows = [loop_unit(row) for row in x.tolist()]
+    if log_z is None:
+        exps = [math.exp(dot(memory[j], f) / temperature) for f in rows for j in negatives]
+        log_z = math.log(len(memory) * sum(exps) / len(exps))
+    noise = len(negatives) / len(memory)
+    total = 0.0
+    for f, i in zip(rows, indices.tolist(), strict=True):
+        p = math.exp(dot(memory[i], f) / temperature - log_z)
+        total -= math.log(p / (p + noise))
+        for j in negatives:
+            p = math.exp(dot(memory[j], f) / temperature - log_z)
+            total -= math.log(1 - p / (p + noise))
+    return total / len(rows), log_z
+
+
+# --- The value
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_value_by_plain_loops(seed, temperature):
+    loss, log_z = make(temperature=temperature), None
+    for step in range(3):
+        memory, negatives = loss.memory.double().tolist(), drawn(10 * seed + step)
+        expected, log_z = loop_loss(memory, *batch(step), negatives, temperature, log_z)
+        assert loss(*batch(step)).item() == pytest.approx(expected, rel=1e-6)
+    assert loss.get_extra_state()["log_z"] == pytest.approx(log_z, rel=1e-6)
+
+
+def test_by_hand():
+    # All dot products with the random samples are 0: Z is N, and h of a random sample (1/N) / (1/N + m/N).
+    loss = make(num_negatives=3)
+    loss._memory[:] = torch.eye(DIM)[0]
+    loss._memory[4] = torch.eye(DIM)[1]
+    torch.manual_seed(0)
+    while 4 in drawn(int(torch.randint(1000, ())), 3):
+        pass
+    x = torch.eye(DIM)[1:2]
+    own = math.exp(2.0) / (math.exp(2.0) + 3)
+    expected = -math.log(own) - 3 * math.log(1 - 1 / 4)
+    assert loss(x, torch.tensor([4])).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_evaluation_changes_nothing():
+    loss = make().eval()
+    before = copy.deepcopy(loss.get_extra_state())
+    values = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        values.append(loss(*batch()))
+    assert torch.equal(*values)
+    assert torch.equal(loss.memory, before["memory"])
+    assert loss.get_extra_state()["log_z"] is None
+
+
+def test_gradients():
+    x, indices = batch()
+    loss = make().eval()
+
+    def value(x):
+        torch.manual_seed(0)
+        return loss(x, indices)
+
+    assert value(x.requires_grad_()).requires_grad
+    loss._log_z = 3.0  # an estimate has no gradient
+    assert torch.autograd.gradcheck(value, (x,))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)]
+)
+def test_every_dtype(dtype, tolerance):
+    torch.manual_seed(0)
+    exact = make(temperature=0.01)(*batch())
+    x, indices = batch(dtype=dtype)
+    x = (100 * x).requires_grad_()
+    loss = make(temperature=0.01)  # exponents of 100
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(x, indices)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(exact.item(), rel=tolerance)
+    value.backward()
+    assert x.grad.dtype == dtype
+    assert x.grad.isfinite().all()
+    assert loss.memory.dtype == torch.float32
+
+
+def test_without_samples():
+    x = torch.zeros(0, DIM, requires_grad=True)
+    loss = make()
+    value = loss(x, torch.zeros(0, dtype=torch.int64))
+    value.backward()
+    assert value.item() == 0
+    assert loss.get_extra_state()["log_z"] is None
+
+
+# --- The memory
+
+
+def test_the_memory_moves_half_the_way():
+    loss = make(momentum=0.25)
+    before = loss.memory.clone()
+    x, indices = batch(dtype=torch.float32)
+    loss(x.requires_grad_(), indices).backward()
+    for i in range(NUM):
+        expected = before[i]
+        if i in indices.tolist():
+            row = F.normalize(x[indices.tolist().index(i)].detach(), dim=0)
+            expected = F.normalize(0.25 * before[i] + 0.75 * row, dim=0)
+        torch.testing.assert_close(loss.memory[i], expected)
+    assert not loss.memory.requires_grad
+
+
+def test_a_sample_that_stands_twice_counts_by_its_mean():
+    loss = make()
+    before = loss.memory.clone()
+    x, _ = batch(dtype=torch.float32, count=3)
+    loss(x, torch.tensor([4, 9, 4]))
+    mean = (F.normalize(x[0], dim=0) + F.normalize(x[2], dim=0)) / 2
+    torch.testing.assert_close(loss.memory[4], F.normalize((before[4] + mean) / 2, dim=0))
+    torch.testing.assert_close(loss.memory[9], F.normalize((before[9] + F.normalize(x[1], dim=0)) / 2, dim=0))
+
+
+def test_the_start_is_of_the_seed():
+    assert torch.equal(make().memory, make().memory)
+    assert not torch.equal(make().memory, make(seed=1).memory)
+    torch.testing.assert_close(make().memory.norm(dim=1), torch.ones(NUM))
+    assert not [*make().parameters(), *make().buffers()]
+
+
+def test_more_random_samples_than_samples():
+    assert make(num_negatives=5 * NUM)(*batch()).isfinite()
+    assert MemoryBankNCE(1, dim=DIM)(batch()[0][:1], torch.tensor([0])).isfinite()
+
+
+def test_it_tells_samples_apart():
+    torch.manual_seed(0)
+    inputs = torch.eye(NUM)
+    net = torch.nn.Linear(NUM, DIM)
+    loss, optimizer = make(num_negatives=100, temperature=0.3), torch.optim.Adam(net.parameters(), lr=0.03)
+    values = []
+    for _ in range(80):
+        noisy = inputs + 0.1 * torch.randn(NUM, NUM)
+        value = loss(net(noisy), torch.arange(NUM))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert np.mean(values[-5:]) < 0.75 * np.mean(values[:5])
+    nearest = (F.normalize(net(inputs)) @ loss.memory.T).argmax(dim=1)
+    assert (nearest == torch.arange(NUM)).float().mean() > 0.9
+
+
+# --- State
+
+
+def test_the_memory_survives_a_checkpoint(tmp_path):
+    loss = make()
+    for step in range(3):
+        torch.manual_seed(step)
+        loss(*batch(step, dtype=torch.float32))
+    torch.save(loss.state_dict(), tmp_path / "state.pt")
+    other = make(seed=3)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for part in (loss, other):
+        torch.manual_seed(9)
+        part.value = part(*batch(5, dtype=torch.float32))
+    assert torch.equal(loss.value, other.value)
+    assert torch.equal(loss.memory, other.memory)
+    other(*batch(6, dtype=torch.float32))
+    assert not torch.equal(loss.memory, other.memory)  # not shared
+
+
+def test_a_memory_of_another_size():
+    state = make().state_dict()
+    with pytest.raises(
+        ValueError, match=r"memory of the state is \(20, 5\), samples by width, this one is \(21, 5\)"
+    ):
+        MemoryBankNCE(NUM + 1, dim=DIM).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"this one is \(20, 6\): it belongs to another dataset or head"):
+        MemoryBankNCE(NUM, dim=DIM + 1).load_state_dict(state)
+
+
+def test_bad_options_and_batches():
+    x, indices = batch()
+    with pytest.raises(ValueError, match=r"dataset indices must be in 0\.\.19, got 20"):
+        make()(x, torch.full((6,), 20))
+    with pytest.raises(ValueError, match="labels must be 0 or more, found -1"):
+        make()(x, indices - 1 - indices.min())
+    with pytest.raises(ValueError, match=r"embeddings must have 5 columns like the memory, got \(6, 4\)"):
+        make()(x[:, 1:], indices)
+    with pytest.raises(ValueError, match=r"labels must have shape \(6,\)"):
+        make()(x, indices[1:])
+    with pytest.raises(ValueError, match="found NaN or infinity in 6 of 6 rows"):
+        make()(x / 0, indices)
+    with pytest.raises(ValueError, match="momentum must be at least 0 and below 1, got 1"):
+        make(momentum=1.0)
+    with pytest.raises(ValueError, match="temperature must be finite and above 0, got 0"):
+        make(temperature=0.0)
+    with pytest.raises(ValueError, match="num_samples must be at least 1"):
+        MemoryBankNCE(0)
+    with pytest.raises(ValueError, match="num_negatives must be at least 1"):
+        make(num_negatives=0)
+
+
+def test_examples_run():
+    assert doctest.testmod(module).failed == 0

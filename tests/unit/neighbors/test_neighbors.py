@@ -1,0 +1,350 @@
+"""Neighbour search against plain loops in float64, faiss against torch, and what it says to bad input."""
+
+import doctest
+import warnings
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from pml_posets.neighbors import _candidates as proposals
+from pml_posets.neighbors import nearest as neighbors
+from pml_posets.neighbors.nearest import Neighbors, as_features, search
+
+HAS_FAISS = find_spec("faiss") is not None
+BACKENDS = [
+    "torch",
+    pytest.param("faiss", marks=pytest.mark.skipif(not HAS_FAISS, reason="faiss is not installed")),
+]
+
+
+def loops(features, k, queries, *, mirrors=None, sources=None, query_sources=None, own=None):
+    """Rows of (distance, index, flip), by definition."""
+    answer = []
+    for q, query in enumerate(queries.astype(np.float64)):
+        row = []
+        for j, sample in enumerate(features.astype(np.float64)):
+            if own is not None and own[q] == j:
+                continue
+            if sources is not None and sources[j] == query_sources[q]:
+                continue
+            distance, flip = np.sqrt(((query - sample) ** 2).sum()), False
+            if mirrors is not None:
+                mirrored = np.sqrt(((mirrors[q].astype(np.float64) - sample) ** 2).sum())
+                if mirrored < distance:
+                    distance, flip = mirrored, True
+            row.append((distance, j, flip))
+        row.sort()
+        answer.append(row[:k] + [(np.inf, -1, False)] * max(0, k - len(row)))
+    return answer
+
+
+def check(found: Neighbors, expected, mirrored: bool) -> None:
+    assert found.indices.dtype == np.int64
+    assert found.distances.dtype == np.float32
+    np.testing.assert_allclose(found.distances, [[d for d, _, _ in row] for row in expected], 1e-5, 1e-6)
+    assert found.indices.tolist() == [[j for _, j, _ in row] for row in expected]
+    if mirrored:
+        assert found.flips.dtype == np.bool_
+        assert found.flips.tolist() == [[f for _, _, f in row] for row in expected]
+    else:
+        assert found.flips is None
+
+
+@pytest.mark.parametrize("method", ["exact", "approximate"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_plain_loops_agree(backend, method):
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        num, dim, k = int(rng.integers(1, 50)), int(rng.integers(1, 8)), int(rng.integers(1, 12))
+        if rng.random() < 0.5:  # many exact ties
+            features, mirrors = (rng.integers(-2, 3, (num, dim)).astype(np.float32) for _ in range(2))
+        else:
+            features, mirrors = (rng.standard_normal((num, dim)).astype(np.float32) for _ in range(2))
+        mirrors = mirrors if rng.random() < 0.5 else None
+        sources = rng.integers(0, 4, num) if rng.random() < 0.5 else None
+        rows = rng.integers(0, num, 7) if rng.random() < 0.5 else None
+        exclude_self = bool(rng.random() < 0.7)
+        own = np.arange(num) if rows is None else rows
+        expected = loops(
+            features,
+            k,
+            features[own],
+            mirrors=None if mirrors is None else mirrors[own],
+            sources=sources,
+            query_sources=None if sources is None else sources[own],
+            own=own if exclude_self else None,
+        )
+        found = search(
+            features,
+            k,
+            queries=rows,
+            mirrored=mirrors,
+            sources=sources,
+            exclude_self=exclude_self,
+            method=method,
+            backend=backend,
+            chunk_size=int(rng.integers(1, 20)),
+        )
+        check(found, expected, mirrors is not None)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_separate_queries(backend):
+    rng = np.random.default_rng(1)
+    features, queries, mirrors = (rng.standard_normal((n, 5)).astype(np.float32) for n in (40, 9, 9))
+    sources, query_sources = rng.choice(list("abc"), 40), rng.choice(list("abcd"), 9)
+    found = search(
+        features,
+        6,
+        query_features=torch.from_numpy(queries),
+        mirrored=mirrors,
+        sources=list(sources),
+        query_sources=list(query_sources),
+        backend=backend,
+    )
+    expected = loops(features, 6, queries, mirrors=mirrors, sources=sources, query_sources=query_sources)
+    check(found, expected, True)
+    same = search(features, 1, query_features=features[3:5], backend=backend)
+    assert same.indices.ravel().tolist() == [3, 4]  # a query from outside may find its equal
+
+
+@pytest.mark.skipif(not HAS_FAISS, reason="faiss is not installed")
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("by_source", [False, True])
+def test_backends_agree_on_larger_data(mirror, by_source):
+    rng = np.random.default_rng(2)
+    features = rng.standard_normal((1500, 24)).astype(np.float32)
+    features[100:140] = features[60:100]  # exact copies
+    options = {"mirrored": features[rng.permutation(1500)] if mirror else None}
+    if by_source:
+        options["sources"] = rng.integers(0, 12, 1500)
+    by_faiss = search(features, 20, backend="faiss", **options)
+    by_torch = search(features, 20, backend="torch", chunk_size=77, **options)
+    np.testing.assert_array_equal(by_faiss.indices, by_torch.indices)
+    np.testing.assert_allclose(by_faiss.distances, by_torch.distances, atol=1e-4)
+    if mirror:
+        np.testing.assert_array_equal(by_faiss.flips, by_torch.flips)
+    again = search(features, 20, backend="faiss", **options)
+    np.testing.assert_array_equal(by_faiss.indices, again.indices)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tight_clusters_far_from_the_origin(backend):
+    """|x|^2 - 2 x.y alone would be off by 100 times what tells these neighbours apart."""
+    rng = np.random.default_rng(3)
+    centres = 1000 * rng.standard_normal((4, 8))
+    features = (np.repeat(centres, 50, axis=0) + 0.05 * rng.standard_normal((200, 8))).astype(np.float32)
+    found = search(features, 4, backend=backend, queries=np.arange(0, 200, 9))
+    own = np.arange(0, 200, 9)
+    expected = loops(features, 4, features[own], own=own)
+    np.testing.assert_allclose(found.distances, [[d for d, _, _ in row] for row in expected], rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_distances_come_by_index(backend):
+    features = np.zeros((30, 3), np.float32)
+    features[::2] += 1
+    found = search(features, 5, queries=[0, 1, 28], backend=backend)
+    assert found.indices.tolist() == [[2, 4, 6, 8, 10], [3, 5, 7, 9, 11], [0, 2, 4, 6, 8]]
+    collapsed = search(np.ones((3000, 3)), 3, backend=backend)
+    assert (collapsed.distances == 0).all()
+    assert (collapsed.indices != np.arange(3000)[:, None]).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_source_of_most_samples(backend):
+    features = np.arange(1500, dtype=np.float32)[:, None]
+    sources = np.array(["long"] * 1497 + ["b", "c", "d"])
+    found = search(features, 4, queries=[0, 1497], sources=sources, backend=backend)
+    assert found.indices.tolist() == [[1497, 1498, 1499, -1], [1496, 1498, 1495, 1499]]
+    assert found.distances[0].tolist() == [1497, 1498, 1499, np.inf]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_everything_of_one_source(backend):
+    found = search(np.eye(4), 2, sources=np.zeros(4, int), mirrored=np.eye(4), backend=backend)
+    assert (found.indices == -1).all()
+    assert np.isinf(found.distances).all()
+    assert not found.flips.any()
+    alone = search([[1.0, 2.0]], 3, backend=backend)
+    assert alone.indices.tolist() == [[-1, -1, -1]]
+    assert search(np.eye(4), 2, queries=[], backend=backend).indices.shape == (0, 2)
+
+
+def clusters(num: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of a few hundred sources that share much and differ along a fading spectrum."""
+    rng = np.random.default_rng(4)
+    spectrum = 1 / np.sqrt(1 + np.arange(dim))
+    sources = rng.integers(0, num // 20, num)
+    centres = rng.standard_normal((num // 20, dim))
+    features = (centres[sources] + rng.standard_normal((num, dim))) * spectrum
+    return features.astype(np.float32), sources
+
+
+def recall(found: Neighbors, exact: Neighbors) -> float:
+    pairs = zip(found.indices.tolist(), exact.indices.tolist(), strict=True)
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in pairs]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_approximate_search_in_fewer_dimensions(backend, monkeypatch):
+    monkeypatch.setattr(proposals, "MIN_REDUCED_SAMPLES", 1000)
+    monkeypatch.setattr(proposals, "MAX_REDUCED_DIM", 40)
+    features, sources = clusters(2000, 300)
+    queries = np.arange(0, 2000, 7)
+    directions = proposals.principal_directions(torch.from_numpy(features), seed=0)
+    assert directions.shape == (300, 40)
+    np.testing.assert_allclose(directions.T @ directions, np.eye(40), atol=1e-4)
+    options = {"queries": queries, "sources": sources, "mirrored": np.roll(features, 1, axis=0)}
+    exact = search(features, 10, backend=backend, **options)
+    found = search(features, 10, backend=backend, method="approximate", **options)
+    assert 0.95 <= recall(found, exact) < 1
+    same = found.indices == exact.indices
+    np.testing.assert_array_equal(found.distances[same], exact.distances[same])  # measured in full
+    again = search(features, 10, backend=backend, method="approximate", **options)
+    np.testing.assert_array_equal(found.indices, again.indices)
+
+
+@pytest.mark.skipif(not HAS_FAISS, reason="faiss is not installed")
+def test_approximate_search_by_an_inverted_file(monkeypatch):
+    monkeypatch.setattr(neighbors, "MIN_IVF_SAMPLES", 1000)
+    features, sources = clusters(4000, 16)
+    queries = np.arange(0, 4000, 5)
+    exact = search(features, 10, queries=queries, sources=sources)
+    found = search(features, 10, queries=queries, sources=sources, method="approximate", backend="faiss")
+    assert 0.95 <= recall(found, exact) < 1
+    alone = np.arange(4000) % 1999 > 0  # a source of all but a few samples: short lists are filled exactly
+    few = search(features, 2, queries=[1], sources=alone, method="approximate", backend="faiss")
+    np.testing.assert_array_equal(few.indices, search(features, 2, queries=[1], sources=alone).indices)
+    assert (few.indices >= 0).all()
+
+
+def test_tiles_stay_small(monkeypatch):
+    """No matrix of all distances: what one product makes is bounded."""
+    made = []
+    product = torch.addmm
+
+    def record(*args, **options):
+        out = product(*args, **options)
+        made.append(out.numel())
+        return out
+
+    monkeypatch.setattr(torch, "addmm", record)
+    table = torch.randn(5000, 4, generator=torch.Generator().manual_seed(0))
+    tiles = proposals.Tiles(table, None)
+    tiles.tile = 20_000
+    ask = proposals.Questions(own=torch.arange(100), codes=None, excluded=np.ones(100, np.int64))
+    found, _ = tiles.propose(table[:100], ask, 7)
+    assert max(made) <= 20_000
+    assert len(made) == 25
+    np.testing.assert_array_equal(found, search(table, 7, queries=np.arange(100), backend="torch").indices)
+
+
+def test_the_callers_state_is_kept():
+    before = torch.get_rng_state()
+    torch.set_float32_matmul_precision("high")
+    try:
+        search(torch.rand(50, 3, requires_grad=True, generator=torch.Generator().manual_seed(0)), 2)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.is_grad_enabled()
+
+
+def test_read_only_features_do_not_warn():
+    features = np.eye(5, dtype=np.float32)
+    features.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert search(features, 1).indices[0, 0] == 1
+
+
+def test_progress_bar(capfd):
+    search(np.eye(3), 1)
+    assert capfd.readouterr() == ("", "")
+    search(np.eye(3), 1, progress=True)
+    assert "neighbours" in capfd.readouterr().err
+
+
+def test_without_faiss(monkeypatch):
+    monkeypatch.setattr(neighbors, "find_spec", lambda name: None)
+    monkeypatch.setattr(neighbors, "FaissIndex", type("Absent", (), {}))
+    assert search(np.eye(3), 1).indices[:, 0].tolist() == [1, 0, 0]
+    with pytest.raises(ImportError, match="pip install faiss-cpu"):
+        search(np.eye(3), 1, backend="faiss")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"k": 0}, ValueError, "k must be at least 1, got 0"),
+        ({"k": 1.5}, TypeError, "k must be an integer"),
+        ({"method": "quick"}, ValueError, "method must be one of exact, approximate, got 'quick'"),
+        ({"backend": "annoy"}, ValueError, "backend must be one of auto, faiss, torch"),
+        ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1"),
+        ({"queries": [0, 6]}, ValueError, r"queries must lie in 0\.\.5, got 6"),
+        ({"queries": [-1]}, ValueError, "got -1"),
+        ({"queries": [0.5]}, TypeError, "integer dataset indices"),
+        ({"queries": [[1]]}, ValueError, r"shape \(Q,\)"),
+        ({"queries": [1], "query_features": np.eye(4)}, ValueError, "not both"),
+        ({"query_features": np.eye(3)}, ValueError, "query_features must have 4 dimensions"),
+        ({"mirrored": np.ones((5, 4))}, ValueError, r"mirrored must have the shape \(6, 4\) of features"),
+        ({"sources": [1, 2]}, ValueError, r"sources must have shape \(6,\)"),
+        ({"query_sources": [1] * 6}, ValueError, "query_sources need sources and query_features"),
+        ({"query_features": np.eye(4), "sources": [1] * 6}, ValueError, "need query_sources too"),
+        (
+            {"query_features": np.eye(4), "sources": [1] * 6, "query_sources": list("abcd")},
+            TypeError,
+            "must be of one type",
+        ),
+        ({"features": np.full((6, 4), 1e20)}, ValueError, "scale them"),
+    ],
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        search(**{"features": np.ones((6, 4)), "k": 2, **options})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu():
+    with pytest.raises(ValueError, match="torch sees no GPU"):
+        search(np.eye(3), 1, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32, np.uint8])
+def test_as_features_casts(dtype):
+    out = as_features(np.ones((2, 3), dtype)[:, ::-1])
+    assert out.dtype == np.float32
+    assert out.flags.c_contiguous
+
+
+def test_as_features_keeps_what_fits():
+    features = np.ones((2, 3), np.float32)
+    assert as_features(features) is features
+    tensor = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
+    assert as_features(tensor).tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "message"),
+    [
+        (np.ones(3), ValueError, r"codes must have shape \(N, D\), got \(3,\)"),
+        (np.ones((0, 3)), ValueError, "at least one sample"),
+        (np.ones((2, 0)), ValueError, "at least one sample of one dimension"),
+        ([[1, 2], [np.nan, 0]], ValueError, "codes must be finite, but row 1 holds"),
+        ([[1e300, 2]], ValueError, "but row 0 holds"),
+        (np.ones((2, 3), complex), TypeError, "real numbers, got dtype complex128"),
+        ([["a"]], TypeError, "real numbers"),
+        (np.ones((2, 3), bool), TypeError, "real numbers, got dtype bool"),
+    ],
+)
+def test_as_features_rejects(features, error, message):
+    with pytest.raises(error, match=message):
+        as_features(features, "codes")
+
+
+def test_examples_run():
+    assert doctest.testmod(neighbors).failed == 0

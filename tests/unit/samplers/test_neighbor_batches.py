@@ -1,0 +1,181 @@
+"""The sampler of queries and their neighbours against plain loops, and in a run."""
+
+import doctest
+
+import numpy as np
+import pytest
+import torch
+
+import pml_posets.samplers.neighbor_batches as module
+from pml_posets.losses.feature import FeatureLoss
+from pml_posets.samplers.neighbor_batches import NeighborBatches
+from pml_posets.samplers.pseudo_label import GivenLabels
+from pml_posets.training.joint import JointTrainer
+
+
+def features(seed=0, count=30, dims=4):
+    return np.random.default_rng(seed).normal(size=(count, dims)).astype(np.float32)
+
+
+def sampler(**options):
+    options = {"batch_size": 24, "samples_per_query": 3, "views": 2, **options}
+    return NeighborBatches(features(), **options)
+
+
+def loop_table(x, k):
+    table = []
+    for i, row in enumerate(x.tolist()):
+        distances = [
+            (-1 if i == j else sum((a - b) ** 2 for a, b in zip(row, other, strict=True)), j)
+            for j, other in enumerate(x.tolist())
+        ]
+        table.append([j for _, j in sorted(distances)[:k]])
+    return table
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 30])
+def test_the_table_by_plain_loops(k):
+    made = NeighborBatches(features(), batch_size=30, samples_per_query=k, views=1)
+    assert made.neighbors.tolist() == loop_table(features(), k)
+    assert made.neighbors.dtype == np.int64
+
+
+def test_a_batch_is_queries_their_neighbours_and_views():
+    made = sampler()
+    table = made.neighbors.tolist()
+    assert (made.num_queries, len(made)) == (4, 30 * 2 // 24)
+    batches = list(made)
+    assert len(batches) == len(made)
+    for batch in batches:
+        assert len(batch) == 24
+        assert batch[:12] == batch[12:]
+        for start in range(0, 12, 3):
+            assert batch[start : start + 3] == table[batch[start]]
+
+
+def test_no_sample_is_a_query_twice_until_all_were():
+    made = sampler(num_batches=15)
+    queries = [i for batch in made for i in batch[:12:3]]
+    assert len(queries) == 60
+    assert sorted(queries[:30]) == sorted(queries[30:]) == list(range(30))
+    assert queries[:30] != queries[30:]
+
+
+def test_batches_hang_on_seed_round_and_epoch():
+    first = sampler()
+    assert list(first) == list(sampler())
+    second = list(first)  # the next epoch
+    assert second != list(sampler())
+    first.set_epoch(1)
+    assert list(first) == second
+    assert list(sampler(seed=1)) != list(sampler())
+    first.regroup(features())
+    first.set_epoch(1)
+    assert list(first) != second  # the same table, the next round
+
+
+def test_a_round_makes_a_new_table():
+    made = sampler()
+    running = iter(made)
+    first = next(running)
+    before = made.neighbors
+    posets = made.regroup(features(1))
+    assert posets is made.posets
+    assert posets.round == 1
+    assert made.neighbors.tolist() == loop_table(features(1), 3)
+    for batch in running:  # a pass under way goes on with the old one
+        assert batch[:3] == before[batch[0]].tolist()
+    assert len(first) == 24
+
+
+def test_a_failed_round_leaves_everything_as_it_was():
+    made = sampler()
+    table, posets = made.neighbors, made.posets
+    with pytest.raises(ValueError, match="features must have 30 rows, one a sample, got 20"):
+        made.regroup(features(count=20))
+    assert made.neighbors is table
+    assert made.posets is posets
+
+
+def test_without_a_grouping_nothing_is_assigned():
+    made = sampler()
+    assert made.posets.num_classes == 0
+    assert (made.labels == -1).all()
+    grouped = sampler(grouping=GivenLabels([0, 1, 2] * 10))
+    assert grouped.posets.num_classes == 3
+
+
+def test_state_of_another_object():
+    made = sampler()
+    assert made.posets.round == 0
+    made.regroup(features(1))
+    made.set_epoch(5)
+    other = sampler()
+    other.load_state_dict(made.state_dict())
+    assert other.epoch == 5
+    assert other.posets.round == 1
+    assert np.array_equal(other.neighbors, made.neighbors)
+    assert list(other) == list(made)
+
+
+def test_states_that_do_not_fit():
+    state = sampler().state_dict()
+    with pytest.raises(ValueError, match=r"belongs to 30 samples with 3 to a query.* has 30 with 4"):
+        sampler(samples_per_query=4).load_state_dict(state)
+    with pytest.raises(ValueError, match="no state of NeighborBatches"):
+        sampler().load_state_dict({"epoch": 0})
+    del state["posets"]
+    with pytest.raises(ValueError, match="no state of a PseudoLabelSampler"):
+        sampler().load_state_dict(state)
+
+
+def test_bad_options():
+    with pytest.raises(
+        ValueError, match="samples_per_query must be at most the number of samples, got 31 for 30"
+    ):
+        sampler(samples_per_query=31)
+    with pytest.raises(ValueError, match="multiple of samples_per_query x views = 5 x 2, got 24"):
+        sampler(samples_per_query=5)
+    with pytest.raises(ValueError, match="a batch must not be larger than the dataset, got batch_size=66"):
+        sampler(batch_size=66)
+    with pytest.raises(ValueError, match="samples_per_query must be at least 1"):
+        sampler(samples_per_query=0)
+    with pytest.raises(ValueError, match="method must be 'exact' or 'approximate', got 'faiss'"):
+        sampler(method="faiss")
+
+
+def test_rounds_that_are_resumed(tmp_path):
+    images = [torch.from_numpy(row) for row in features()]
+
+    def run(rounds, resume=False):
+        torch.manual_seed(0)
+        joint = JointTrainer(
+            models={"trunk": torch.nn.Linear(4, 3)},
+            optimizers={
+                name: lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9)
+                for name in ("trunk_optimizer", "metric_loss_optimizer")
+            },
+            sampler=sampler(),
+            loss_funcs={"metric_loss": FeatureLoss(3, features())},
+            dataset=images,
+            num_rounds=rounds,
+            progress=False,
+            output_dir=tmp_path,
+        )
+        joint.train(resume=resume)
+        return joint
+
+    run(1)
+    joint = run(3, resume=True)
+    table = joint.sampler.neighbors
+    assert joint.sampler.posets.round == 2
+    assert not np.array_equal(table, sampler().neighbors)
+    weights = joint.models["trunk"].weight
+    (tmp_path / "checkpoint.pt").unlink()
+    whole = run(3)
+    assert torch.equal(whole.models["trunk"].weight, weights)
+    assert np.array_equal(whole.sampler.neighbors, table)
+
+
+def test_examples_run():
+    assert doctest.testmod(module).failed == 0

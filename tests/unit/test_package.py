@@ -1,0 +1,85 @@
+"""The package as a whole: its public names, what importing it costs, and its metadata."""
+
+import configparser
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import pml_posets
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("faiss", "skimage", "matplotlib", "h5py", "sklearn")
+NAMES = [
+    "BatchAugmentation",
+    "HOGLDA",
+    "ImageStore",
+    "JointTrainer",
+    "NearestMedoidMiner",
+    "PosetCrossBatchMemory",
+    "PosetLoss",
+    "PosetSelfSupervisedLoss",
+    "Posets",
+    "PseudoLabelLoss",
+    "PseudoLabelMiner",
+    "PseudoLabelSampler",
+    "RelaxedAssignment",
+    "SurrogateGrouping",
+]
+
+
+def loaded_after(code):
+    """Names of the modules that are loaded once the code has run in a process of its own."""
+    code = f"import sys\n{code}\nprint(*sorted(sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(run.stdout.split())
+
+
+def test_the_public_names():
+    assert set(NAMES) <= set(pml_posets.__all__)
+    assert pml_posets.__all__ == sorted(pml_posets.__all__)
+    assert set(pml_posets.__all__) <= set(dir(pml_posets))
+
+
+@pytest.mark.parametrize("name", pml_posets.__all__)
+def test_every_public_name_loads(name):
+    found = getattr(pml_posets, name)
+    assert found.__name__ == name
+    assert found.__module__.startswith("pml_posets.")
+    assert found.__doc__.strip()
+    assert found is getattr(import_module(f"pml_posets.{pml_posets._HOMES[name]}"), name)
+
+
+def test_other_names_are_an_attribute_error():
+    with pytest.raises(AttributeError, match="'pml_posets' has no attribute 'PosetLos'"):
+        _ = pml_posets.PosetLos
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    loaded = loaded_after("import pml_posets")
+    assert "pml_posets" in loaded
+    assert not loaded & {*HEAVY, "torch", "numpy", "scipy", "PIL"}
+
+
+def test_names_that_need_no_pml_load_nothing_heavy():
+    loaded = loaded_after(
+        "from pml_posets import BatchAugmentation, HOGLDA, ImageStore, Posets, SurrogateGrouping\n"
+        "import pml_posets.evaluation, pml_posets.plots"
+    )
+    assert "pml_posets.features.hog_lda" in loaded
+    assert not loaded & {*HEAVY, "scipy", "pytorch_metric_learning"}
+
+
+def test_the_version_is_that_of_the_metadata():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert setup["metadata"]["name"] == "pml-posets"
+    assert setup["metadata"]["version"] == pml_posets.__version__
+
+
+def test_types_travel_with_the_package():
+    assert (ROOT / "pml_posets" / "py.typed").is_file()

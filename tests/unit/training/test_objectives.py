@@ -1,0 +1,139 @@
+"""Objectives in the rounds: beside PML's losses and alone, their weights, their place in a checkpoint."""
+
+import numpy as np
+import pytest
+import torch
+
+from pml_posets.losses.poset import PosetLoss
+from pml_posets.methods.udml_ss import RotationHead, RotationObjective
+from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
+from pml_posets.training.joint import JointTrainer
+from pml_posets.training.objectives import trainer_with_objectives
+
+NUM = 32
+
+
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return list(torch.rand(NUM, 1, 8, 8, generator=generator))
+
+
+class Own(torch.nn.Module):
+    """Pulls the features to a point of its own; notes what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.point = torch.nn.Parameter(torch.zeros(4))
+        self.seen, self.bound = [], []
+
+    def bind(self, posets):
+        self.bound.append(posets.round)
+
+    def forward(self, given, indices, models):
+        self.seen.append((tuple(given.shape), indices.tolist()))
+        return ((models["embedder"](models["trunk"](given)) - self.point - 1) ** 2).mean()
+
+
+def make(objectives=None, metric=True, **changes):
+    torch.manual_seed(0)
+    data = images()
+    features = np.stack([image.numpy().ravel() for image in data])
+    own = Own() if objectives is None else objectives
+    losses = {**({"metric_loss": PosetLoss(sigma=0.5)} if metric else {}), "own": own}
+    options = {
+        "models": {"trunk": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))},
+        "optimizers": {
+            "trunk_optimizer": lambda p: torch.optim.SGD(p, lr=0.1),
+            "own_optimizer": lambda p: torch.optim.SGD(p, lr=0.1),
+        },
+        "sampler": PseudoLabelSampler(features, 8, grouping=GivenLabels([0, 1, 2, -1] * 8)),
+        "loss_funcs": losses,
+        "dataset": data,
+        "num_rounds": 2,
+        "iterations_per_round": 6,
+        "record_every": 3,
+        "progress": False,
+    }
+    return JointTrainer(**{**options, **changes})
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_an_objective_is_given_the_batch_and_the_models(metric):
+    joint = make(metric=metric)
+    joint.train()
+    own = joint.loss_funcs["own"]
+    assert own.bound == [0, 1]
+    assert len(own.seen) == 12
+    assert all(shape == (8, 1, 8, 8) and len(indices) == 8 for shape, indices in own.seen)
+    names = {"own", *(["metric_loss"] if metric else [])}
+    for row in joint.history:
+        assert set(row) == {"round", "iteration", "total_loss", *names}
+        assert row["total_loss"] == pytest.approx(sum(row[name] for name in names), rel=1e-5)
+    assert joint.history[-1]["own"] < joint.history[0]["own"]
+    assert own.point.abs().sum() > 0
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_pml_misses_no_loss(metric, caplog):
+    make(metric=metric, num_rounds=1, iterations_per_round=1).train()
+    assert "loss_funcs is missing" not in caplog.text
+
+
+def test_its_weight():
+    rows = [make(metric=False, loss_weights={"own": w}, num_rounds=1) for w in (1.0, 0.25)]
+    first = []
+    for joint in rows:
+        joint.iterations_per_round = 1
+        joint.train()
+        first.append(joint.history[0]["own"])
+    assert first[1] == pytest.approx(0.25 * first[0], rel=1e-5)
+    nothing = make(loss_weights={"own": 0.0, "metric_loss": 1.0})
+    nothing.train()
+    assert nothing.loss_funcs["own"].seen == []
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
+    whole, part = make(output_dir=tmp_path / "a"), make(output_dir=tmp_path / "b", checkpoint_every=2)
+    whole.train()
+    stop = RuntimeError("killed")
+
+    def kill(trainer):
+        if trainer.joint.global_iteration == 8:
+            raise stop
+
+    part.trainer_options["end_of_iteration_hook"] = kill
+    with pytest.raises(RuntimeError, match="killed"):
+        part.train()
+    again = make(output_dir=tmp_path / "b", checkpoint_every=2)
+    again.train(resume=True)
+    for one, other in ((whole.models["trunk"], again.models["trunk"]),
+                       (whole.loss_funcs["own"], again.loss_funcs["own"])):  # fmt: skip
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_the_rotation_objective_learns():
+    head = RotationHead(4, 8)
+    objective = RotationObjective(head, num_images=8)
+    models = {"trunk": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4), torch.nn.Tanh())}
+    adam = lambda p: torch.optim.Adam(p, lr=0.02)  # noqa: E731
+    joint = make(
+        objective, metric=False, models=models, num_rounds=1, iterations_per_round=60, record_every=10,
+        optimizers={"trunk_optimizer": adam, "own_optimizer": adam},
+    )  # fmt: skip
+    joint.dataset.dataset = [torch.linspace(0, 1, 8).expand(1, 8, 8) + 0.1 * image for image in images()]
+    joint.train()
+    losses = [row["own"] for row in joint.history]
+    assert losses[0] > 0.9
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_weights_without_an_optimizer():
+    with pytest.raises(ValueError, match="the objective own has weights to learn: optimizers needs own_opt"):
+        make(optimizers={"trunk_optimizer": lambda p: torch.optim.SGD(p, lr=0.1)})
+    frozen = Own().requires_grad_(False)
+    make(frozen, optimizers={"trunk_optimizer": lambda p: torch.optim.SGD(p, lr=0.1)})
+
+
+def test_no_objective_no_other_class():
+    assert trainer_with_objectives([], torch.nn.Module) is torch.nn.Module

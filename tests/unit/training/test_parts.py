@@ -1,0 +1,106 @@
+"""Parts of a run that are made anew with the classes (the rest is tested with the trainer)."""
+
+import pytest
+import torch
+from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
+
+from pml_posets.training._parts import TrainingParts
+
+
+def head_groups(parameters):
+    weight, bias = parameters
+    return torch.optim.Adam(
+        [{"params": [weight], "lr": 0.5}, {"params": [bias], "weight_decay": 0.1}], lr=0.25
+    )
+
+
+def make(**changes):
+    options = {
+        "models": {
+            "trunk": torch.nn.Linear(3, 2),
+            "classifier": lambda num_classes: torch.nn.Linear(2, num_classes),
+        },
+        "loss_funcs": {"metric_loss": CrossBatchMemory(ContrastiveLoss(), 2, memory_size=8)},
+        "optimizers": {"trunk_optimizer": torch.optim.SGD, "classifier_optimizer": head_groups},
+        "lr_schedulers": {},
+        "adapt": lambda name, loss: loss,
+        **changes,
+    }
+    return TrainingParts(**options)
+
+
+def step(parts):
+    parts.models["classifier"](torch.ones(4, 2)).square().sum().backward()
+    parts.optimizers["classifier_optimizer"].step()
+
+
+def test_an_optimizer_of_several_groups_takes_the_new_parameters():
+    parts = make()
+    assert parts.made_anew == ["classifier"]
+    assert "classifier" not in parts.models
+    parts.fit(5, seed=0, device=torch.device("cpu"))
+    optimizer, old = parts.optimizers["classifier_optimizer"], parts.models["classifier"]
+    step(parts)
+    optimizer.param_groups[0]["lr"] = 0.125  # as a schedule would
+    parts.fit(7, seed=0, device=torch.device("cpu"))
+    new = parts.models["classifier"]
+    assert parts.optimizers["classifier_optimizer"] is optimizer
+    assert [group["params"] for group in optimizer.param_groups] == [[new.weight], [new.bias]]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.25]
+    assert not optimizer.state
+    before = old.weight.clone(), new.weight.detach().clone()
+    step(parts)
+    assert torch.equal(old.weight, before[0])
+    assert not torch.equal(new.weight, before[1])
+
+
+def test_weights_of_what_is_made_anew_hang_on_the_seed_alone():
+    found = []
+    for number, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(number)
+        parts = make()
+        before = torch.get_rng_state()
+        parts.fit(5, seed=seed, device=torch.device("cpu"))
+        assert torch.equal(before, torch.get_rng_state())
+        found.append(parts.models["classifier"].weight)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_state_with_a_memory():
+    first, second = make(), make()
+    for parts in (first, second):
+        parts.fit(4, seed=1, device=torch.device("cpu"))
+    memory = first.loss_funcs["metric_loss"]
+    for _ in range(2):
+        memory(torch.randn(6, 2), torch.arange(6) % 2)
+    assert (memory.queue_idx, memory.has_been_filled) == (4, True)
+    step(first)
+    second.load_state_dict(first.state_dict())
+    copy = second.loss_funcs["metric_loss"]
+    assert (copy.queue_idx, copy.has_been_filled) == (4, True)
+    assert torch.equal(copy.embedding_memory, memory.embedding_memory)
+    assert torch.equal(second.models["classifier"].weight, first.models["classifier"].weight)
+    second.forget_memories()
+    assert (copy.queue_idx, copy.has_been_filled) == (0, False)
+    with pytest.raises(
+        ValueError, match=r"it has the models \['classifier', 'trunk'\], here are \['trunk'\]"
+    ):
+        make().load_state_dict(first.state_dict())
+
+
+def test_functions_and_objects_are_both_taken():
+    trunk = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(trunk.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    parts = make(
+        models={"trunk": trunk},
+        optimizers={"trunk_optimizer": optimizer},
+        lr_schedulers={
+            "trunk_scheduler_by_epoch": schedule,
+            "trunk_scheduler_by_plateau": torch.optim.lr_scheduler.ReduceLROnPlateau,
+        },
+    )
+    assert parts.optimizers == {"trunk_optimizer": optimizer}
+    assert parts.lr_schedulers["trunk_scheduler_by_epoch"] is schedule
+    assert parts.lr_schedulers["trunk_scheduler_by_plateau"].optimizer is optimizer
