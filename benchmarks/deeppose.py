@@ -31,8 +31,9 @@ from benchmarks.regression import report as deeppose_report
 from benchmarks.regression.model import PoseRegressor
 from benchmarks.regression.options import Init, PoseRunOptions, parse
 from benchmarks.regression.training import fit, predict
+from pml_posets._io import write_npz
 from pml_posets._random import derive_seeds
-from pml_posets.data.cache import digest, write_npz
+from pml_posets.data.cache import digest
 from pml_posets.data.image_store import ImageStore
 from pml_posets.evaluation import MPII_SKELETON, head_box_size, head_neck_distance, mirror_joints, pckh, pcp
 

@@ -9,84 +9,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from .neighbors.nearest import Neighbors, as_features
+from ._validation import as_labels
+from .neighbors.nearest import Neighbors
 
 ArrayLike: TypeAlias = "np.ndarray | torch.Tensor"
 
 BLOCK_BYTES = 1 << 26  # rows gathered at a time
 _SMALL_CLASS = 32  # up to this size distances are differences, above it centred matrix products in float64
 _WHOLE_CLASS = 4096  # up to this size the distances of a class are one block
-
-
-def as_labels(labels: Any, num_samples: int, name: str = "labels", contiguous: bool = True) -> np.ndarray:
-    """Surrogate labels as a validated int64 array.
-
-    Args:
-        labels: (N,) integers, array or tensor or list: -1 for an unassigned sample, else its class.
-        num_samples: N, the number of samples the labels must match.
-        name: what the errors call them.
-        contiguous: also demand that the classes are 0..C-1, none empty. Default True.
-
-    Returns:
-        (N,) int64, a new array or the one given.
-
-    Raises:
-        TypeError: if the labels are no integers.
-        ValueError: for another shape, a label below -1, or a class without a member.
-
-    Example:
-        >>> as_labels([0, -1, 0, 1], num_samples=4)
-        array([ 0, -1,  0,  1])
-    """
-    if isinstance(labels, torch.Tensor):
-        labels = labels.detach().cpu().numpy()
-    labels = np.asarray(labels)
-    if labels.size == 0 and num_samples == 0:
-        return np.zeros(0, np.int64)
-    if labels.dtype.kind not in "iu":
-        raise TypeError(
-            f"{name} must be integers (-1 for unassigned, else 0..C-1), got dtype {labels.dtype}: "
-            "convert them with .astype(int) if they are whole numbers"
-        )
-    if labels.shape != (num_samples,):
-        raise ValueError(
-            f"{name} must have shape ({num_samples},) to match the samples, got {labels.shape}: "
-            "was the dataset filtered after the features were extracted?"
-        )
-    labels = labels.astype(np.int64, copy=False)
-    if labels.min() < -1:
-        raise ValueError(
-            f"{name} must be -1 (unassigned) or a class id from 0, got {labels.min()} "
-            f"at index {labels.argmin()}: mark every unassigned sample by -1"
-        )
-    if contiguous:
-        num_classes = int(labels.max()) + 1
-        num_found = np.unique(labels[labels >= 0]).size
-        if num_found != num_classes:
-            raise ValueError(
-                f"{name} must use every class id from 0 to the highest, got {num_found} classes with "
-                f"ids up to {num_classes - 1}: renumber them with pml_posets.posets.relabel"
-            )
-    return labels
-
-
-def as_count(value: Any, name: str, least: int = 1) -> int:
-    """An integer of at least `least`, or a TypeError or ValueError that names it."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
-
-
-def as_codes(sources: Any, num_samples: int) -> np.ndarray | None:
-    """Sources, (N,) ints or strings, as consecutive int64 numbers from 0; None for None."""
-    if sources is None:
-        return None
-    names = np.asarray(sources)
-    if names.shape != (num_samples,):
-        raise ValueError(f"sources must have shape ({num_samples},) to match the samples, got {names.shape}")
-    return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def relabel(labels: Any) -> np.ndarray:
@@ -114,38 +44,6 @@ def relabel(labels: Any) -> np.ndarray:
     renumbered = np.full(labels.shape, -1, np.int64)
     renumbered[assigned] = np.unique(labels[assigned], return_inverse=True)[1].reshape(-1)
     return renumbered
-
-
-def as_flips(flips: Any, num_samples: int, mirrored: np.ndarray | None) -> np.ndarray:
-    """Flip flags as a validated (N,) bool array, all False for None; a flag needs mirrored features."""
-    if flips is None:
-        return np.zeros(num_samples, bool)
-    if isinstance(flips, torch.Tensor):
-        flips = flips.detach().cpu().numpy()
-    flips = np.asarray(flips)
-    if flips.dtype != np.bool_:
-        raise TypeError(f"flips must be booleans (True: mirror the sample), got dtype {flips.dtype}")
-    if flips.shape != (num_samples,):
-        raise ValueError(f"flips must have shape ({num_samples},) to match the samples, got {flips.shape}")
-    if mirrored is None and flips.any():
-        raise ValueError(
-            f"flips mark {int(flips.sum())} samples as mirrored, but there are no mirrored features: "
-            "pass mirrored=, the features of the mirrored images"
-        )
-    return flips
-
-
-def as_mirrored(mirrored: Any, features: np.ndarray) -> np.ndarray | None:
-    """Mirrored features as a validated float32 array of the same shape as the features, or None."""
-    if mirrored is None:
-        return None
-    mirrored = as_features(mirrored, name="mirrored")
-    if mirrored.shape != features.shape:
-        raise ValueError(
-            f"mirrored must have the shape {features.shape} of the features, got {mirrored.shape}: "
-            "it holds the features of the same images, mirrored, in the same order"
-        )
-    return mirrored
 
 
 def check_neighbors(neighbors: Neighbors, num_samples: int, mirrored: bool) -> None:

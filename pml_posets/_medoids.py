@@ -7,9 +7,8 @@ here works on plain embeddings and labels; rounds, datasets and posets are unkno
 from __future__ import annotations
 
 import math
-import operator
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from pytorch_metric_learning.distances import LpDistance, SNRDistance
@@ -259,27 +258,6 @@ def _check_labels(name: str, labels: Any, owner: str, x: torch.Tensor, lowest: i
     if smallest < lowest:
         hint = "mark every sample without a class by -1" if lowest == -1 else "ids count from 0"
         raise ValueError(f"{name} must be {lowest} or more, found {smallest}: {hint}")
-
-
-def check_count(name: str, value: Any) -> int:
-    """`value` as an int of at least 1, or an error that names it."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {value!r}: give 1 or more") from None
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}: the paper uses 2 or more")
-    return count
-
-
-def check_option(name: str, value: Any, options: Any) -> Any:
-    """`value`, if it is one of the Literal `options`, or an error that lists them."""
-    allowed = get_args(options)
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return value
 
 
 def check_distance(distance: Any) -> None:

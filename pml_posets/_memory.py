@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ._classes import as_count
+from ._validation import as_count
 from .distributed.process_group import world_size
 from .neighbors._candidates import MAX_REDUCED_DIM
 

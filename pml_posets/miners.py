@@ -13,14 +13,13 @@ from ._medoids import (
     Anchors,
     batch_medoids,
     check_batch,
-    check_count,
     check_distance,
-    check_option,
     default_distance,
     full_precision,
     positive_mask,
     squared_distances,
 )
+from ._validation import as_count, check_option
 
 if TYPE_CHECKING:
     from .losses.pseudo_label import Store
@@ -83,8 +82,8 @@ class NearestMedoidMiner(BaseMiner):
     ) -> None:
         super().__init__(**kwargs)
         check_distance(self.distance)
-        self.num_nearest = check_count("num_nearest", num_nearest)
-        self.anchors = check_option("anchors", anchors, Anchors)
+        self.num_nearest = as_count(num_nearest, "num_nearest")
+        self.anchors = check_option(anchors, "anchors", Anchors)
         self.add_to_recordable_attributes(name="num_nearest", is_stat=False)
         self.bind(posets)
 

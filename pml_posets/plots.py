@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ._io import atomic_write
+
 __all__ = ["Tile", "image_rows", "loss_curves", "roc_curves", "save_figure"]
 
 
@@ -198,12 +200,8 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG, got {path}: let the name end in .png")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(part, dpi=130, format="png")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=130, format="png")
     return path
 
 

@@ -13,27 +13,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from ._classes import (
-    BLOCK_BYTES,
-    ArrayLike,
-    ClassMembers,
-    as_codes,
-    as_count,
-    as_flips,
-    as_labels,
-    as_mirrored,
-    check_neighbors,
-    oriented,
-    relabel,
-    row_sums,
-)
-from .neighbors.nearest import Neighbors, as_features, search
+from ._classes import BLOCK_BYTES, ClassMembers, check_neighbors, oriented, relabel, row_sums
+from ._io import atomic_write
+from ._validation import ArrayLike, as_codes, as_count, as_features, as_flips, as_labels, as_mirrored
+from .neighbors.nearest import Neighbors, search
 
 __all__ = ["Posets", "medoids", "relabel"]
 
@@ -347,18 +335,9 @@ class Posets:
         Raises:
             OSError: if the folder is missing, full or not writable; an older file stays as it was.
         """
-        path = Path(path)
         content: dict[str, Any] = {"format": np.int64(_FORMAT), **self.to_arrays()}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(file, **content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with atomic_write(path) as file:
+            np.savez_compressed(file, **content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Posets:

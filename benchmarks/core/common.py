@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import pml_posets
+from pml_posets._io import atomic_write
 from pml_posets.distributed.process_group import RankError
 
 PACKAGES = (
@@ -124,24 +125,13 @@ def write_text(path: Path, text: str) -> None:
     """
     path = Path(path)
     try:
-        _write(path, text)
+        with atomic_write(path, "w", encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
         raise OSError(
             f"cannot write {path} ({error.strerror or error}): free some space, or change the permissions of "
             "its folder"
         ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def run_command(main: Callable[[], int], name: str) -> NoReturn:
@@ -184,7 +174,7 @@ def output_folder(path: str | Path, option: str = "--output") -> Path:
     probe = folder / f".writable.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(probe, "yes\n")
+        probe.write_text("yes\n")
         probe.unlink()
     except OSError as error:
         raise OSError(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from benchmarks.core.common import Result, summary, table, write_text
 from benchmarks.data.people import PoseData
 from benchmarks.tasks.poses_report import with_pose
-from pml_posets.data.cache import read_npz
+from pml_posets._io import read_npz
 from pml_posets.evaluation import MPII_SKELETON
 from pml_posets.plots import Tile, image_rows, loss_curves, save_figure
 

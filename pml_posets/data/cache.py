@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import warnings
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._io import read_npz, write_npz
 from .datasets import UnreadableImageError
 
-__all__ = ["CacheKey", "FeatureCache", "data_identity", "digest", "read_npz", "write_npz"]
+__all__ = ["CacheKey", "FeatureCache", "data_identity", "digest"]
 
 
 @dataclass(frozen=True)
@@ -166,49 +165,6 @@ def digest(*things: Any) -> str:
 
     state.update(json.dumps(things, default=plain, sort_keys=True).encode())
     return state.hexdigest()
-
-
-def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to one .npz file, whole or not at all (a temporary file beside it is renamed).
-
-    Raises:
-        OSError: if the folder is missing, full or not writable; an older file stays as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read what `write_npz` wrote.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is damaged or no .npz file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise ValueError(f"{path} is damaged or no file of arrays ({error}): make it anew") from error
 
 
 def _stat(path: str) -> tuple[int, int]:

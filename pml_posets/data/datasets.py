@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .._classes import as_count
 from .._random import derive_seeds, preserved_randomness, seed_everything
+from .._validation import as_count
 
 __all__ = [
     "ImageList",

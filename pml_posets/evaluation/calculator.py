@@ -12,9 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from .._classes import as_count
-from ..neighbors.nearest import as_features
-from .checks import as_classes
+from .._validation import as_class_ids, as_count, as_features
 from .clustering import (
     adjusted_mutual_information,
     adjusted_rand_index,
@@ -148,8 +146,8 @@ class RetrievalCalculator(AccuracyCalculator):
             reference, reference_labels, ref_includes_query = query, query_labels, True
         table = as_features(reference, "reference")
         asked = table[: len(query)] if reference is query else as_features(query, "query")
-        classes = as_classes(reference_labels, len(table), "reference_labels")
-        query_classes = as_classes(query_labels, len(asked), "query_labels")
+        classes = as_class_ids(reference_labels, len(table), "reference_labels")
+        query_classes = as_class_ids(query_labels, len(asked), "query_labels")
         if asked.shape[1] != table.shape[1]:
             raise ValueError(f"query must have {table.shape[1]} columns like reference, got {asked.shape}")
         if ref_includes_query and not (

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import as_classes
+from .._validation import as_class_ids
 
 __all__ = [
     "ClusteringScores",
@@ -207,4 +207,5 @@ def _by_sklearn(score: Any, true_labels: Any, predicted_labels: Any) -> float:
 
 def _pair(true_labels: Any, predicted_labels: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     num = len(true_labels) if np.ndim(true_labels) else 0
-    return as_classes(true_labels, num, "true_labels"), as_classes(predicted_labels, num, "predicted_labels")
+    predicted = as_class_ids(predicted_labels, num, "predicted_labels")
+    return as_class_ids(true_labels, num, "true_labels"), predicted

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .._classes import as_count
-from ..neighbors.nearest import as_features, search
-from .checks import as_numbers, unit_rows
+from .._validation import as_count, as_features, as_numbers, unit_rows
+from ..neighbors.nearest import search
 from .skeletons import LSP_SKELETON, MPII_SKELETON, Skeleton, mirror_joints
 
 HEAD_BOX_SHARE = 0.6

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..neighbors.nearest import as_features
+from .._validation import as_features
 
 FPR_STEPS = 100
 """The false-positive-rate grid has FPR_STEPS + 1 points, 0, 0.01, ..., 1."""

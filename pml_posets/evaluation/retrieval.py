@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .._classes import as_count
-from ..neighbors.nearest import Backend, Method, as_features, search
-from .checks import as_classes, unit_rows
+from .._validation import as_class_ids, as_count, as_features, unit_rows
+from ..neighbors.nearest import Backend, Method, search
 
 Finder: TypeAlias = "Callable[[NDArray[np.int64], int], NDArray[np.int64]]"
 """Queries' (B,) row numbers and a length k, to (B, k) row numbers of their nearest samples, -1 for none."""
@@ -165,7 +164,7 @@ def retrieval_scores(
         raise ValueError(f"similarity must be 'cosine' or 'euclidean', got {similarity!r}")
     prepare = unit_rows if similarity == "cosine" else as_features
     table = prepare(features, "features")
-    classes = as_classes(labels, len(table))
+    classes = as_class_ids(labels, len(table))
     if (query_features is None) != (query_labels is None):
         raise ValueError("query_features and query_labels belong together: give both, or neither")
     if queries is not None and query_features is not None:
@@ -180,7 +179,7 @@ def retrieval_scores(
         query_classes = classes[rows]
     else:
         asked = prepare(query_features, "query_features")
-        query_classes = as_classes(query_labels, len(asked), "query_labels")
+        query_classes = as_class_ids(query_labels, len(asked), "query_labels")
 
     place = torch.device(device)
 

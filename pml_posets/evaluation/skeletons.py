@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .checks import as_numbers
+from .._validation import as_numbers
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .._classes import as_count, as_labels
-from ..neighbors.nearest import as_features, search
-from .checks import unit_rows
+from .._validation import as_count, as_features, as_labels, unit_rows
+from ..neighbors.nearest import search
 
 
 @dataclass(frozen=True, eq=False)

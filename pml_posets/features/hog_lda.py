@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.cache import FeatureCache, read_npz, write_npz
+from .._io import read_npz, write_npz
+from ..data.cache import FeatureCache
 from ..distributed.process_group import all_gather_objects, all_gather_rows, is_main
 from ..distributed.sharing import shard, shares_work, together
 from .hog import HogBackend, HogGrid, HogItems, block_toeplitz, hog_batches, stationary_statistics

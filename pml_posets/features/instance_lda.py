@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._classes import ArrayLike, as_count
 from .._estimator import Estimator
-from ..neighbors.nearest import as_features
+from .._validation import ArrayLike, as_count, as_features
 from .hog_lda import unit_rows
 
 __all__ = ["InstanceLDA"]

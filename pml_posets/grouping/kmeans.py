@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from .._classes import as_count, as_labels
 from .._estimator import Estimator
-from .._medoids import check_option
-from ..neighbors.nearest import as_features
+from .._validation import as_count, as_features, as_labels, check_option
 
 __all__ = ["KMeans"]
 
@@ -99,7 +97,7 @@ class KMeans(Estimator):
         as_count(self.num_starts, "num_starts")
         as_count(self.max_iterations, "max_iterations")
         as_count(self.random_state, "random_state", least=0)
-        check_option("backend", self.backend, Backend)
+        check_option(self.backend, "backend", Backend)
         first = None
         if labels is not None and self.warm_start:
             known = as_labels(labels, len(rows), contiguous=False)

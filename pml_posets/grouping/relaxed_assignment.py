@@ -8,21 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._classes import (
-    ArrayLike,
-    ClassMembers,
-    as_codes,
-    as_count,
-    as_flips,
-    as_labels,
-    as_mirrored,
-    check_neighbors,
-    oriented,
-    relabel,
-    row_sums,
-)
+from .._classes import ClassMembers, check_neighbors, oriented, relabel, row_sums
 from .._estimator import Estimator
-from ..neighbors.nearest import Neighbors, as_features, search
+from .._validation import ArrayLike, as_codes, as_count, as_features, as_flips, as_labels, as_mirrored
+from ..neighbors.nearest import Neighbors, search
 from ..posets import class_medoids
 from ._groups import Space
 from ._relaxation import Candidates, Moves, Problem, batches, gain_of_joining, gain_of_leaving

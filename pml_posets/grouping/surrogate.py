@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .._classes import ArrayLike, as_codes, as_count, as_mirrored, check_neighbors
+from .._classes import check_neighbors
 from .._estimator import Estimator
 from .._memory import require_memory
-from ..neighbors.nearest import Neighbors, as_features, search
+from .._validation import ArrayLike, as_codes, as_count, as_features, as_mirrored
+from ..neighbors.nearest import Neighbors, search
 from ._groups import Groups, Space, blocks, quantile_distances
 from ._merging import disjoint, merge, unique_groups
 

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._classes import ArrayLike, as_count, as_mirrored
 from .._medoids import check_batch, full_precision
-from ..neighbors.nearest import as_features
+from .._validation import ArrayLike, as_count, as_features, as_mirrored
 from ..posets import Posets
 
 __all__ = ["FeatureLoss"]

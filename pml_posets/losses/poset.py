@@ -15,14 +15,13 @@ from .._medoids import (
     Anchors,
     batch_medoids,
     check_batch,
-    check_count,
     check_distance,
-    check_option,
     default_distance,
     full_precision,
     positive_mask,
     squared_distances,
 )
+from .._validation import as_count, check_option
 
 __all__ = ["Margin", "PosetLoss", "poset_terms"]
 
@@ -185,11 +184,11 @@ class PosetLoss(BaseMetricLossFunction):
     ) -> None:
         super().__init__(**kwargs)
         check_distance(self.distance)
-        self.num_nearest = check_count("num_nearest", num_nearest)
+        self.num_nearest = as_count(num_nearest, "num_nearest")
         self.sigma = None if sigma is None else _number("sigma", sigma, above_zero=True)
         self.gamma = _number("gamma", gamma)
-        self.margin = check_option("margin", margin, Margin)
-        self.anchors = check_option("anchors", anchors, Anchors)
+        self.margin = check_option(margin, "margin", Margin)
+        self.anchors = check_option(anchors, "anchors", Anchors)
         self.detach_representatives = bool(detach_representatives)
         self.min_sigma = _number("min_sigma", min_sigma, above_zero=True)
         settings = ["num_nearest", "gamma", "min_sigma" if sigma is None else "sigma"]

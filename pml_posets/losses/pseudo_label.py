@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 
-from .._medoids import check_option
+from .._validation import check_option
 from ..posets import Posets
 
 __all__ = ["PseudoLabelLoss", "PseudoLabelMiner", "WeightedLosses"]
@@ -45,7 +45,7 @@ class _Adapter(torch.nn.Module):
                 f"inner must take class ids, but this {type(inner).__name__} takes indices itself"
             )
         self.inner = inner
-        self.unassigned = check_option("unassigned", unassigned, Unassigned)
+        self.unassigned = check_option(unassigned, "unassigned", Unassigned)
         self.bind(posets)
 
     def bind(self, posets: Store) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._classes import as_count
+from .._validation import as_count
 from ._networks import check_images, pooled_features
 from .consensus_loss import ConsensusLoss
 from .memory_bank import MemoryBankNCE

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._classes import as_count
-from .._medoids import check_option
 from .._random import derive_seeds
+from .._validation import as_count, check_option
 from ._networks import at_least_float32
 
 __all__ = ["ConsensusLoss", "RandomDiagonals", "RandomProjections", "SpaceKind", "sinkhorn"]
@@ -252,7 +251,7 @@ class ConsensusLoss(nn.Module):
         super().__init__()
         self.num_prototypes = as_count(num_prototypes, "num_prototypes", least=2)
         self.dim = as_count(dim, "dim")
-        self.transform = check_option("transform", transform, SpaceKind)
+        self.transform = check_option(transform, "transform", SpaceKind)
         for name, value in (("temperature", temperature), ("epsilon", epsilon)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be finite and above 0, got {value}")

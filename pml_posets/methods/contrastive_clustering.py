@@ -14,14 +14,8 @@ import torch.nn.functional as F
 from pytorch_metric_learning.distances.base_distance import BaseDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 
-from .._medoids import (
-    check_batch,
-    check_distance,
-    check_option,
-    default_distance,
-    full_precision,
-    squared_distances,
-)
+from .._medoids import check_batch, check_distance, default_distance, full_precision, squared_distances
+from .._validation import check_option
 
 __all__ = ["CentreForm", "ContrastiveClusteringLoss"]
 
@@ -94,7 +88,7 @@ class ContrastiveClusteringLoss(BaseMetricLossFunction):
     ) -> None:
         super().__init__(**kwargs)
         check_distance(self.distance)
-        self.form = check_option("form", form, CentreForm)
+        self.form = check_option(form, "form", CentreForm)
         if not 0 <= margin < math.inf:
             raise ValueError(f"margin must be finite and at least 0, got {margin}")
         if not 0 < temperature < math.inf:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._classes import as_count
 from .._medoids import check_batch
 from .._random import derive_seeds
+from .._validation import as_count
 from ._networks import at_least_float32
 
 __all__ = ["MemoryBankNCE"]

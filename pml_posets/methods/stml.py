@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._classes import as_count
+from .._validation import as_count
 from ..data.augmentation import BatchAugmentation
 from ..training.averaging import MovingAverage
 from ._networks import at_least_float32, check_images, pooled_features

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._classes import as_count
+from .._validation import as_count
 from ._networks import at_least_float32, check_images, pooled_features
 
 __all__ = ["RotationHead", "RotationObjective", "rotate_images", "rotation_cross_entropy"]

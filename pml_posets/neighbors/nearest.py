@@ -18,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .._validation import as_features
 from ..distributed.process_group import all_gather_rows, is_main
 from ..distributed.sharing import shard, shares_work, together
 from ._candidates import (
@@ -33,46 +34,6 @@ from ._cells import Cells
 
 Method = Literal["exact", "approximate"]
 Backend = Literal["auto", "faiss", "torch"]
-
-
-def as_features(features: ArrayLike | Tensor, name: str = "features") -> NDArray[np.float32]:
-    """Bring features into the one form that the package computes with, or say what is wrong with them.
-
-    Args:
-        features: (N, D) numbers, an array, a nested list or a tensor on any device.
-        name: what the error messages call them.
-
-    Returns:
-        (N, D) float32, C-contiguous, all finite, N >= 1, D >= 1; the input itself where it is that already.
-
-    Raises:
-        TypeError: they are not real numbers.
-        ValueError: they are not 2-D, are empty, or hold a NaN or an infinite number (also after the cast).
-
-    Example:
-        >>> as_features([[0, 1], [2, 3]]).dtype
-        dtype('float32')
-    """
-    if isinstance(features, Tensor):
-        features = features.detach().to("cpu", torch.float32).numpy()
-    array = np.asarray(features)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
-    if array.ndim != 2:
-        raise ValueError(f"{name} must have shape (N, D), got {array.shape}: flatten them per sample")
-    if array.size == 0:
-        raise ValueError(f"{name} must hold at least one sample of one dimension, got shape {array.shape}")
-    with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, dtype=np.float32)
-    step = max(1, 2**24 // array.shape[1])
-    for start in range(0, len(array), step):
-        bad = np.flatnonzero(~np.isfinite(array[start : start + step]).all(axis=1))
-        if len(bad):
-            raise ValueError(
-                f"{name} must be finite, but row {start + bad[0]} holds a NaN or an infinite value: "
-                "check the model or the images they come from"
-            )
-    return array
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._classes import as_count
-from ..neighbors.nearest import Method, as_features, search
-from ..posets import ArrayLike, Posets
+from .._validation import ArrayLike, as_count, as_features
+from ..neighbors.nearest import Method, search
+from ..posets import Posets
 from .pseudo_label import GivenLabels, PseudoLabelProvider, PseudoLabelSampler
 
 __all__ = ["NeighborBatches"]

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler
 
-from .._classes import as_count, as_labels, as_mirrored, relabel
+from .._classes import relabel
 from .._random import derive_seeds, preserved_randomness, seed_everything
-from ..neighbors.nearest import as_features
-from ..posets import ArrayLike, Posets
+from .._validation import ArrayLike, as_count, as_features, as_labels, as_mirrored
+from ..posets import Posets
 from ._batches import PosetBatches
 
 __all__ = ["GivenLabels", "PseudoLabelProvider", "PseudoLabelSampler"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,44 +10,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["check_folder", "check_settings", "load_checkpoint", "save_checkpoint"]
+from .._io import atomic_write
+
+__all__ = ["check_settings", "load_checkpoint", "save_checkpoint"]
 
 _FORMAT = 1
-
-
-def check_folder(folder: str | os.PathLike[str], num_bytes: int = 0) -> Path:
-    """Make an output folder if need be, and see that it can be written to, before hours are spent.
-
-    Args:
-        folder: the folder.
-        num_bytes: what must fit into it. Default 0.
-
-    Returns:
-        The folder.
-
-    Raises:
-        OSError: if it cannot be made, is no folder, is read-only or has no room.
-
-    Example:
-        >>> import tempfile
-        >>> check_folder(tempfile.mkdtemp()).is_dir()
-        True
-    """
-    folder = Path(folder)
-    probe = folder / f".write-test-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"cannot write to the output folder {folder} ({error}): choose another") from error
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise OSError(
-            f"the output folder {folder} has {free / 1e6:.0f} MB of room, {num_bytes / 1e6:.0f} MB are "
-            "needed: make room or choose another"
-        )
-    return folder
 
 
 def save_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -62,15 +28,10 @@ def save_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) ->
         OSError: if it cannot be written; the old file is then as it was.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        with atomic_write(path) as file:
             torch.save({"format": _FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
         raise OSError(f"cannot write the checkpoint {path} ({error}); an older one is unchanged") from error
 
 

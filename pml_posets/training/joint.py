@@ -14,8 +14,9 @@ from pytorch_metric_learning.trainers import MetricLossOnly, TrainWithClassifier
 from pytorch_metric_learning.trainers.base_trainer import BaseTrainer
 from torch.utils.data import BatchSampler
 
-from .._classes import as_count
+from .._io import check_folder
 from .._random import derive_seeds, preserved_randomness, seed_everything
+from .._validation import as_count
 from ..data.datasets import IndexedDataset
 from ..distributed.process_group import all_gather_objects, guarded, is_main, world_size
 from ..distributed.sharing import from_main, shared_work
@@ -36,7 +37,7 @@ from ._parallel import (
 from ._parts import TrainingParts
 from ._records import LossRecord
 from .averaging import MovingAverage
-from .checkpoints import check_folder, check_settings, load_checkpoint, save_checkpoint
+from .checkpoints import check_settings, load_checkpoint, save_checkpoint
 from .objectives import PML_LOSSES, check_objective, trainer_with_objectives
 
 __all__ = ["JointTrainer", "PseudoLabelLoss", "PseudoLabelMiner", "keep_groups"]

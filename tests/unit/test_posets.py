@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pml_posets._classes import ClassMembers, as_labels
+from pml_posets._classes import ClassMembers
+from pml_posets._validation import as_labels
 from pml_posets.neighbors.nearest import search
 from pml_posets.posets import Posets, medoids, relabel
 

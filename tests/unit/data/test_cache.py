@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from pml_posets._io import read_npz, write_npz
 from pml_posets.data import cache as module
-from pml_posets.data.cache import FeatureCache, data_identity, digest, read_npz, write_npz
+from pml_posets.data.cache import FeatureCache, data_identity, digest
 from pml_posets.data.datasets import ImageList, UnreadableImageError
 
 

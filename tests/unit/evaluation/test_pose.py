@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from pml_posets import _validation as checks
 from pml_posets.evaluation import (
     LSP_SKELETON,
     MPII_SKELETON,
     Skeleton,
     Stick,
-    checks,
     copy_poses,
     head_box_size,
     head_neck_distance,

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from pml_posets._validation import as_features
 from pml_posets.neighbors import _candidates as proposals
 from pml_posets.neighbors import nearest as neighbors
-from pml_posets.neighbors.nearest import Neighbors, as_features, search
+from pml_posets.neighbors.nearest import Neighbors, search
 
 HAS_FAISS = find_spec("faiss") is not None
 BACKENDS = [

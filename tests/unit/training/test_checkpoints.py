@@ -6,7 +6,8 @@ import zipfile
 import pytest
 import torch
 
-from pml_posets.training.checkpoints import check_folder, check_settings, load_checkpoint, save_checkpoint
+from pml_posets._io import check_folder
+from pml_posets.training.checkpoints import check_settings, load_checkpoint, save_checkpoint
 
 CONTENT = {"weights": torch.arange(5000.0), "position": [1, 2, True], "name": "a", "nothing": None}
 
