@@ -68,7 +68,6 @@ class RetrievalCalculator(AccuracyCalculator):
             setattr(self, f"calculate_recall_at_{each}", partial(self._recall, each))
         if not len(include):
             exclude = (*exclude, *_WHOLE_RANKING)
-        self._centers = options.get("knn_func") is None  # PML's own search is by Euclidean distance
         super().__init__(include=include, exclude=exclude, k=k, **options)
 
     def requires_knn(self) -> list[str]:
@@ -128,9 +127,6 @@ class RetrievalCalculator(AccuracyCalculator):
             ]
         )
         codes = np.unique(classes, return_inverse=True)[1]  # ids that float32 holds exactly
-        if self._centers:  # far from the origin, float32 products lose the distances
-            middle = table.mean(axis=0, dtype=np.float64)
-            asked, table = ((rows - middle).astype(np.float32) for rows in (asked, table))
         return super().get_accuracy(
             asked, codes[: len(asked)], table, codes[len(asked) :], ref_includes_query, include, exclude
         )
