@@ -194,7 +194,7 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
         >>> import tempfile
         >>> from pml_posets.plots import loss_curves, save_figure
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_figure(loss_curves({"joint": [2.0, 1.0]}), f"{folder}/loss.png").name
+        ...     save_figure(loss_curves({"joint": ([0, 1], [2.0, 1.0])}), f"{folder}/loss.png").name
         'loss.png'
     """
     path = Path(path)

@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures and options for all tests."""
 
 from pathlib import Path
 
@@ -8,12 +8,33 @@ import torch
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="of the tests marked gpu; cpu (default) skips them")
+    parser.addoption("--fast", action="store_true", help="leave out the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("slow") and config.getoption("--fast"):
+            item.add_marker(pytest.mark.skip(reason="slow: left out by --fast"))
+        if item.get_closest_marker("gpu") and config.getoption("--device") == "cpu":
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: give --device cuda"))
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.data)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the checkout; skips, with a reason, where there is none."""
+    """The folder of real data beside the checkout; skips where there is none."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data not found: {SHARED_DATA} is no folder")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    """The device of `--device`."""
+    return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture(autouse=True)

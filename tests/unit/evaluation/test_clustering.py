@@ -1,6 +1,5 @@
 """NMI, AMI, ARI and clustering accuracy, against plain loops, brute force and scikit-learn."""
 
-import doctest
 import math
 import warnings
 from itertools import permutations
@@ -14,7 +13,6 @@ from pml_posets.evaluation import (
     ClusteringScores,
     adjusted_mutual_information,
     adjusted_rand_index,
-    clustering,
     clustering_accuracy,
     clustering_scores,
     normalized_mutual_information,
@@ -186,9 +184,3 @@ def test_wrong_input(measure):
         measure([[0, 1]], [0])
     with pytest.raises(ValueError, match="true_labels must have shape"):
         measure(3, 3)
-
-
-def test_docstring_examples():
-    results = doctest.testmod(clustering)
-    assert results.attempted > 5
-    assert results.failed == 0

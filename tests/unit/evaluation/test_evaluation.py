@@ -1,7 +1,5 @@
 """The retrieval protocol, against scikit-learn's ROC in plain loops."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -224,7 +222,3 @@ def test_bad_input():
     with pytest.raises(ValueError, match="scores must not be NaN"):
         mean_interpolated_roc([[np.nan, 2.0]], [[True, False]])
     assert retrieval_auc(np.zeros((3, 3)), labels) == pytest.approx(0.5)  # no direction: every score is 0
-
-
-def test_docstring_examples():
-    assert doctest.testmod(postures).failed == 0

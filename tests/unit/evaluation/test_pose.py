@@ -1,13 +1,11 @@
 """PCP, PCKh and copied poses, against plain loops and the ground-truth row of Leeds Sports Pose."""
 
-import doctest
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from pml_posets import _validation as checks
 from pml_posets.evaluation import (
     LSP_SKELETON,
     MPII_SKELETON,
@@ -19,8 +17,6 @@ from pml_posets.evaluation import (
     mirror_joints,
     pckh,
     pcp,
-    pose,
-    skeletons,
 )
 
 LINE = Skeleton(("a", "b"), (Stick("line", ("a",), ("b",)),), (0, 1), ("a", "b"))
@@ -380,10 +376,3 @@ def true_with(value):
 def test_wrong_input(call, error, text):
     with pytest.raises(error, match=text):
         call(np.zeros((2, 14, 2)))
-
-
-@pytest.mark.parametrize("module", [checks, pose, skeletons])
-def test_docstring_examples(module):
-    results = doctest.testmod(module)
-    assert results.attempted > 1
-    assert results.failed == 0

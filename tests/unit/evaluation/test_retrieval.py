@@ -1,6 +1,5 @@
 """Recall@k, R-precision and MAP@R, against plain loops and pytorch-metric-learning's own calculator."""
 
-import doctest
 import math
 import tracemalloc
 
@@ -244,9 +243,3 @@ def test_there_is_never_a_square_matrix():
 def test_wrong_input(settings, error, text):
     with pytest.raises(error, match=text):
         retrieval_scores(**{"features": np.eye(3), "labels": [0, 1, 1], **settings})
-
-
-def test_docstring_examples():
-    results = doctest.testmod(retrieval)
-    assert results.attempted > 3
-    assert results.failed == 0

@@ -1,0 +1,48 @@
+"""Files are written whole or not at all."""
+
+import numpy as np
+import pytest
+
+from pml_posets._io import atomic_write, check_folder, read_npz, write_npz
+
+
+def test_the_old_file_or_the_new_one(tmp_path):
+    path = tmp_path / "a.txt"
+    with atomic_write(path, "w", encoding="utf-8") as file:
+        file.write("old")
+        assert not path.exists()
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("x")):
+        with pytest.raises(type(error)), atomic_write(path, "w") as file:
+            file.write("half")
+            raise error
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_rename_that_fails(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="No space left"), atomic_write(tmp_path / "a") as file:
+        file.write(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_come_back_and_damage_is_named(tmp_path):
+    path = tmp_path / "a.npz"
+    write_npz(path, {"x": np.arange(5)})
+    assert read_npz(path)["x"].tolist() == [0, 1, 2, 3, 4]
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"a\.npz is damaged"):
+        read_npz(path)
+    with pytest.raises(FileNotFoundError):
+        read_npz(tmp_path / "b.npz")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="cannot write to the output folder"):
+        check_folder(tmp_path / "file" / "out")
+    with pytest.raises(OSError, match=r"MB of room, .* MB are needed"):
+        check_folder(tmp_path / "out", num_bytes=2**60)
