@@ -12,7 +12,7 @@ def test_the_old_file_or_the_new_one(tmp_path):
         file.write("old")
         assert not path.exists()
     for error in (OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("x")):
-        with pytest.raises(type(error)), atomic_write(path, "w") as file:
+        with pytest.raises(type(error)), atomic_write(path, "w") as file:  # noqa: PT012
             file.write("half")
             raise error
         assert path.read_text() == "old"
