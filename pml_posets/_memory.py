@@ -8,7 +8,7 @@ from typing import Literal
 
 from ._validation import as_count
 from .distributed.process_group import world_size
-from .neighbors._candidates import MAX_REDUCED_DIM
+from .neighbors._reduction import MAX_REDUCED_DIM
 
 __all__ = ["Estimate", "available_bytes", "estimate_y_step", "require_memory"]
 

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ import torch
 from ._classes import BLOCK_BYTES, ClassMembers, check_neighbors, oriented, relabel, row_sums
 from ._io import atomic_write
 from ._validation import ArrayLike, as_codes, as_count, as_features, as_flips, as_labels, as_mirrored
-from .neighbors.nearest import Neighbors, search
+from .neighbors.nearest import Backend, Method, Neighbors, search
 
 __all__ = ["Posets", "medoids", "relabel"]
 
@@ -164,8 +164,8 @@ class Posets:
         sources: Any = None,
         neighbors: Neighbors | None = None,
         round: int = 0,
-        method: Literal["exact", "approximate"] = "exact",
-        backend: Literal["auto", "faiss", "torch"] = "auto",
+        method: Method = "exact",
+        backend: Backend = "auto",
         device: str | torch.device = "cpu",
     ) -> Posets:
         """Medoids and nearest classes of labelled features.

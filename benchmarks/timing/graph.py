@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.timing.clock import forget_peak, peak_bytes
 from benchmarks.timing.ystep import _purity
-from pml_posets.neighbors._candidates import squared_gaps
+from pml_posets.neighbors._measuring import squared_gaps
 from pml_posets.neighbors.nearest import Neighbors
 
 PER_CLASS = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from .._classes import check_neighbors
 from .._estimator import Estimator
 from .._memory import require_memory
 from .._validation import ArrayLike, as_codes, as_count, as_features, as_mirrored
-from ..neighbors.nearest import Neighbors, search
+from ..neighbors.nearest import Backend, Method, Neighbors, search
 from ._groups import Groups, Space, blocks, quantile_distances
 from ._merging import disjoint, merge, unique_groups
 
@@ -121,8 +121,8 @@ class SurrogateGrouping(Estimator):
         max_widening: float = 2.0,
         scale: float = 1.0,
         one_per_source: bool = True,
-        method: Literal["exact", "approximate"] = "exact",
-        backend: Literal["auto", "faiss", "torch"] = "auto",
+        method: Method = "exact",
+        backend: Backend = "auto",
         device: str | torch.device = "cpu",
         random_state: int = 0,
     ) -> None:

@@ -1,23 +1,22 @@
-"""Neighbour search against plain loops in float64, faiss against torch, and what it says to bad input."""
+"""Neighbor search against plain loops in float64, faiss against torch, and what it says to bad input."""
 
 import doctest
 import warnings
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 
 from pml_posets._validation import as_features
-from pml_posets.neighbors import _candidates as proposals
-from pml_posets.neighbors import nearest as neighbors
+from pml_posets.neighbors import _proposals as proposals
+from pml_posets.neighbors import _reduction as reduction
+from pml_posets.neighbors import nearest
+from pml_posets.neighbors._measuring import squared_gaps
+from pml_posets.neighbors._queries import Block
 from pml_posets.neighbors.nearest import Neighbors, search
+from pml_posets.posets import Posets
 
-HAS_FAISS = find_spec("faiss") is not None
-BACKENDS = [
-    "torch",
-    pytest.param("faiss", marks=pytest.mark.skipif(not HAS_FAISS, reason="faiss is not installed")),
-]
+BACKENDS = ["torch", "faiss"]
 
 
 def loops(features, k, queries, *, mirrors=None, sources=None, query_sources=None, own=None):
@@ -111,7 +110,6 @@ def test_separate_queries(backend):
     assert same.indices.ravel().tolist() == [3, 4]  # a query from outside may find its equal
 
 
-@pytest.mark.skipif(not HAS_FAISS, reason="faiss is not installed")
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("by_source", [False, True])
 def test_backends_agree_on_larger_data(mirror, by_source):
@@ -143,6 +141,37 @@ def test_tight_clusters_far_from_the_origin(backend):
     np.testing.assert_allclose(found.distances, [[d for d, _, _ in row] for row in expected], rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["exact", "approximate"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("offset", [1e4, -3e5])
+def test_features_far_from_the_origin(backend, method, offset, monkeypatch):
+    """All samples, some of them, mirror images and queries from outside; no query needs all distances."""
+    monkeypatch.setattr(reduction, "MIN_REDUCED_SAMPLES", 50)
+    monkeypatch.setattr(nearest, "measure_all", lambda *_: pytest.fail("measured all"))
+    rng = np.random.default_rng(5)
+    features, mirrors = ((rng.standard_normal((90, 6)) + offset).astype(np.float32) for _ in range(2))
+    options = {"backend": backend, "method": method}
+    own = np.arange(90)
+    check(search(features, 4, **options), loops(features, 4, features, own=own), False)
+    found = search(features, 4, mirrored=mirrors, queries=own[:20], **options)
+    check(found, loops(features, 4, features[:20], mirrors=mirrors, own=own), True)
+    found = search(features, 4, query_features=mirrors, **options)
+    check(found, loops(features, 4, mirrors), False)
+
+
+def test_an_approximate_search_far_from_the_origin(monkeypatch):
+    monkeypatch.setattr(reduction, "MIN_REDUCED_SAMPLES", 1000)
+    features, _ = clusters(1500, 300)
+    far = features + np.float32(1e4)
+    exact = search(far, 10)
+    for backend in BACKENDS:
+        assert recall(search(far, 10, method="approximate", backend=backend), exact) > 0.95
+
+
+def lowest_others(num, k):
+    return [[j for j in range(num) if j != i][:k] for i in range(num)]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_distances_come_by_index(backend):
     features = np.zeros((30, 3), np.float32)
@@ -151,7 +180,78 @@ def test_equal_distances_come_by_index(backend):
     assert found.indices.tolist() == [[2, 4, 6, 8, 10], [3, 5, 7, 9, 11], [0, 2, 4, 6, 8]]
     collapsed = search(np.ones((3000, 3)), 3, backend=backend)
     assert (collapsed.distances == 0).all()
-    assert (collapsed.indices != np.arange(3000)[:, None]).all()
+    assert collapsed.indices.tolist() == lowest_others(3000, 3)
+    one_hot = search(np.eye(300), 4, backend=backend)
+    assert one_hot.indices.tolist() == lowest_others(300, 4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("where", [0.0, 1e4])
+def test_many_ties_of_a_lattice(backend, where):
+    """Distances take few values, each of many samples; with sources, mirror images, outside queries."""
+    rng = np.random.default_rng(6)
+    features, mirrors = (rng.integers(0, 2, (400, 5)).astype(np.float32) + where for _ in range(2))
+    sources = rng.integers(0, 9, 400)
+    own = np.arange(0, 400, 13)
+    options = {"queries": own, "sources": sources, "mirrored": mirrors, "backend": backend}
+    expected = loops(
+        features, 3, features[own], mirrors=mirrors[own], sources=sources, query_sources=sources[own]
+    )
+    check(search(features, 3, **options), expected, True)
+    expected = loops(features, 3, features, own=np.arange(400))
+    check(search(features, 3, backend=backend), expected, False)
+    expected = loops(features, 70, mirrors[:5])
+    check(search(features, 70, query_features=mirrors[:5], backend=backend), expected, False)
+
+
+@pytest.mark.parametrize("by_source", [False, True])
+@pytest.mark.parametrize("exclude_self", [False, True])
+def test_all_pairs_at_once_are_single_searches(monkeypatch, by_source, exclude_self):
+    monkeypatch.setattr(proposals, "_JOIN_ROWS", 64)
+    rng = np.random.default_rng(7)
+    features = rng.standard_normal((333, 7)).astype(np.float32)
+    codes = rng.integers(0, 50, 333) if by_source else None
+    index, squares = proposals.all_pairs(features, 9, codes, exclude_self)
+    gaps = ((features[:, None].astype(float) - features) ** 2).sum(2)
+    if exclude_self:
+        np.fill_diagonal(gaps, np.inf)
+    if by_source:
+        gaps[codes[:, None] == codes] = np.inf
+    np.testing.assert_array_equal(index, np.argsort(gaps, axis=1)[:, :9])
+    np.testing.assert_allclose(squares, np.sort(gaps, axis=1)[:, :9], atol=1e-5)
+    few, none = proposals.all_pairs(features[:5], 9, np.array([0, 0, 0, 0, 1]), True)
+    assert few[:, 0].tolist() == [4, 4, 4, 4, few[4, 0]]
+    assert (few[:4, 1:] == -1).all()
+    assert torch.isinf(none[:4, 1:]).all()
+
+
+def test_the_automatic_method():
+    assert reduction.faster_method(14_000, 512) == "exact"
+    assert reduction.faster_method(50_000, 256) == "exact"
+    assert reduction.faster_method(113_516, 4096) == "approximate"
+    features, _ = clusters(500, 20)
+    np.testing.assert_array_equal(search(features, 5, method="auto").indices, search(features, 5).indices)
+
+
+def test_distances_to_listed_samples():
+    rng = np.random.default_rng(0)
+    table = torch.from_numpy(rng.normal(size=(50, 33)).astype(np.float32))
+    view = torch.from_numpy(rng.normal(size=(7, 33)).astype(np.float32))
+    index = torch.from_numpy(rng.integers(-1, 50, (7, 9)))
+    found = squared_gaps(table, view, index)
+    assert torch.equal(found.isinf(), index < 0)
+    expected = (view[:, None].double() - table[index].double()).square().sum(2)
+    torch.testing.assert_close(found[index >= 0].double(), expected[index >= 0], rtol=1e-5, atol=0)
+
+
+def test_posets_by_an_approximate_search(monkeypatch):
+    monkeypatch.setattr(reduction, "MIN_REDUCED_SAMPLES", 500)
+    features, _ = clusters(3000, 300)
+    labels = np.where(np.arange(3000) % 3 < 2, np.arange(3000) // 3, -1)  # 1000 medoids
+    exact = Posets.build(features, labels, 2)
+    found = Posets.build(features, labels, 2, method="approximate")
+    np.testing.assert_array_equal(found.medoids, exact.medoids)
+    assert (found.nearest_classes == exact.nearest_classes).mean() > 0.95
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -191,11 +291,11 @@ def recall(found: Neighbors, exact: Neighbors) -> float:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_approximate_search_in_fewer_dimensions(backend, monkeypatch):
-    monkeypatch.setattr(proposals, "MIN_REDUCED_SAMPLES", 1000)
-    monkeypatch.setattr(proposals, "MAX_REDUCED_DIM", 40)
+    monkeypatch.setattr(reduction, "MIN_REDUCED_SAMPLES", 1000)
+    monkeypatch.setattr(reduction, "MAX_REDUCED_DIM", 40)
     features, sources = clusters(2000, 300)
     queries = np.arange(0, 2000, 7)
-    directions = proposals.principal_directions(torch.from_numpy(features), seed=0)
+    directions = reduction.principal_directions(torch.from_numpy(features), seed=0)
     assert directions.shape == (300, 40)
     np.testing.assert_allclose(directions.T @ directions, np.eye(40), atol=1e-4)
     options = {"queries": queries, "sources": sources, "mirrored": np.roll(features, 1, axis=0)}
@@ -208,9 +308,8 @@ def test_approximate_search_in_fewer_dimensions(backend, monkeypatch):
     np.testing.assert_array_equal(found.indices, again.indices)
 
 
-@pytest.mark.skipif(not HAS_FAISS, reason="faiss is not installed")
 def test_approximate_search_by_an_inverted_file(monkeypatch):
-    monkeypatch.setattr(neighbors, "MIN_IVF_SAMPLES", 1000)
+    monkeypatch.setattr(nearest, "MIN_INVERTED_SAMPLES", 1000)
     features, sources = clusters(4000, 16)
     queries = np.arange(0, 4000, 5)
     exact = search(features, 10, queries=queries, sources=sources)
@@ -234,10 +333,10 @@ def test_tiles_stay_small(monkeypatch):
 
     monkeypatch.setattr(torch, "addmm", record)
     table = torch.randn(5000, 4, generator=torch.Generator().manual_seed(0))
-    tiles = proposals.Tiles(table, None)
+    tiles = proposals.TileProposer(table, None, reduction.row_squares(table))
     tiles.tile = 20_000
-    ask = proposals.Questions(own=torch.arange(100), codes=None, excluded=np.ones(100, np.int64))
-    found, _ = tiles.propose(table[:100], ask, 7)
+    own = torch.arange(100)
+    found, _ = tiles.propose(table[:100], Block([], own, own, None, np.ones(100, np.int64)), 7)
     assert max(made) <= 20_000
     assert len(made) == 25
     np.testing.assert_array_equal(found, search(table, 7, queries=np.arange(100), backend="torch").indices)
@@ -267,15 +366,7 @@ def test_progress_bar(capfd):
     search(np.eye(3), 1)
     assert capfd.readouterr() == ("", "")
     search(np.eye(3), 1, progress=True)
-    assert "neighbours" in capfd.readouterr().err
-
-
-def test_without_faiss(monkeypatch):
-    monkeypatch.setattr(neighbors, "find_spec", lambda name: None)
-    monkeypatch.setattr(neighbors, "FaissIndex", type("Absent", (), {}))
-    assert search(np.eye(3), 1).indices[:, 0].tolist() == [1, 0, 0]
-    with pytest.raises(ImportError, match="pip install faiss-cpu"):
-        search(np.eye(3), 1, backend="faiss")
+    assert "neighbors" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -283,8 +374,12 @@ def test_without_faiss(monkeypatch):
     [
         ({"k": 0}, ValueError, "k must be at least 1, got 0"),
         ({"k": 1.5}, TypeError, "k must be an integer"),
-        ({"method": "quick"}, ValueError, "method must be one of exact, approximate, got 'quick'"),
-        ({"backend": "annoy"}, ValueError, "backend must be one of auto, faiss, torch"),
+        (
+            {"method": "quick"},
+            ValueError,
+            "method must be one of 'auto', 'exact', 'approximate', got 'quick'",
+        ),
+        ({"backend": "annoy"}, ValueError, "backend must be one of 'auto', 'faiss', 'torch'"),
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1"),
         ({"queries": [0, 6]}, ValueError, r"queries must lie in 0\.\.5, got 6"),
         ({"queries": [-1]}, ValueError, "got -1"),
@@ -348,4 +443,4 @@ def test_as_features_rejects(features, error, message):
 
 
 def test_examples_run():
-    assert doctest.testmod(neighbors).failed == 0
+    assert doctest.testmod(nearest).failed == 0

@@ -1,0 +1,105 @@
+"""Exact distances to candidates, and whether rounding may have kept a nearest neighbor off their list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ._queries import Block
+
+_EPSILON = torch.finfo(torch.float32).eps
+
+Answer = tuple[Tensor, Tensor, Tensor]
+"""(B, k) indices (-1: none), (B, k) squared distances (inf: none), (B, k) flips; by (distance, index)."""
+
+
+def squared_gaps(table: Tensor, view: Tensor, index: Tensor) -> Tensor:
+    """(B, K) squared distances of queries (B, D) to rows (B, K) of a table, by plain differences; inf for -1.
+
+    On a CPU by faiss, which holds no differences; elsewhere a few queries at a time.
+    """
+    if table.device.type == "cpu":
+        import faiss
+
+        library: Any = faiss
+        squares = np.empty(index.shape, np.float32)
+        arrays = (squares, view.contiguous().numpy(), table.numpy(), index.contiguous().numpy())
+        pointers = [library.swig_ptr(array) for array in arrays]
+        library.fvec_L2sqr_by_idx(*pointers, table.shape[1], *index.shape)
+        return torch.from_numpy(squares).masked_fill_(index < 0, torch.inf)
+    step = max(1, 2**26 // (index.shape[1] * table.shape[1]))
+    result = table.new_empty(index.shape)
+    for start in range(0, len(view), step):
+        part = index[start : start + step]
+        gap = table[part.clamp_min(0)] - view[start : start + step, None]  # (b, K, D)
+        result[start : start + step] = gap.square_().sum(2).masked_fill_(part < 0, torch.inf)
+    return result
+
+
+def measure(table: Tensor, views: list[Tensor], candidates: list[Tensor], k: int) -> Answer:
+    """The k best of the candidates (B, K) of each view, each sample in the view it is nearer to."""
+    width = candidates[0].shape[1]
+    parts = zip(views, candidates, strict=True)
+    squares = torch.cat([squared_gaps(table, view, index) for view, index in parts], 1)
+    index = torch.cat(candidates, 1)
+    flip = (torch.arange(index.shape[1], device=table.device) >= width).expand_as(index)
+    if len(views) > 1:  # an index that both views proposed counts once, at its smaller distance
+        squares, index, flip = _ordered(squares, index, flip)
+        order = index.argsort(dim=1, stable=True)
+        squares, index, flip = (part.gather(1, order) for part in (squares, index, flip))
+        squares[:, 1:].masked_fill_(index[:, 1:] == index[:, :-1], torch.inf)
+    squares, index, flip = (part[:, :k] for part in _ordered(squares, index, flip))
+    missing = k - index.shape[1]
+    if missing > 0:
+        pad = torch.nn.functional.pad
+        squares = pad(squares, (0, missing), value=torch.inf)
+        index, flip = pad(index, (0, missing)), pad(flip, (0, missing))
+    empty = squares.isinf()
+    return index.masked_fill(empty, -1), squares.clone(), flip.masked_fill(empty, False)
+
+
+def _ordered(squares: Tensor, index: Tensor, flip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows by (squared distance, index, flip)."""
+    order = (2 * index + flip).argsort(dim=1, stable=True)
+    order = order.gather(1, squares.gather(1, order).argsort(dim=1, stable=True))
+    return squares.gather(1, order), index.gather(1, order), flip.gather(1, order)
+
+
+def is_unsure(
+    views: list[Tensor], last: Tensor, proposals: list[tuple[Tensor, Tensor]], max_square: float
+) -> NDArray[np.bool_]:
+    """(B,) whether a sample as near as the last one may be missing from the candidates, by rounding or a tie.
+
+    Args:
+        views: the queries, as they were searched with.
+        last: (B,) squared distance to the last neighbor that is wanted.
+        proposals: of each view, from the nearest on.
+        max_square: the largest squared length of a sample that was searched among.
+    """
+    unsure = torch.zeros(len(last), dtype=torch.bool, device=last.device)
+    for view, (_, best) in zip(views, proposals, strict=True):
+        slack = max(8.0, view.shape[1] ** 0.5)
+        of_product = 2 * torch.finfo(best.dtype).eps * slack * (view.square().sum(1) + max_square)
+        unsure |= last * (1 + 4 * _EPSILON * slack) >= best[:, -1] - of_product
+    return unsure.cpu().numpy()
+
+
+def measure_all(table: Tensor, codes: Tensor | None, block: Block, k: int) -> Answer:
+    """The answer from the distances to all samples by plain differences: slow, and right for any ties."""
+    every = torch.arange(len(table), device=table.device)
+    step = max(1, 2**22 // len(table))
+    parts = []
+    for which in torch.arange(len(block.excluded), device=table.device).split(step):
+        some, nearest = block.take(which), []
+        for view in some.views:
+            squares = squared_gaps(table, view, every.expand(len(view), -1))
+            some.exclude(squares, 0, codes)
+            value, order = squares.sort(dim=1, stable=True)
+            nearest.append(order[:, :k].masked_fill(value[:, :k].isinf(), -1))
+        parts.append(measure(table, some.views, nearest, k))
+    index, squares, flip = (torch.cat(column) for column in zip(*parts, strict=True))
+    return index, squares, flip

@@ -1,0 +1,159 @@
+"""Candidates for nearest neighbors, by faiss or by tiles of matrix products; `_measuring` measures them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ._queries import Block
+
+MAX_EXCLUDED = 1024  # faiss lists are made longer by what a query must not find, up to this many
+_MAX_GPU_LIST = 2048  # the longest list that a faiss index on a GPU returns
+_JOIN_ROWS = 2048  # rows of a tile of `all_pairs`
+
+
+class TileProposer:
+    """Exhaustive search by tiles of |x|^2 - 2 q.x in torch, the lists merged from tile to tile."""
+
+    def __init__(self, table: Tensor, codes: Tensor | None, squares: Tensor) -> None:
+        self.table, self.codes, self.squares = table, codes, squares
+        self.tile = 2**28 if table.device.type == "cuda" else 2**24  # numbers held at once
+
+    def propose(
+        self, view: Tensor, block: Block, width: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """(B, D) queries to (B, width) indices (-1: none) and rounded squared distances (inf: none)."""
+        view = view.to(dtype)
+        width = min(width, len(self.table))
+        best = view.new_full((len(view), width), torch.inf)
+        index = torch.full((len(view), width), -1, dtype=torch.int64, device=view.device)
+        step = max(width, self.tile // max(1, len(view)))
+        for start in range(0, len(self.table), step):
+            part = self.table[start : start + step].to(dtype)
+            squares = self.squares[start : start + step] if dtype == torch.float32 else part.square().sum(1)
+            tile = torch.addmm(squares, view, part.T, alpha=-2)  # (B, step), |q|^2 still missing
+            block.exclude(tile, start, self.codes)
+            value, column = tile.topk(min(width, len(part)), dim=1, largest=False)
+            column = torch.where(value.isinf(), -1, column + start)
+            best, pick = torch.cat([best, value], 1).topk(width, dim=1, largest=False)
+            index = torch.cat([index, column], 1).gather(1, pick)
+        return index, best + view.square().sum(1, keepdim=True)
+
+
+class FaissProposer:
+    """Search by faiss; lists are longer by the samples that a query must not find, which are then dropped.
+
+    On a CPU an exhaustive search reads the table itself; otherwise an index copies it.
+    """
+
+    def __init__(
+        self,
+        table: NDArray[np.float32],
+        codes: NDArray[np.int64] | None,
+        device: torch.device,
+        inverted: bool,
+        seed: int,
+    ) -> None:
+        import faiss
+
+        self.table, self.codes, self.on_gpu = np.ascontiguousarray(table), codes, device.type == "cuda"
+        num_samples, dim = table.shape
+        self.index: Any = None
+        if not inverted and not self.on_gpu:
+            return
+        index: Any = faiss.IndexFlatL2(dim)
+        if inverted:
+            num_cells = int(2 * num_samples**0.5)
+            index = faiss.IndexIVFFlat(index, dim, num_cells, faiss.METRIC_L2)
+            index.cp.seed, index.cp.max_points_per_centroid = seed, 64
+            index.cp.min_points_per_centroid = 1
+            index.nprobe = max(16, num_cells // 8)
+        if self.on_gpu:
+            self.resources = faiss.StandardGpuResources()
+            index = faiss.index_cpu_to_gpu(self.resources, device.index or 0, index)
+        if not index.is_trained:
+            index.train(self.table)
+        index.add(self.table)
+        self.index = index
+
+    def propose(self, view: Tensor, block: Block, width: int) -> tuple[Tensor, Tensor]:
+        """(B, D) queries to (B, width) indices (-1: none) and rounded squared distances (inf: none)."""
+        import faiss
+
+        length = min(width + int(block.excluded.max(initial=0)), len(self.table))
+        rows = np.ascontiguousarray(view.cpu().numpy())
+        best, index = (
+            faiss.knn(rows, self.table, length) if self.index is None else self.index.search(rows, length)
+        )
+        wrong = index < 0
+        if block.own is not None:
+            wrong |= index == block.own.cpu().numpy()[:, None]
+        if block.codes is not None and self.codes is not None:
+            wrong |= self.codes[index] == block.codes.cpu().numpy()[:, None]
+        front = np.argsort(wrong, axis=1, kind="stable")[:, : min(width, length)]  # the others, in order
+        wrong, best, index = (np.take_along_axis(part, front, 1) for part in (wrong, best, index))
+        best, index = np.where(wrong, np.inf, best), np.where(wrong, -1, index)
+        return torch.from_numpy(index).to(view.device), torch.from_numpy(best).to(view.device)
+
+    def can(self, block: Block, width: int) -> bool:
+        """Whether lists of the length that these queries need are possible and worth it."""
+        excluded = int(block.excluded.max(initial=0))
+        return excluded <= MAX_EXCLUDED and not (self.on_gpu and width + excluded > _MAX_GPU_LIST)
+
+
+def all_pairs(
+    table: NDArray[np.float32], width: int, codes: NDArray[np.int64] | None, exclude_self: bool
+) -> tuple[Tensor, Tensor]:
+    """(N, width) candidates of every row: indices (-1: none) and rounded squared distances (inf: none).
+
+    Each product of two blocks of rows serves the rows of both, which halves the work of N searches. The lists
+    are heaps of faiss.
+    """
+    import faiss
+
+    num_samples, width = len(table), min(width, len(table))
+    squares = torch.from_numpy(np.einsum("nd,nd->n", table, table))  # (N,)
+    best = np.empty((num_samples, width), np.float32)
+    index = np.empty((num_samples, width), np.int64)
+    heaps: Any = faiss.float_maxheap_array_t()
+    heaps.nh, heaps.k, heaps.val, heaps.ids = num_samples, width, faiss.swig_ptr(best), faiss.swig_ptr(index)
+    heaps.heapify()
+    for start in range(0, num_samples, _JOIN_ROWS):
+        stop = min(start + _JOIN_ROWS, num_samples)
+        row, column = _excluded_pairs(start, stop, codes, exclude_self)
+        for first in range(start, num_samples, _JOIN_ROWS):
+            last = min(first + _JOIN_ROWS, num_samples)
+            product = table[start:stop] @ table[first:last].T  # by numpy: twice as fast as torch on some CPUs
+            tile = torch.from_numpy(product).mul_(-2)
+            tile.add_(squares[start:stop, None]).add_(squares[first:last])
+            inside = slice(*np.searchsorted(column, [first, last]))
+            product[row[inside] - start, column[inside] - first] = np.inf
+            heaps.addn(last - first, faiss.swig_ptr(product), first, start, stop - start)
+            if first >= stop:
+                turned = tile.T.contiguous().numpy()
+                heaps.addn(stop - start, faiss.swig_ptr(turned), start, first, last - first)
+    heaps.reorder()
+    best[index < 0] = np.inf
+    return torch.from_numpy(index), torch.from_numpy(best)
+
+
+def _excluded_pairs(
+    start: int, stop: int, codes: NDArray[np.int64] | None, exclude_self: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows from start to stop and the columns from start on that each must not find, by ascending column."""
+    rows = np.arange(start, stop if exclude_self or codes is not None else start)
+    if codes is None:
+        return rows, rows
+    order = np.argsort(codes, kind="stable")
+    begin = np.searchsorted(codes[order], codes[rows])
+    sizes = np.searchsorted(codes[order], codes[rows], side="right") - begin
+    row = np.repeat(rows, sizes)
+    within = np.arange(row.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    column = order[np.repeat(begin, sizes) + within]
+    kept = np.flatnonzero(column >= start)
+    kept = kept[np.argsort(column[kept], kind="stable")]
+    return row[kept], column[kept]

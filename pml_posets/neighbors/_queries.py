@@ -1,0 +1,163 @@
+"""What a search is asked: which rows ask, and what each of them must not find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .._validation import as_codes, as_features
+
+
+@dataclass(frozen=True)
+class Block:
+    """B queries that are answered together.
+
+    Args:
+        views: one or two (B, D): the queries, and their mirror images.
+        rows: (B,) int64 dataset indices of the queries; None for queries that are not of the dataset.
+        own: (B,) int64 index that each must not find; None: they may find themselves.
+        codes: (B,) int64 source that each must not find; None: no rule.
+        excluded: (B,) int64, how many samples each must not find.
+    """
+
+    views: list[Tensor]
+    rows: Tensor | None
+    own: Tensor | None
+    codes: Tensor | None
+    excluded: NDArray[np.int64]
+
+    def take(self, which: Tensor) -> Block:
+        """Some of the queries."""
+        rows, own, codes = (
+            None if part is None else part[which] for part in (self.rows, self.own, self.codes)
+        )
+        return Block([v[which] for v in self.views], rows, own, codes, self.excluded[which.cpu().numpy()])
+
+    def exclude(self, tile: Tensor, start: int, codes: Tensor | None) -> None:
+        """Set the distances (B, n) to samples start..start + n - 1 that must not be found to infinity."""
+        stop = start + tile.shape[1]
+        if self.codes is not None and codes is not None:
+            tile.masked_fill_(self.codes[:, None] == codes[None, start:stop], torch.inf)
+        if self.own is not None:
+            inside = (self.own >= start) & (self.own < stop)
+            tile[inside.nonzero()[:, 0], self.own[inside] - start] = torch.inf
+
+
+@dataclass(frozen=True)
+class Queries:
+    """All queries of a search.
+
+    Args:
+        vectors: (V, D) float32, the rows that ask are among them.
+        mirrors: (V, D) float32 features of their mirror images, or None.
+        rows: (Q,) int64 rows of vectors that ask.
+        in_dataset: whether vectors are the dataset.
+        exclude_self: whether a sample must not find itself.
+        codes: (N,) int64 sources of the dataset, or None.
+        query_codes: (Q,) int64 sources of the queries, or None.
+        excluded: (Q,) int64, how many samples each query must not find.
+    """
+
+    vectors: NDArray[np.float32]
+    mirrors: NDArray[np.float32] | None
+    rows: NDArray[np.int64]
+    in_dataset: bool
+    exclude_self: bool
+    codes: NDArray[np.int64] | None
+    query_codes: NDArray[np.int64] | None
+    excluded: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        table: NDArray[np.float32],
+        queries: ArrayLike | None,
+        query_features: Any,
+        mirrored: Any,
+        sources: Any,
+        query_sources: Any,
+        exclude_self: bool,
+    ) -> Queries:
+        """From the arguments of `search`, checked."""
+        if queries is not None and query_features is not None:
+            raise ValueError("give queries (dataset indices) or query_features (vectors), not both")
+        vectors = table if query_features is None else as_features(query_features, "query_features")
+        if vectors.shape[1] != table.shape[1]:
+            raise ValueError(
+                f"query_features must have {table.shape[1]} dimensions like features, got {vectors.shape}"
+            )
+        rows = np.arange(len(vectors)) if queries is None else _as_rows(queries, len(table))
+        mirrors = None if mirrored is None else as_features(mirrored, "mirrored")
+        if mirrors is not None and mirrors.shape != vectors.shape:
+            whose = "features" if query_features is None else "query_features"
+            raise ValueError(f"mirrored must have the shape {vectors.shape} of {whose}, got {mirrors.shape}")
+        inside = query_features is None
+        if query_sources is not None and (sources is None or inside):
+            raise ValueError(
+                "query_sources need sources and query_features: samples of the dataset have their own"
+            )
+        codes, query_codes = _source_codes(sources, query_sources, len(table), rows, inside)
+        excluded = np.full(len(rows), int(inside and exclude_self))
+        if codes is not None and query_codes is not None:
+            excluded = np.bincount(codes, minlength=int(query_codes.max(initial=0)) + 1)[query_codes]
+        return cls(vectors, mirrors, rows, inside, exclude_self, codes, query_codes, excluded)
+
+    def block(self, which: NDArray[np.int64], device: torch.device) -> Block:
+        """Some of the queries, on the device."""
+
+        def put(array: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        picked = self.rows[which]
+        rows = put(picked) if self.in_dataset else None
+        return Block(
+            [put(x[picked]) for x in (self.vectors, self.mirrors) if x is not None],
+            rows,
+            rows if self.exclude_self else None,
+            None if self.query_codes is None else put(self.query_codes[which]),
+            self.excluded[which],
+        )
+
+
+def _as_rows(queries: ArrayLike, num_samples: int) -> NDArray[np.int64]:
+    rows = np.asarray(queries)
+    if rows.size == 0:
+        rows = rows.astype(np.int64)
+    if rows.dtype.kind not in "iu":
+        raise TypeError(f"queries must be integer dataset indices, got dtype {rows.dtype}")
+    if rows.ndim != 1:
+        raise ValueError(f"queries must have shape (Q,), got {rows.shape}")
+    outside = rows[(rows < 0) | (rows >= num_samples)]
+    if len(outside):
+        raise ValueError(f"queries must lie in 0..{num_samples - 1}, got {outside[0]}")
+    return rows.astype(np.int64)
+
+
+def _source_codes(
+    sources: Any, query_sources: Any, num_samples: int, rows: NDArray[np.int64], in_dataset: bool
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+    """Sources as consecutive numbers, of the samples and of the queries."""
+    if sources is None or in_dataset:
+        codes = as_codes(sources, num_samples)
+        return codes, None if codes is None else codes[rows]
+    if query_sources is None:
+        raise ValueError("sources leave out the query's own source: query_features need query_sources too")
+    names, query_names = np.asarray(sources), np.asarray(query_sources)
+    if names.shape != (num_samples,):
+        raise ValueError(f"sources must have shape ({num_samples},) to match the samples, got {names.shape}")
+    if query_names.shape != (len(rows),):
+        raise ValueError(
+            f"query_sources must have shape ({len(rows)},) like query_features, got {query_names.shape}"
+        )
+    if (names.dtype.kind in "US") != (query_names.dtype.kind in "US"):
+        raise TypeError(
+            f"sources and query_sources must be of one type, got {names.dtype} and {query_names.dtype}"
+        )
+    codes = as_codes(np.concatenate([names, query_names]), num_samples + len(rows))
+    assert codes is not None
+    return codes[:num_samples], codes[num_samples:]
