@@ -27,6 +27,8 @@ from benchmarks.data.mpii import load_mpii
 from benchmarks.data.people import PoseData
 from benchmarks.data.poses import load_figures, load_lsp, load_lspet
 from benchmarks.figures.dataset import make_figures
+from benchmarks.measures.pose import head_box_size, head_neck_distance, pckh, pcp
+from benchmarks.measures.skeletons import MPII_SKELETON, mirror_joints
 from benchmarks.regression import report as deeppose_report
 from benchmarks.regression.model import PoseRegressor
 from benchmarks.regression.options import Init, PoseRunOptions, parse
@@ -35,7 +37,6 @@ from pml_posets._io import write_npz
 from pml_posets._random import derive_seeds
 from pml_posets.data.cache import digest
 from pml_posets.data.image_store import ImageStore
-from pml_posets.evaluation import MPII_SKELETON, head_box_size, head_neck_distance, mirror_joints, pckh, pcp
 
 _LABELS, _HEAD = 3, 4  # what seeds are for
 _OF_THE_MACHINE = ("device", "hardware")

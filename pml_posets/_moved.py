@@ -41,6 +41,12 @@ MOVED = {
 }
 """Old module -> new module, both below the package."""
 
+GONE = {
+    f"evaluation.{name}": f"benchmarks/measures/{name}.py"
+    for name in ("pose", "postures", "skeletons", "voting")
+}
+"""Old module -> where its code is now, outside of the package."""
+
 
 class _Moved(MetaPathFinder, Loader):
     """Finds the old paths; each becomes a module that hands on the names of the new one."""
@@ -49,6 +55,8 @@ class _Moved(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, old = fullname.partition(".")
+        if package == _PACKAGE and old in GONE:
+            raise ModuleNotFoundError(f"{fullname} is benchmark code now: see {GONE[old]}", name=fullname)
         return ModuleSpec(fullname, self) if package == _PACKAGE and old in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.data.people import SLACK, People, PoseData
+from benchmarks.measures.skeletons import MPII_SKELETON
 from pml_posets._random import derive_seeds
-from pml_posets.evaluation import MPII_SKELETON
 
 __all__ = ["load_mpii"]
 

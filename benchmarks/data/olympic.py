@@ -36,9 +36,9 @@ from benchmarks.data.olympic_files import (
 )
 from benchmarks.data.olympic_tree import OlympicTree, source_of
 from benchmarks.data.seq_files import SeqFile
+from benchmarks.measures.anchors import RetrievalLabels
 from pml_posets.data.cache import digest
 from pml_posets.data.datasets import UnreadableImageError
-from pml_posets.evaluation import RetrievalLabels
 
 __all__ = ["OlympicFrames", "OlympicTree", "TreeError", "find_unreadable", "load_tree", "source_of"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pml_posets.evaluation import RetrievalLabels
+from benchmarks.measures.anchors import RetrievalLabels
 
 LIST_FOLDERS = ("image_pathes", "image_paths", "imagePathes", "imagePaths")
 LABEL_FOLDER = "labels_hdf5"

@@ -13,8 +13,8 @@ from PIL import Image
 
 from benchmarks.data.olympic_files import Problems
 from benchmarks.data.seq_files import SeqFile
+from benchmarks.measures.anchors import RetrievalLabels
 from pml_posets.data.datasets import UnreadableImageError
-from pml_posets.evaluation import RetrievalLabels
 
 
 def source_of(category: str, sequence: str) -> str:
@@ -99,7 +99,7 @@ class OlympicTree:
         return slice(int(self.offsets[c]), int(self.offsets[c + 1]))
 
     def dataset_labels(self) -> dict[str, RetrievalLabels]:
-        """`labels` with dataset indices as ids: what `pml_posets.evaluation.retrieval_report` takes."""
+        """`labels` with dataset indices as ids: what `measures.postures.retrieval_report` takes."""
         return {name: labels.shifted(self.frames_of(name).start) for name, labels in self.labels.items()}
 
     def summary(self) -> str:

@@ -18,9 +18,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from benchmarks.data.olympic import crop_box
+from benchmarks.measures.skeletons import Skeleton
 from pml_posets.data.cache import digest
 from pml_posets.data.datasets import ImageList, UnreadableImageError
-from pml_posets.evaluation import Skeleton
 
 BOX_SCALE = 1.3
 """Side of a crop, relative to the longer side of the box around a person's joints."""

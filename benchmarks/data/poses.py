@@ -18,8 +18,8 @@ import numpy.typing as npt
 from benchmarks.data.olympic import OlympicFrames, load_tree
 from benchmarks.data.people import SLACK, People, PoseData
 from benchmarks.figures.dataset import load_truth
+from benchmarks.measures.skeletons import LSP_SKELETON, Skeleton
 from pml_posets._io import read_npz
-from pml_posets.evaluation import LSP_SKELETON, Skeleton
 
 __all__ = ["FIGURE_SKELETON", "PoseData", "load_figures", "load_lsp", "load_lspet"]
 

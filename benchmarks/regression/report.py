@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from benchmarks.core.common import Result, summary, table, write_text
 from benchmarks.data.people import PoseData
+from benchmarks.measures.skeletons import MPII_SKELETON
 from benchmarks.tasks.poses_report import with_pose
 from pml_posets._io import read_npz
-from pml_posets.evaluation import MPII_SKELETON
 from pml_posets.plots import Tile, image_rows, loss_curves, save_figure
 
 # Table 3 of the paper: strict PCP@0.5 on Leeds Sports, 11,000 labels.

@@ -16,10 +16,10 @@ from benchmarks.core.options import RunOptions
 from benchmarks.core.session import Score
 from benchmarks.data.labelled_images import Chosen, LabelledImages, load_folder
 from benchmarks.data.voc import load_voc
+from benchmarks.measures.voting import Votes, knn_vote
 from benchmarks.tasks.postures import check_size
 from pml_posets.data.datasets import WithViews
 from pml_posets.data.image_store import ImageStore
-from pml_posets.evaluation import Votes, knn_vote
 from pml_posets.features.network import extract
 
 SETS = ("trainval", "test")  # VOC's image sets to learn from and to test on

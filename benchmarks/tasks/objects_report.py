@@ -9,8 +9,8 @@ import numpy as np
 from benchmarks.core.common import Result, write_text
 from benchmarks.core.report import losses, score_table, seen
 from benchmarks.core.session import Outcome
+from benchmarks.measures.voting import Votes
 from benchmarks.tasks.objects import Objects
-from pml_posets.evaluation import Votes
 from pml_posets.plots import Tile, image_rows, save_figure
 from pml_posets.training.joint import JointTrainer
 

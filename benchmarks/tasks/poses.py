@@ -18,11 +18,13 @@ from benchmarks.data.labelled_images import Chosen
 from benchmarks.data.olympic import OlympicFrames, load_tree
 from benchmarks.data.people import JoinedImages, PoseData
 from benchmarks.data.poses import load_figures, load_lsp, load_lspet
+from benchmarks.measures.copied import CopiedPoses, copy_poses
+from benchmarks.measures.pose import pcp
+from benchmarks.measures.skeletons import mirror_joints
 from benchmarks.tasks.postures import check_size, draw
 from pml_posets.data.cache import digest
 from pml_posets.data.datasets import WithViews
 from pml_posets.data.image_store import ImageStore
-from pml_posets.evaluation import CopiedPoses, copy_poses, mirror_joints, pcp
 from pml_posets.features.network import extract
 
 NEIGHBORS = 20  # whose poses the heat maps show

@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw
 from benchmarks.core.common import Result, write_text
 from benchmarks.core.report import losses, score_table, seen
 from benchmarks.core.session import Outcome
+from benchmarks.measures.copied import CopiedPoses
+from benchmarks.measures.skeletons import Skeleton
 from benchmarks.tasks.poses import Poses
-from pml_posets.evaluation import CopiedPoses, Skeleton
 from pml_posets.plots import Tile, image_rows, save_figure
 from pml_posets.training.joint import JointTrainer
 

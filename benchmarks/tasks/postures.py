@@ -18,10 +18,10 @@ from benchmarks.core.options import FIGURE_SIZES, RunOptions
 from benchmarks.core.session import Score
 from benchmarks.data.olympic import OlympicFrames, OlympicTree, load_tree
 from benchmarks.figures.dataset import make_figures
+from benchmarks.measures.postures import RetrievalResult, retrieval_report
 from pml_posets.data.cache import digest
 from pml_posets.data.datasets import WithViews
 from pml_posets.data.image_store import ImageStore
-from pml_posets.evaluation import RetrievalResult, retrieval_report
 from pml_posets.features.network import extract
 
 

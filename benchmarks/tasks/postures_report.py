@@ -12,8 +12,8 @@ from benchmarks.core.common import Result, summary, table, write_text
 from benchmarks.core.described import Pair
 from benchmarks.core.report import losses, score_table
 from benchmarks.core.session import Outcome
+from benchmarks.measures.postures import RetrievalResult
 from benchmarks.tasks.postures import Postures
-from pml_posets.evaluation import RetrievalResult
 from pml_posets.plots import Tile, image_rows, roc_curves, save_figure
 from pml_posets.training.joint import JointTrainer
 

@@ -16,12 +16,12 @@ from benchmarks.core.options import PRESETS
 from benchmarks.data.mpii import load_mpii
 from benchmarks.data.poses import load_lsp, load_lspet
 from benchmarks.deeppose import judge, labelled, main, mean_pose
+from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON, mirror_joints
 from benchmarks.regression import report as deeppose_report
 from benchmarks.regression import training as deeppose_training
 from benchmarks.regression.model import PoseAugmentation, PoseRegressor, pose_loss
 from benchmarks.regression.options import Init, parse
 from benchmarks.regression.training import PoseRecipe, batches, fit, predict
-from pml_posets.evaluation import LSP_SKELETON, MPII_SKELETON, mirror_joints
 
 SHAPE = alexnet.AlexNetConfig(64, batch_norm=True, fc_dim=8)
 RECIPE = PoseRecipe(iterations=10, batch_size=3, dropout=0.3)

@@ -27,7 +27,7 @@ from benchmarks.figures.motion import (
     perform,
     project,
 )
-from pml_posets.evaluation import RetrievalLabels, retrieval_report
+from benchmarks.measures.postures import RetrievalLabels, retrieval_report
 
 SMALL = {"sports": ("run", "star_jump"), "num_sources": 4, "num_clips": 2, "num_frames": 5, "num_anchors": 8}
 

@@ -19,9 +19,9 @@ from benchmarks import lsp
 from benchmarks.core import options, session
 from benchmarks.data.poses import load_lsp
 from benchmarks.lsp import main
+from benchmarks.measures.skeletons import LSP_SKELETON
 from benchmarks.tasks import poses as pose_task
 from benchmarks.tasks import poses_report as pose_report
-from pml_posets.evaluation import LSP_SKELETON
 
 ROOT = Path(__file__).resolve().parents[2]
 PEOPLE = 20  # to learn from, and as many to test on

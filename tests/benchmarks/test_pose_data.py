@@ -11,9 +11,10 @@ from benchmarks.data.mpii import load_mpii
 from benchmarks.data.people import JoinedImages, PersonCrops
 from benchmarks.data.poses import FIGURE_SKELETON, load_figures, load_lsp, load_lspet
 from benchmarks.figures.dataset import make_figures
+from benchmarks.measures.pose import pcp
+from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON
 from pml_posets.data.datasets import UnreadableImageError
 from pml_posets.data.image_store import ImageStore
-from pml_posets.evaluation import LSP_SKELETON, MPII_SKELETON, pcp
 from pml_posets.features.hog_lda import HOGLDA
 
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from pose_trees import upright
 
+from benchmarks.measures.skeletons import LSP_SKELETON, Skeleton, Stick
 from benchmarks.tasks.poses_report import COLOURS, heated, with_pose
-from pml_posets.evaluation import LSP_SKELETON, Skeleton, Stick
 
 SIDE = 64
 ARMS = Skeleton(  # two sticks and one between the middles of two joints each

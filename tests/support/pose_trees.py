@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from pml_posets.evaluation import LSP_SKELETON, MPII_SKELETON
+from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON
 
 SIZE = (120, 90)  # width and height of the images
 POSE = {  # a person who stands upright, in [0, 1] of a box

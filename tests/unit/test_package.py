@@ -1,5 +1,6 @@
 """The package as a whole: its public names, what importing it costs, and its metadata."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pml_posets
-from pml_posets._moved import MOVED
+from pml_posets._moved import GONE, MOVED
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("faiss", "skimage", "matplotlib", "h5py", "sklearn")
@@ -95,3 +96,21 @@ def test_public_modules_list_their_names():
 
 def test_types_travel_with_the_package():
     assert (ROOT / "pml_posets" / "py.typed").is_file()
+
+
+def test_measures_of_the_benchmarks_say_where_they_are():
+    for module in GONE:
+        with pytest.raises(ModuleNotFoundError, match=rf"benchmark code now: see {GONE[module]}"):
+            import_module(f"pml_posets.{module}")
+    with pytest.raises(
+        ImportError, match=r"evaluation.pcp is benchmark code now: see benchmarks/measures/pose"
+    ):
+        from pml_posets.evaluation import pcp  # noqa: F401
+    import benchmarks.measures
+    from pml_posets import evaluation
+
+    folder = Path(benchmarks.measures.__file__).parent
+    for module, names in evaluation._GONE.items():
+        source = (folder / f"{module}.py").read_text()
+        for name in names.split():
+            assert re.search(rf"^(def|class) {name}\b|^{name}\b", source, re.M), name

@@ -6,18 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pml_posets.evaluation import (
-    LSP_SKELETON,
-    MPII_SKELETON,
-    Skeleton,
-    Stick,
-    copy_poses,
-    head_box_size,
-    head_neck_distance,
-    mirror_joints,
-    pckh,
-    pcp,
-)
+from benchmarks.measures.copied import copy_poses
+from benchmarks.measures.pose import head_box_size, head_neck_distance, pckh, pcp
+from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON, Skeleton, Stick, mirror_joints
 
 LINE = Skeleton(("a", "b"), (Stick("line", ("a",), ("b",)),), (0, 1), ("a", "b"))
 
@@ -351,7 +342,7 @@ def true_with(value):
         (lambda t: pcp(t[:1], t), ValueError, r"shape \(2, 14, 2\) of true, got \(1, 14, 2\)"),
         (lambda t: pcp(t, t, MPII_SKELETON), ValueError, r"true must have shape \(N, 16, 2\)"),
         (lambda t: pcp(t, t > 0), TypeError, "true must hold real numbers, got dtype bool"),
-        (lambda t: pcp(t, t, threshold=0), ValueError, "threshold must be positive, got 0"),
+        (lambda t: pcp(t, t, threshold=0), ValueError, "threshold must be above 0, got 0"),
         (lambda t: pcp(t, t, threshold="0.5"), TypeError, "threshold must be a number"),
         (lambda t: pcp(t, t, visible=np.ones((2, 14))), TypeError, "visible must be booleans"),
         (lambda t: pcp(t, t, visible=np.ones(2, bool)), ValueError, r"visible must have shape \(2, 14\)"),

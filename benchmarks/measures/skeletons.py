@@ -1,4 +1,4 @@
-"""Which joints a data set has, how they hang together, and where they go in the mirror."""
+"""Joints of the pose data sets: names, sticks between them, and their order in the mirror image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import as_numbers
+from pml_posets._validation import as_numbers
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,7 @@ class Stick:
 
     Args:
         part: the column it counts for; sticks of one part (left and right) are averaged.
-        start: names of the joints in whose middle it starts, mostly one.
-        end: names of the joints in whose middle it ends.
-
-    Example:
-        >>> Stick("torso", ("left_shoulder", "right_shoulder"), ("left_hip", "right_hip")).part
-        'torso'
+        start, end: names of the joints whose mean is this end, mostly one.
     """
 
     part: str
@@ -33,7 +28,7 @@ class Stick:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What the joints of a data set are called and how they hang together.
+    """Names of the joints of a data set, and the sticks between them.
 
     Args:
         joints: J names, in the order of the data set's arrays.
@@ -94,7 +89,7 @@ def _sideless(name: str) -> str:
 
 
 def _person(joints: tuple[str, ...], neck: str) -> Skeleton:
-    """The ten sticks of PCP between the named joints, left and right told by their names."""
+    """The ten sticks of PCP between the named joints, left and right by their names."""
     limbs = [
         ("UL", "hip", "knee"),
         ("LL", "knee", "ankle"),
@@ -131,7 +126,7 @@ LSP_SKELETON = _person((*_RIGHT_TO_LEFT_LEGS, *_RIGHT_TO_LEFT_ARMS, "neck", "hea
 MPII_SKELETON = _person(
     (*_RIGHT_TO_LEFT_LEGS, "pelvis", "thorax", "upper_neck", "head_top", *_RIGHT_TO_LEFT_ARMS), "upper_neck"
 )
-"""The 16 joints of MPII Human Pose, in ten rows once left and right are put together."""
+"""The 16 joints of MPII Human Pose, in ten rows once left and right are joined."""
 
 
 def mirror_joints(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pml_posets.evaluation import knn_vote
+from benchmarks.measures.voting import knn_vote
 
 
 def plain(queries, gallery, labels, k):
@@ -54,6 +54,52 @@ def labels_of_first(votes, labels):
 def test_a_constant_row_is_uncorrelated():
     votes = knn_vote(torch.ones(1, 3), torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 2.0]]), [0, 1], k=2)
     np.testing.assert_allclose(votes.scores, [[0.25, 0.25]], atol=1e-6)
+
+
+def with_correlation(r, size=400):
+    """Two rows of that correlation."""
+    a, b = np.linalg.qr(np.random.default_rng(0).normal(size=(size, 3)) * [0, 1, 1] + [1, 0, 0])[0].T[1:]
+    return a, r * a + np.sqrt(1 - r**2) * b
+
+
+@pytest.mark.parametrize("r", [0.29, 0.01])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("blank", [0.0, 0.1, 1 / 3, -7e4])
+def test_a_blank_image_does_not_beat_a_true_correlation(r, dtype, blank):
+    query, other = with_correlation(r)
+    assert np.corrcoef(query, other)[0, 1] == pytest.approx(r)
+    gallery = np.stack([np.full(400, blank), other]).astype(dtype)
+    votes = knn_vote(query[None].astype(dtype), gallery, [0, 1], k=1)
+    assert votes.classes.tolist() == [1]
+    assert knn_vote(query[None], [gallery[0], -other], [0, 1], k=1).classes.tolist() == [0]  # 0 beats -r
+    both = knn_vote(query[None].astype(dtype), gallery, [0, 1], k=2)
+    np.testing.assert_allclose(both.scores, [[0.5 / (2 + r), 0.5 * (1 + r) / (2 + r)]], atol=1e-5)
+
+
+def test_a_blank_query_is_as_near_to_everything():
+    query, other = with_correlation(0.3)
+    blanks = np.full((2, 400), 0.1) * [[1], [3]]
+    votes = knn_vote(blanks, np.stack([query, other, blanks[1]]), [0, 1, 2], k=3)
+    np.testing.assert_allclose(votes.scores, np.full((2, 3), 1 / 9), atol=1e-6)
+
+
+def test_rounding_in_a_blank_row_is_no_direction():
+    rng = np.random.default_rng(0)
+    query, other = with_correlation(0.2)
+    noisy = 0.7 * (1 + 2 * np.finfo(np.float64).eps * rng.choice([-1, 0, 1], 400))
+    assert noisy.std() > 0
+    votes = knn_vote(query[None], np.stack([noisy, other]), [0, 1], k=2)
+    np.testing.assert_allclose(votes.scores, [[0.5 / 2.2, 0.5 * 1.2 / 2.2]], atol=1e-5)
+    faint = 1000 + 1e-6 * other  # a faint image is one
+    assert knn_vote(query[None], np.stack([noisy, faint]), [0, 1], k=1).classes.tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int16])
+def test_tensors_of_other_types(dtype):
+    rows = torch.tensor([[0.0, 2.0, 4.0], [3.0, 1.0, 0.0], [0.0, 1.0, 3.0]])
+    expected = knn_vote(rows[:1], rows, [1, 0, 1], k=3)
+    votes = knn_vote(rows[:1].to(dtype), rows.to(dtype), [1, 0, 1], k=3)
+    np.testing.assert_array_equal(votes.scores, expected.scores)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_curve
 
-from pml_posets.evaluation import (
+from benchmarks.measures import postures
+from benchmarks.measures.postures import (
     RetrievalLabels,
     mean_interpolated_roc,
-    postures,
     retrieval_auc,
     retrieval_report,
     retrieval_roc,

@@ -1,7 +1,7 @@
-"""How well are poses told? PCP of sticks, PCKh of joints, and poses copied from the nearest image.
+"""Accuracy of poses (Tables 2-4): PCP of sticks, PCKh of joints.
 
 Joints are (N, J, 2) arrays, x to the right and y down, both in one unit (pixels, or shares of a square crop).
-NaN among true joints means: not annotated. Whatever cannot be judged is left out and counted in the result.
+NaN among true joints means: not annotated. What cannot be judged is left out and counted in the result.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import as_count, as_features, as_numbers, unit_rows
-from ..neighbors.nearest import search
-from .skeletons import LSP_SKELETON, MPII_SKELETON, Skeleton, mirror_joints
+from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON, Skeleton
+from pml_posets._validation import as_numbers, as_real
 
 HEAD_BOX_SHARE = 0.6
 """MPII's head size is this share of the diagonal of the annotated head box."""
@@ -88,13 +87,13 @@ def pcp(
 
     Example:
         >>> true = np.array([[[0.0, 0.0], [0.0, 2.0]]])
-        >>> from pml_posets.evaluation import Skeleton, Stick
+        >>> from benchmarks.measures.skeletons import Stick
         >>> arm = Skeleton(("a", "b"), (Stick("arm", ("a",), ("b",)),), (0, 1), ("a", "b"))
         >>> pcp(true + [1.0, 0.0], true, arm).total, pcp(true + [1.1, 0.0], true, arm).total
         (100.0, 0.0)
     """
     predicted, true, present = _check_joints(predicted, true, visible, skeleton)
-    threshold = _check_threshold(threshold)
+    threshold = as_real(threshold, "threshold", low=0, open_low=True)
     shape = (len(true), len(skeleton.sticks))
     right, there, long = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
     for s, stick in enumerate(skeleton.sticks):
@@ -164,7 +163,7 @@ def pckh(
         (50.0, 95.0)
     """
     predicted, true, present = _check_joints(predicted, true, visible, skeleton)
-    threshold = _check_threshold(threshold)
+    threshold = as_real(threshold, "threshold", low=0, open_low=True)
     size = as_numbers(head_size, "head_size")
     if size.shape != (len(true),):
         raise ValueError(f"head_size must have shape ({len(true)},), one a sample, got {size.shape}")
@@ -241,96 +240,6 @@ def head_box_size(boxes: ArrayLike | torch.Tensor) -> NDArray[np.float64]:
     return HEAD_BOX_SHARE * _lengths(sides)
 
 
-@dataclass(frozen=True, eq=False)
-class CopiedPoses:
-    """Poses of the nearest samples of a gallery of G samples, and of their mirror images.
-
-    Attributes:
-        indices: (N, k) int64, nearest first; i < G is sample i, G + i the mirror image of sample i.
-        flips: (N, k) bool, whether it is a mirror image.
-        joints: (N, k, J, 2), the poses, mirrored where the sample is.
-    """
-
-    indices: NDArray[np.int64]
-    flips: NDArray[np.bool_]
-    joints: NDArray[Any]
-
-
-def copy_poses(
-    query_features: ArrayLike | torch.Tensor,
-    gallery_features: ArrayLike | torch.Tensor,
-    gallery_joints: ArrayLike | torch.Tensor,
-    mirrored_features: ArrayLike | torch.Tensor | None = None,
-    skeleton: Skeleton = LSP_SKELETON,
-    k: int = 1,
-    width: float = 1.0,
-) -> CopiedPoses:
-    """Zero-shot poses: every image takes the pose of its nearest in a gallery, by cosine.
-
-    The gallery is its G samples and, if `mirrored_features` are given, their mirror images, whose joints are
-    `mirror_joints` of theirs. No matrix of N x G numbers is made (see `pml_posets.neighbors.search`).
-
-    Args:
-        query_features: (N, D) numbers, of the images without a pose.
-        gallery_features: (G, D) numbers.
-        gallery_joints: (G, J, 2) numbers; further columns are copied with them.
-        mirrored_features: (G, D), of the mirrored gallery images; None (default): no mirror images. The paper
-            has them.
-        skeleton: which joints are left and right. Default: `LSP_SKELETON`.
-        k: how many poses a query gets, at most as many as the gallery holds. Default 1, as in the paper.
-        width: of the images, in the unit of the joints' x. Default 1: shares of the crop.
-
-    Returns:
-        `CopiedPoses`; `pcp(copied.joints[:, 0], true)` judges the nearest. Of equally near ones the lower
-        index comes first. The cosine with a row of zeros is 0. Joints that are NaN in the gallery are copied
-        as they are, and are then an error to `pcp`.
-
-    Raises:
-        TypeError, ValueError: for features that are no finite numbers, joints that are no numbers, shapes
-            that do not fit, k beyond the gallery.
-
-    Source: Bautista et al. (CVPR 2017), section 4.1.2 and Table 2.
-    Differs from the paper: in nothing known.
-
-    Example:
-        >>> joints = np.zeros((1, 14, 2))
-        >>> copied = copy_poses([[0.0, 2.0]], [[1.0, 0.0]], joints, mirrored_features=[[0.1, 1.0]])
-        >>> copied.flips.tolist(), copied.indices.tolist(), copied.joints[0, 0, 0].tolist()
-        ([[True]], [[1]], [1.0, 0.0])
-    """
-    gallery = unit_rows(gallery_features, "gallery_features")
-    num_samples = len(gallery)
-    joints = as_numbers(gallery_joints, "gallery_joints")
-    if joints.shape[:2] != (num_samples, len(skeleton.joints)) or joints.ndim != 3 or joints.shape[2] < 2:
-        raise ValueError(
-            f"gallery_joints must have shape ({num_samples}, {len(skeleton.joints)}, 2) to match "
-            f"gallery_features {gallery.shape} and the skeleton, got {joints.shape}"
-        )
-    if mirrored_features is not None:
-        mirrored = unit_rows(mirrored_features, "mirrored_features")
-        if mirrored.shape != gallery.shape:
-            raise ValueError(
-                f"mirrored_features must have the shape {gallery.shape} of gallery_features, "
-                f"got {mirrored.shape}"
-            )
-        gallery = np.concatenate([gallery, mirrored])  # (2G, D)
-        joints = np.concatenate([joints, mirror_joints(joints, skeleton, width)])
-    queries = unit_rows(query_features, "query_features")
-    if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"query_features must have {gallery.shape[1]} columns like gallery_features, got {queries.shape}"
-        )
-    k = as_count(k, "k")
-    if k > len(gallery):
-        raise ValueError(f"k must be at most {len(gallery)}, what the gallery holds, got {k}")
-    blank = ~gallery.any(axis=1)
-    if blank.any():  # a column of their own puts them at a right angle to every query
-        gallery = np.column_stack([gallery, blank])
-        queries = np.column_stack([queries, np.zeros(len(queries))])
-    indices = search(as_features(gallery), k, query_features=queries).indices
-    return CopiedPoses(indices, indices >= num_samples, joints[indices])
-
-
 def _score(
     right: NDArray[np.bool_],
     counted: NDArray[np.bool_],
@@ -386,11 +295,3 @@ def _as_joints(joints: Any, name: str, skeleton: Skeleton) -> NDArray[np.float64
 
 def _lengths(vectors: NDArray[Any]) -> NDArray[np.float64]:
     return np.hypot(vectors[..., 0], vectors[..., 1])
-
-
-def _check_threshold(threshold: float) -> float:
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float | np.number):
-        raise TypeError(f"threshold must be a number, got {threshold!r}")
-    if not 0 < threshold < math.inf:
-        raise ValueError(f"threshold must be positive, got {threshold}: the paper's is 0.5")
-    return float(threshold)
