@@ -91,7 +91,7 @@ def test_rounds_run_on_a_folder(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "photos" / "checkpoint.pt").is_file()
 
 
-@pytest.mark.parametrize("ending", ["benchmarks/olympic.py", "-m pytest"])
+@pytest.mark.parametrize("ending", ["benchmarks/olympic.py", "-m pytest -n 2 --dist loadfile"])
 def test_the_commands_make_an_environment_and_run_one_thing(ending):
     environment, install, work = command(ending).split(" && ")
     assert environment == "python3 -m venv .venv"
