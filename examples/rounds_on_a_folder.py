@@ -86,7 +86,7 @@ def make_trainer(store: ImageStore, first: np.ndarray, options: argparse.Namespa
     torch.manual_seed(0)
     width, sides = (16, 32, 64), options.size // 8
     trunk = nn.Sequential(
-        BatchAugmentation(scale=(0.9, 1.2), brightness=0.3, colour=0.3, grey=0.3),
+        BatchAugmentation(scale=(0.9, 1.2), brightness=0.3, color=0.3, gray=0.3),
         nn.Conv2d(3, width[0], 5, stride=2, padding=2), nn.BatchNorm2d(width[0]), nn.ReLU(),
         nn.Conv2d(width[0], width[1], 3, padding=1), nn.BatchNorm2d(width[1]), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(width[1], width[2], 3, padding=1), nn.BatchNorm2d(width[2]), nn.ReLU(), nn.MaxPool2d(2),

@@ -144,7 +144,7 @@ def train(
 def augmentation(recipe: Recipe) -> BatchAugmentation:
     """That of the recipe, which stands in front of the trunk."""
     return BatchAugmentation(
-        scale=recipe.scale, brightness=recipe.brightness, colour=recipe.colour, grey=recipe.grey
+        scale=recipe.scale, brightness=recipe.brightness, color=recipe.colour, gray=recipe.grey
     )
 
 

@@ -14,9 +14,9 @@ from benchmarks.core.learning import Start
 from benchmarks.core.options import RunOptions
 from benchmarks.core.session import Score
 from benchmarks.data.labelled_images import Chosen, LabelledImages
+from pml_posets._validation import unit_rows
 from pml_posets.data.datasets import WithViews
 from pml_posets.data.image_store import ImageStore
-from pml_posets.features.hog_lda import unit_rows
 from pml_posets.features.network import extract
 
 PIXELS = 32  # side of the images that --method pixels compares

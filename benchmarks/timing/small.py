@@ -39,7 +39,7 @@ def time_hog(num_images: int, repeats: int, seed: int, quiet: bool) -> dict[str,
     from pml_posets import HOGLDA
 
     images = np.random.default_rng(seed).integers(0, 256, (num_images, 96, 96, 3), dtype=np.uint8)
-    lda = HOGLDA().fit_background(images[:64], num_patches=200, progress=False, seed=seed)
+    lda = HOGLDA().fit_background(images[:64], num_patches=200, progress=False, random_state=seed)
     lda.transform(images[:8], progress=False)  # the whitening is made ready once
 
     def by_skimage() -> None:

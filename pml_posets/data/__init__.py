@@ -2,15 +2,11 @@
 
 from .augmentation import BatchAugmentation
 from .cache import FeatureCache
-from .datasets import (
-    ImageList,
-    IndexedDataset,
-    UnreadableImageError,
-    WithMirrorImages,
-    WithViews,
-    image_files,
-)
+from .datasets import IndexedDataset, SeededDataset, WithMirrorImages, WithViews
+from .identity import data_identity
+from .image_list import ImageList, image_files
 from .image_store import ImageStore
+from .images import UnreadableImageError, as_image, check_pixels, mirror, scale_pixels
 
 __all__ = [
     "BatchAugmentation",
@@ -18,8 +14,14 @@ __all__ = [
     "ImageList",
     "ImageStore",
     "IndexedDataset",
+    "SeededDataset",
     "UnreadableImageError",
     "WithMirrorImages",
     "WithViews",
+    "as_image",
+    "check_pixels",
+    "data_identity",
     "image_files",
+    "mirror",
+    "scale_pixels",
 ]

@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .._validation import as_real
+from .images import check_pixels, scale_pixels
+
 __all__ = ["BatchAugmentation"]
+
+_RENAMED = {"colour": "color", "grey": "gray"}  # arguments of version 0.1.0
 
 
 class BatchAugmentation(nn.Module):
-    """Normalises a batch of images and, in training mode, moves and recolours each of them at random.
+    """Normalizes a batch of images and, in training mode, moves and recolors each of them at random.
 
     Put it in front of a trunk: `nn.Sequential(BatchAugmentation(), trunk)`. In evaluation mode the images are
-    only normalised. Every amount is drawn evenly from its range, for each image on its own. About its centre
-    an image is sheared, rotated and magnified; then the centre is shifted. One bilinear resampling does all
+    only normalized. Every amount is drawn evenly from its range, for each image on its own. About its center
+    an image is sheared, rotated and magnified; then the center is shifted. One bilinear resampling does all
     of it, in pixels, so that angles hold on images that are not square. What comes in from outside the image
-    is 0 after normalisation, the mean colour.
+    is 0 after normalization, the mean color.
 
     Args:
         scale: range of the magnification, both above 0. Default (1.0, 1.41).
         rotation: largest angle, to either side, degrees in 0..180. Default 10.
         shear: largest lean of upright lines, to either side, degrees in 0..89. Default 4.
-        translation: largest shift of the image's centre, to any side, as part of the image's width and
+        translation: largest shift of the image's center, to any side, as part of the image's width and
             height, in 0..1. Default 15 / 227.
-        brightness: how far the image may fade towards the mean colour or away from it, as a factor off 1, in
+        brightness: how far the image may fade towards the mean color or away from it, as a factor off 1, in
             0..1. Default 0: off.
-        colour: standard deviation of a shift of each channel, in units of `std`, from 0. Default 0: off.
-        grey: part of the images that lose their colour, in 0..1. Default 0: off.
+        color: standard deviation of a shift of each channel, in units of `std`, from 0. Default 0: off.
+        gray: part of the images that lose their color, in 0..1. Default 0: off.
         mean, std: of the three channels, for pixels in [0, 1]. Default: those of ImageNet.
 
-    Shapes: (B, 3, H, W), uint8 in 0..255 or floating point in [0, 1] -> (B, 3, H, W) float32. Randomness
+    Shapes: (B, 3, H, W), uint8, or floating point in [0, 1] -> (B, 3, H, W) float32. Randomness
     comes from torch's global generator of the CPU, whatever the device: `torch.manual_seed` fixes it.
 
     Raises:
-        ValueError: for a range out of bounds, or a batch that is not (B, 3, H, W).
+        ValueError: for a range out of bounds; a batch that is not (B, 3, H, W), or floats outside of [0, 1],
+            such as bytes that a trainer's dtype=torch.float32 has cast (an overshoot of .25 passes).
         TypeError: for a batch that is neither uint8 nor floating point.
 
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 4.1.1;
     scale, rotation, shear and translation are those of the authors' public code.
-    Differs from the paper: the mean colour is subtracted, not a mean image, and the channels are divided by
-    their deviation; brightness, colour and grey are options of ours.
+    Differs from the paper: the mean color is subtracted, not a mean image, and the channels are divided by
+    their deviation; brightness, color and gray are options of ours.
 
     Example:
         >>> augment = BatchAugmentation().eval()
@@ -61,57 +68,53 @@ class BatchAugmentation(nn.Module):
         shear: float = 4.0,
         translation: float = 15 / 227,
         brightness: float = 0.0,
-        colour: float = 0.0,
-        grey: float = 0.0,
+        color: float = 0.0,
+        gray: float = 0.0,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
+        **old: float,
     ) -> None:
         super().__init__()
+        for name in old:
+            if name not in _RENAMED:
+                raise TypeError(f"BatchAugmentation has no argument {name!r}")
+            warnings.warn(f"{name}= is now {_RENAMED[name]}=", DeprecationWarning, stacklevel=2)
+        color, gray = old.get("colour", color), old.get("grey", gray)
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
             raise ValueError(f"scale must be a range of two numbers above 0, got {scale}: try (1.0, 1.41)")
-        for name, value, top in (
-            ("rotation", rotation, 180.0),
-            ("shear", shear, 89.0),
-            ("translation", translation, 1.0),
-            ("brightness", brightness, 1.0),
-            ("colour", colour, 1e6),
-            ("grey", grey, 1.0),
-        ):
-            if not 0 <= value <= top:
-                raise ValueError(f"{name} must lie in 0..{top:g}, got {value}")
+        as_real(rotation, "rotation", low=0, high=180)
+        as_real(shear, "shear", low=0, high=89)
+        as_real(color, "color", low=0)
+        for name, value in (("translation", translation), ("brightness", brightness), ("gray", gray)):
+            as_real(value, name, low=0, high=1)
         for name, values in (("mean", mean), ("std", std)):
-            if (
-                len(values) != 3
-                or not all(map(math.isfinite, values))
-                or (name == "std" and min(values) <= 0)
-            ):
-                positive = " above 0" if name == "std" else ""
-                raise ValueError(f"{name} must be three numbers{positive}, one a channel, got {values}")
+            if len(values) != 3:
+                raise ValueError(f"{name} must be three numbers, one a channel, got {values}")
+            for value in values:
+                as_real(value, name, low=0 if name == "std" else -math.inf, open_low=name == "std")
         self.scale, self.rotation, self.shear, self.translation = scale, rotation, shear, translation
-        self.brightness, self.colour, self.grey = brightness, colour, grey
+        self.brightness, self.color, self.gray = brightness, color, gray
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalise, and in training mode augment: (B, 3, H, W) -> (B, 3, H, W) float32."""
+        """Normalize, and in training mode augment: (B, 3, H, W) -> (B, 3, H, W) float32."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"images must have shape (B, 3, H, W), got {tuple(images.shape)}: convert them to RGB"
             )
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise TypeError(
-                f"images must be uint8 in 0..255 or floating point in [0, 1], got {images.dtype}: "
-                "convert them with .to(torch.uint8)"
-            )
-        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        images = (images - self.mean) / self.std
+        if images.dtype == torch.bool:
+            raise TypeError("images must be uint8 in 0..255 or floating point in [0, 1], got torch.bool")
+        if images.is_floating_point():
+            check_pixels(images)
+        images = (scale_pixels(images) - self.mean) / self.std
         if not self.training or len(images) == 0:
             return images
-        return self._recolour(self._move(images))
+        return self._recolor(self._move(images))
 
     def extra_repr(self) -> str:
         """Every setting, so that what is named after the `repr` of a network changes with them."""
-        names = ("scale", "rotation", "shear", "translation", "brightness", "colour", "grey")
+        names = ("scale", "rotation", "shear", "translation", "brightness", "color", "gray")
         settings = [f"{name}={getattr(self, name)}" for name in names]
         channels = [f"{name}={getattr(self, name).flatten().tolist()}" for name in ("mean", "std")]
         return ", ".join(settings + channels)
@@ -131,15 +134,15 @@ class BatchAugmentation(nn.Module):
         grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)
 
-    def _recolour(self, images: torch.Tensor) -> torch.Tensor:
+    def _recolor(self, images: torch.Tensor) -> torch.Tensor:
         count = len(images)
         if self.brightness:
             factor = self._uniform(count, 1 - self.brightness, 1 + self.brightness)
             images = images * factor.view(-1, 1, 1, 1).to(images.device)
-        if self.colour:
-            images = images + (torch.randn(count, 3, 1, 1) * self.colour).to(images.device)
-        if self.grey:
-            chosen = (torch.rand(count) < self.grey).view(-1, 1, 1, 1).to(images.device)
+        if self.color:
+            images = images + (torch.randn(count, 3, 1, 1) * self.color).to(images.device)
+        if self.gray:
+            chosen = (torch.rand(count) < self.gray).view(-1, 1, 1, 1).to(images.device)
             without = (images * self.std + self.mean).mean(dim=1, keepdim=True)  # as pixels
             images = torch.where(chosen, (without - self.mean) / self.std, images)
         return images

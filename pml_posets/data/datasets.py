@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,13 +12,18 @@ from torch.utils.data import Dataset
 
 from .._random import derive_seeds, preserved_randomness, seed_everything
 from .._validation import as_count
+from .image_list import IMAGE_SUFFIXES, ImageList, image_files
+from .images import UnreadableImageError, mirror, upright
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "ImageList",
     "IndexedDataset",
+    "SeededDataset",
     "UnreadableImageError",
     "WithMirrorImages",
     "WithViews",
+    "check_dataset",
     "image_files",
     "mirror",
 ]
@@ -28,41 +31,66 @@ __all__ = [
 SampleKey: TypeAlias = "int | tuple[int, int]"
 Flips: TypeAlias = "np.ndarray | torch.Tensor | Sequence[bool] | Callable[[int], bool] | None"
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+def check_dataset(dataset: Any, name: str = "dataset") -> int:
+    """The number of samples of a map-style dataset, from 1, or an error that says what it lacks."""
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise TypeError(f"{name} must have a length and items by index, got {type(dataset).__qualname__}")
+    if len(dataset) == 0:
+        raise ValueError(f"{name} must hold at least one sample, got none")
+    return len(dataset)
 
 
-class UnreadableImageError(OSError):
-    """An image file that is missing, truncated or no image; the message names it."""
+def as_index(key: Any, length: int) -> int:
+    """A sample's number in 0..length - 1; lists, slices, floats and negative numbers are refused."""
+    try:
+        if isinstance(key, bool | np.bool_):
+            raise TypeError
+        index = operator.index(key)
+    except TypeError:
+        raise TypeError(
+            f"an index must be an integer, got {key!r}: a sampler that yields whole batches of indices is "
+            "the DataLoader's batch_sampler="
+        ) from None
+    if not 0 <= index < length:
+        raise IndexError(f"index must be in 0..{length - 1}, got {index}")
+    return index
 
 
-def mirror(image: Any) -> Any:
-    """The image mirrored left to right.
+class SeededDataset(Dataset[Any]):
+    """A dataset whose random transforms draw the same for an item each time, in any process and order.
+
+    The global generators of torch, numpy and random are seeded by (seed, index) before an item is loaded and
+    put back afterwards.
 
     Args:
-        image: a tensor (..., H, W), an array (H, W) or (H, W, channels), a PIL image, or a tuple or list of
-            these (several views of one sample).
-
-    Returns:
-        The same kind of thing, a copy.
-
-    Raises:
-        TypeError: for anything else.
+        dataset: has a length and items by index.
+        seed: from 0. Default 0.
 
     Example:
-        >>> mirror(torch.tensor([[1, 2, 3]])).tolist()
-        [[3, 2, 1]]
+        >>> data = SeededDataset(WithViews([torch.zeros(2)], lambda x: x + torch.rand(2), num_views=1))
+        >>> bool((data[0] == data[0]).all())
+        True
     """
-    if isinstance(image, torch.Tensor) and image.ndim >= 2:
-        return image.flip(-1)
-    if isinstance(image, np.ndarray) and image.ndim >= 2:
-        return np.ascontiguousarray(image[:, ::-1])
-    if isinstance(image, (tuple, list)):
-        return type(image)(mirror(view) for view in image)
-    if hasattr(image, "transpose") and hasattr(image, "getbands"):  # PIL, not imported for this
-        from PIL import Image
 
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    raise TypeError(f"an image must be a tensor, an array or a PIL image to be mirrored, got {_kind(image)}")
+    def __init__(self, dataset: Any, seed: int = 0) -> None:
+        check_dataset(dataset)
+        self.dataset, self.seed = dataset, as_count(seed, "seed", 0)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """A batch at once, as torch's data loader asks for it: the generators are put back only once."""
+        with preserved_randomness(accelerators=False):
+            return [self._item(as_index(index, len(self))) for index in indices]
+
+    def _item(self, index: int) -> Any:
+        seed_everything(derive_seeds(self.seed, index)[0], accelerators=False)
+        return self.dataset[index]
 
 
 class IndexedDataset(Dataset[tuple[Any, int]]):
@@ -70,18 +98,23 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
 
     A key is an index, or a pair (index, seed). With a seed, the global generators of torch, numpy and random
     are seeded before the sample is loaded and put back afterwards: its augmentation is then a function of the
-    seed alone, whatever the number of workers and whatever was drawn before. A dataset that loads a whole
-    batch at once (by `__getitems__`) is asked to, with the seed of the batch's first sample.
+    seed alone, whatever the number of workers, the batch and what was drawn before. Without seeds, a dataset
+    that loads a whole batch at once (by `__getitems__`) is asked to.
+
+    To learn from a part of the images wrap the part, IndexedDataset(Subset(images, chosen)): features and
+    posets are those of the part. A Subset of an IndexedDataset does not take seeds.
 
     Args:
         dataset: yields an image, or a tuple or list whose first element is the image (labels are left out).
+            PIL images become upright, 8 bits a channel, see `images.as_image`.
         flips: which samples to mirror, after the dataset's own transforms: (N,) booleans, a function
             index -> bool, or None (default): none. The attribute may be replaced at any time; worker
             processes see the change when the next iterator over the data loader starts.
 
     Raises:
-        TypeError: if the dataset has no length or flips are no booleans; when a sample is read, if it is a
-            dict (wrap the dataset so that the image comes first).
+        TypeError: if the dataset has no length or flips are no booleans; when a sample is read, if the key is
+            neither an index nor (index, seed), or the sample is a dict (wrap the dataset so that the image
+            comes first).
         ValueError: if there are no samples, or not as many flips as samples.
         IndexError: when a sample is read, for an index outside 0..N-1.
 
@@ -96,15 +129,12 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
     """
 
     def __init__(self, dataset: Any, flips: Flips = None) -> None:
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise TypeError(f"dataset must have a length and items by index, got {_kind(dataset)}")
-        if len(dataset) == 0:
-            raise ValueError("dataset must hold at least one sample, got none")
+        check_dataset(dataset)
         self.dataset = dataset
         self.flips = flips
 
     @property
-    def flips(self) -> Any:
+    def flips(self) -> np.ndarray | Callable[[int], bool] | None:
         """(N,) bool, a function index -> bool, or None."""
         return self._flips
 
@@ -119,7 +149,7 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
                     f"flips must have shape ({len(self)},) to match the dataset, got {flips.shape}: "
                     "was the dataset filtered after the features were extracted?"
                 )
-        self._flips = flips
+        self._flips: Any = flips
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -129,38 +159,38 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> list[tuple[Any, int]]:
         """A batch at once, as torch's data loader asks for it: the generators are put back only once."""
-        indices = [int(key[0] if isinstance(key, (tuple, list)) else key) for key in keys]
-        seeds = [key[1] if isinstance(key, (tuple, list)) else None for key in keys]
-        if outside := [index for index in (min(indices), max(indices)) if not 0 <= index < len(self)]:
-            raise IndexError(f"index must be in 0..{len(self) - 1}, got {outside[0]}")
-        if seeds == [None] * len(seeds):
-            return list(zip(self._images(indices), indices, strict=True))
-        with preserved_randomness(accelerators=False):
-            return list(zip(self._images(indices, seeds), indices, strict=True))
+        pairs = [self._as_pair(key) for key in keys]
+        indices = [index for index, _ in pairs]
+        if any(seed is not None for _, seed in pairs):
+            with preserved_randomness(accelerators=False):
+                return [(self._finish(self._load(*pair), pair[0]), pair[0]) for pair in pairs]
+        load = getattr(self.dataset, "__getitems__", None)
+        if load is not None and len(indices) > 1:
+            samples = load(indices)
+        else:
+            samples = [self.dataset[index] for index in indices]
+        return [(self._finish(sample, index), index) for sample, index in zip(samples, indices, strict=True)]
 
-    def _images(self, indices: list[int], seeds: Sequence[int | None] = ()) -> Iterator[Any]:
-        """The images, each after its seed if there are any."""
-        at_once = getattr(self.dataset, "__getitems__", None)
-        if at_once is not None and len(indices) > 1:
-            if seeds and seeds[0] is not None:
-                seed_everything(seeds[0], accelerators=False)
-            loaded = at_once(indices)
-            yield from (self._finish(sample, index) for sample, index in zip(loaded, indices, strict=True))
-            return
-        for i, index in enumerate(indices):
-            if seeds and (seed := seeds[i]) is not None:
-                seed_everything(seed, accelerators=False)
-            yield self._finish(self.dataset[index], index)
+    def _as_pair(self, key: SampleKey) -> tuple[int, int | None]:
+        if not isinstance(key, tuple):
+            return as_index(key, len(self)), None
+        if len(key) != 2:
+            raise TypeError(f"a key must be an index or (index, seed), got {key!r}")
+        return as_index(key[0], len(self)), as_count(key[1], "the seed of a key", 0)
 
-    def _finish(self, image: Any, index: int) -> Any:
+    def _load(self, index: int, seed: int | None) -> Any:
+        if seed is not None:
+            seed_everything(seed, accelerators=False)
+        return self.dataset[index]
+
+    def _finish(self, sample: Any, index: int) -> Any:
         """The image of a sample, mirrored if it is to be."""
-        if isinstance(image, dict):
+        if isinstance(sample, dict):
             raise TypeError(
-                f"a sample must be an image or (image, ...), got a dict with the keys {sorted(image)}: "
+                f"a sample must be an image or (image, ...), got a dict with the keys {sorted(sample)}: "
                 "wrap the dataset so that the image comes first"
             )
-        if isinstance(image, (tuple, list)):
-            image = image[0]
+        image = upright(sample[0] if isinstance(sample, tuple | list) else sample)
         flips = self._flips
         if flips is not None and (flips(index) if callable(flips) else flips[index]):
             image = mirror(image)
@@ -186,19 +216,18 @@ class WithMirrorImages(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any) -> None:
+        check_dataset(dataset)
         self.dataset = dataset
 
     def __len__(self) -> int:
         return 2 * len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        length = len(self.dataset)
-        if not 0 <= index < 2 * length:
-            raise IndexError(f"items are 0 to {2 * length - 1}, asked for {index}")
-        item = self.dataset[index % length]
-        if index < length:
-            return item
-        return (mirror(item[0]), *item[1:]) if isinstance(item, (tuple, list)) else mirror(item)
+        turned, index = divmod(as_index(index, len(self)), len(self.dataset))
+        item = self.dataset[index]
+        if isinstance(item, tuple | list):
+            return (mirror(item[0]) if turned else upright(item[0]), *item[1:])
+        return mirror(item) if turned else upright(item)
 
 
 class WithViews(Dataset[Any]):
@@ -207,7 +236,8 @@ class WithViews(Dataset[Any]):
     A view is a function of (seed, n, v) alone, whoever asks for it: the views of a run can be had again.
 
     Args:
-        dataset: yields an image, or a tuple or list that starts with one.
+        dataset: yields an image, or a tuple or list that starts with one. PIL images become upright, 8 bits a
+            channel, see `images.as_image`.
         transform: image -> image, at random by the global generators of torch, numpy or random, as those of
             torchvision are.
         num_views: V, from 1. Default 8.
@@ -216,7 +246,7 @@ class WithViews(Dataset[Any]):
     Attributes:
         instances: (V N,) int64, the image that each item is a view of.
 
-    Source: none, an addition. Differs from the paper: it is not in it.
+    Source: none, an addition.
 
     Example:
         >>> views = WithViews([torch.zeros(3), torch.ones(3)], lambda x: x + torch.rand(1), num_views=2)
@@ -227,6 +257,7 @@ class WithViews(Dataset[Any]):
     def __init__(
         self, dataset: Any, transform: Callable[[Any], Any], num_views: int = 8, seed: int = 0
     ) -> None:
+        check_dataset(dataset)
         self.dataset, self.transform = dataset, transform
         self.num_views, self.seed = as_count(num_views, "num_views"), as_count(seed, "seed", 0)
         self.instances = np.arange(len(dataset)).repeat(self.num_views)
@@ -235,117 +266,8 @@ class WithViews(Dataset[Any]):
         return len(self.instances)
 
     def __getitem__(self, index: int) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(f"items are 0 to {len(self) - 1}, asked for {index}")
-        which, view = divmod(int(index), self.num_views)
-        item = self.dataset[which]
-        image = item[0] if isinstance(item, tuple | list) else item
+        which, view = divmod(as_index(index, len(self)), self.num_views)
         with preserved_randomness(accelerators=False):
             seed_everything(derive_seeds(self.seed, which, view)[0], accelerators=False)
-            return self.transform(image)
-
-
-class ImageList(Dataset[Any]):
-    """Images by their paths, in RGB, without labels or folders of classes.
-
-    Args:
-        paths: image files; their order is the order of the samples.
-        transform: applied to each PIL image (RGB); None (default): the PIL image itself.
-        skip_unreadable: False (default): an unreadable file raises when it is read. True: every file is
-            decoded once now (in threads) and the unreadable ones are left out; indices, features and labels
-            are then those of the remaining `paths`.
-        num_threads: for that check. Default: one a core.
-
-    Attributes:
-        paths: list of Path, those that are in the dataset.
-        unreadable: list of (path, reason), those that were left out.
-
-    Raises:
-        ValueError: if there are no paths, or none is readable.
-        UnreadableImageError: when a sample is read, if its file is missing, truncated or no image.
-
-    Example:
-        >>> import tempfile, PIL.Image
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> PIL.Image.new("RGB", (8, 8)).save(folder / "a.png")
-        >>> _ = (folder / "b.png").write_bytes(b"half an image")
-        >>> images = ImageList(image_files(folder), skip_unreadable=True)
-        >>> len(images), images.unreadable[0][0].name
-        (1, 'b.png')
-    """
-
-    def __init__(
-        self,
-        paths: Iterable[str | os.PathLike[str]],
-        transform: Callable[[Any], Any] | None = None,
-        *,
-        skip_unreadable: bool = False,
-        num_threads: int | None = None,
-    ) -> None:
-        if isinstance(paths, (str, os.PathLike)):
-            raise TypeError(f"paths must be a list of files, got one path {paths}: use image_files(folder)")
-        self.paths = [Path(path) for path in paths]
-        self.transform = transform
-        self.unreadable: list[tuple[Path, str]] = []
-        if not self.paths:
-            raise ValueError("paths must hold at least one image file, got none")
-        if skip_unreadable:
-            with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
-                reasons = list(pool.map(_reason_unreadable, self.paths))
-            pairs = list(zip(self.paths, reasons, strict=True))
-            self.unreadable = [(path, reason) for path, reason in pairs if reason is not None]
-            self.paths = [path for path, reason in pairs if reason is None]
-            if not self.paths:
-                raise ValueError(f"none of {len(pairs)} images is readable: {self.unreadable[0][1]}")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Any:
-        image = _read(self.paths[index])
-        return image if self.transform is None else self.transform(image)
-
-
-def image_files(folder: str | os.PathLike[str], suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Image files under a folder and its subfolders, sorted by path.
-
-    Args:
-        folder: where to look.
-        suffixes: endings that count, in lower case with their dot; files are compared in lower case.
-
-    Returns:
-        The paths, at least one.
-
-    Raises:
-        NotADirectoryError: if there is no such folder.
-        ValueError: if it holds no image.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    if not found:
-        raise ValueError(f"{folder} holds no image (looked for {', '.join(suffixes)})")
-    return found
-
-
-def _read(path: Path) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # decoders raise anything: SyntaxError, struct.error, EOFError, ...
-        raise UnreadableImageError(f"cannot read the image {path}: {error}") from error
-
-
-def _reason_unreadable(path: Path) -> str | None:
-    try:
-        _read(path)
-    except UnreadableImageError as error:
-        return str(error)
-    return None
-
-
-def _kind(thing: Any) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+            item = self.dataset[which]
+            return self.transform(upright(item[0] if isinstance(item, tuple | list) else item))

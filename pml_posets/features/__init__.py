@@ -2,13 +2,17 @@
 
 from .hog_lda import HOGLDA
 from .instance_lda import InstanceLDA
-from .network import extract, similarity
-from .reduction import principal_components
+from .network import NetworkFeatures, extract
+from .reduction import combine, principal_components
+from .saving import load, save
 
 __all__ = [
     "HOGLDA",
     "InstanceLDA",
+    "NetworkFeatures",
+    "combine",
     "extract",
+    "load",
     "principal_components",
-    "similarity",
+    "save",
 ]

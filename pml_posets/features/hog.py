@@ -6,19 +6,23 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.datasets import ImageList, UnreadableImageError
+from .._validation import as_count, check_option
+from ..data.datasets import SeededDataset, check_dataset
+from ..data.images import UnreadableImageError, as_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = [
     "HogBackend",
     "HogGrid",
     "HogItems",
-    "as_image",
     "block_toeplitz",
     "hog_batches",
     "stationary_statistics",
@@ -29,6 +33,7 @@ HogBackend = Literal["torch", "skimage"]
 _TINY = 1e-5  # added to the length of a block, as in scikit-image
 _HIGHEST = 0.2  # of a value in a block of unit length
 _ON_EDGE = 2e-6  # bins: a direction on the edge of two is the upper one's, whatever rounding says
+_BILINEAR = 2  # PIL's number of it
 _CHUNK = 2**19  # pixels of all channels held at once: on a CPU they fit its cache
 
 
@@ -43,7 +48,8 @@ class HogGrid:
         num_orientations: bins of a cell's histogram over 180 degrees.
 
     Raises:
-        ValueError: if a value is below 1, the cells do not tile the image or a block does not fit into it.
+        TypeError, ValueError: if a value is no integer from 1, the cells do not tile the image or a block
+            does not fit into it.
 
     Example:
         >>> grid = HogGrid()
@@ -58,8 +64,7 @@ class HogGrid:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name} must be an integer from 1, got {value!r}")
+            as_count(value, name)
         if self.image_size % self.cell_size:
             raise ValueError(
                 f"image_size must be a multiple of cell_size, got {self.image_size} and {self.cell_size}"
@@ -105,17 +110,16 @@ class HogGrid:
                 f"images must be (B, {self.image_size}, {self.image_size}, channels) uint8, "
                 f"got {images.shape} {images.dtype}"
             )
-        if backend not in get_args(HogBackend):
-            raise ValueError(f"backend must be one of {', '.join(get_args(HogBackend))}, got {backend!r}")
+        check_option(backend, "backend", HogBackend)
         rows = np.empty((len(images), self.num_features), np.float32)
         if backend == "skimage":
             for row, image in zip(rows, images, strict=True):
                 row[:] = self._by_skimage(image)
             return rows
-        place = torch.device(device)
-        step = max(1, (_CHUNK if place.type == "cpu" else 128 * _CHUNK) // max(1, images[0:1].size))
+        device = torch.device(device)
+        step = max(1, (_CHUNK if device.type == "cpu" else 128 * _CHUNK) // max(1, images[0:1].size))
         for start in range(0, len(images), step):
-            part = torch.from_numpy(np.ascontiguousarray(images[start : start + step])).to(place)
+            part = torch.from_numpy(np.ascontiguousarray(images[start : start + step])).to(device)
             rows[start : start + step] = self._by_torch(part.permute(0, 3, 1, 2).float()).cpu().numpy()
         return rows
 
@@ -144,9 +148,9 @@ class HogGrid:
         # Directions count up to their sign: in [0, 180) degrees.
         x = torch.where((y < 0) | ((y == 0) & (x < 0)), -x, x)
         angle = torch.atan2(y.abs(), x).mul_(self.num_orientations / math.pi).add_(_ON_EDGE)
-        place = torch.arange(self.image_size, device=pixels.device) // self.cell_size
+        position = torch.arange(self.image_size, device=pixels.device) // self.cell_size
         num_cells = self.image_size // self.cell_size
-        cell = (place[:, None] * num_cells + place) * self.num_orientations  # (H, H), of its first bin
+        cell = (position[:, None] * num_cells + position) * self.num_orientations  # (H, H), of its first bin
         bins = angle.long().add_(cell).flatten(1)
         sums = pixels.new_zeros(len(pixels), num_cells**2 * self.num_orientations)
         sums.scatter_add_(1, bins, square.sqrt().flatten(1))
@@ -164,70 +168,61 @@ class HogItems(Dataset[np.ndarray]):
     """Pixels of images, or of random square patches of them, in the size that HOG wants.
 
     Args:
-        images: a dataset, sequence or array of images, see `as_image`; strings are paths.
+        images: a dataset, sequence or array of images, see `pml_posets.data.as_image`; strings are paths.
+            Random transforms draw the same for an item each time.
         image_size: side of the result, pixels.
         patches: (P, 5) float64 or None: whole images. Rows are image index, side as a share of the image's
             shorter side, left and top as shares of what is free, and mirrored (0 or 1).
 
-    An item is (image_size, image_size, 3) uint8; the channels of a grey image are equal.
+    An item is (image_size, image_size, 3) uint8; the channels of a gray image are equal.
     """
 
     def __init__(self, images: Any, image_size: int, patches: np.ndarray | None = None) -> None:
-        if (
-            isinstance(images, str | os.PathLike)
-            or not hasattr(images, "__getitem__")
-            or not hasattr(images, "__len__")
-        ):
+        if isinstance(images, str | os.PathLike):
             raise TypeError(
                 f"images must be a dataset or a sequence of images or paths, got {type(images).__qualname__}"
             )
-        if len(images) == 0:
-            raise ValueError("images must hold at least one image, got none")
-        if isinstance(images, list | tuple) and all(isinstance(image, str | os.PathLike) for image in images):
-            images = ImageList(images)
-        self.images, self.image_size, self.patches = images, image_size, patches
+        check_dataset(images, "images")
+        self.images, self.image_size, self.patches = SeededDataset(images), image_size, patches
 
     def __len__(self) -> int:
         return len(self.images) if self.patches is None else len(self.patches)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        which = index if self.patches is None else int(self.patches[index, 0])
+        patch = None if self.patches is None else self.patches[index]
+        which = index if patch is None else int(patch[0])
         try:
-            image = as_image(self.images[which], f"images[{which}]")
-            pixels = self._pixels(image, None if self.patches is None else self.patches[index])
-            return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+            return self._pixels(as_image(self.images[which], f"images[{which}]").convert("RGB"), patch)
         except UnreadableImageError:
             raise
         except (OSError, SyntaxError, EOFError) as error:  # what decoders raise
             raise UnreadableImageError(f"cannot read images[{which}]: {error}") from error
 
-    def _pixels(self, image: Any, patch: np.ndarray | None) -> np.ndarray:
-        from PIL import Image
-
+    def _pixels(self, image: Image, patch: np.ndarray | None) -> np.ndarray:
         size = (self.image_size, self.image_size)
         if patch is None:
-            return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR))
+            return np.asarray(image if image.size == size else image.resize(size, _BILINEAR))
         width, height = image.size
         side = min(width, height) * patch[1]
         left, top = (width - side) * patch[2], (height - side) * patch[3]
-        image = image.resize(size, Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+        image = image.resize(size, _BILINEAR, box=(left, top, left + side, top + side))
         return np.asarray(image)[:, ::-1] if patch[4] else np.asarray(image)
 
 
 def hog_batches(
     items: HogItems,
     grid: HogGrid,
+    rows: range | None = None,
     *,
     mirror: bool = False,
     backend: HogBackend = "torch",
     device: str | torch.device = "cpu",
-    batch_size: int,
-    num_workers: int,
-    progress: bool,
-    what: str,
-    rows: range | None = None,
-) -> Iterator[np.ndarray]:
-    """(B, views, D) float32 after (B, views, D), of all items or some, in order.
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = True,
+    what: str = "HOG",
+) -> Iterator[list[np.ndarray]]:
+    """HOGs of all items or some, in order, a batch at a time: (B, D) float32 of each view.
 
     Views are the image and, with mirror, its mirror image. Worker processes read and resize.
     """
@@ -245,60 +240,8 @@ def hog_batches(
     with tqdm(total=len(rows), desc=what, unit="image", disable=not progress) as bar:
         for batch in loader:
             views = [batch, batch[:, :, ::-1]] if mirror else [batch]
-            yield np.stack([grid.describe(view, backend=backend, device=device) for view in views], axis=1)
+            yield [grid.describe(view, backend=backend, device=device) for view in views]
             bar.update(len(batch))
-
-
-def as_image(item: Any, name: str) -> Any:
-    """Bring whatever a dataset yields into an 8-bit PIL image.
-
-    Args:
-        item: a PIL image; a path; an array (H, W), (H, W, 1) or (H, W, 3) or a tensor (H, W), (1, H, W) or
-            (3, H, W), uint8 or bool, or floating in [0, 1]; or a tuple or list that starts with one of these.
-        name: what the errors call it.
-
-    Returns:
-        A PIL image of mode "L" or "RGB".
-
-    Raises:
-        TypeError: if it is none of these.
-        ValueError: for another shape or values outside [0, 1] (NaN too).
-        UnreadableImageError: if its file is missing, truncated or no image.
-
-    Example:
-        >>> as_image(np.ones((4, 6)), "it").size
-        (6, 4)
-    """
-    from PIL import Image
-
-    if isinstance(item, tuple | list) and item:
-        item = item[0]
-    if isinstance(item, str | os.PathLike):
-        item = ImageList([item])[0]
-    if isinstance(item, Image.Image):
-        return item if item.mode in ("L", "RGB") else item.convert("L" if item.mode == "1" else "RGB")
-    if isinstance(item, torch.Tensor):
-        item = item.detach().cpu().numpy()
-        item = item.transpose(1, 2, 0) if item.ndim == 3 else item
-    if not isinstance(item, np.ndarray) or item.dtype.kind not in "buif":
-        raise TypeError(
-            f"{name} must be a PIL image, an array, a tensor or a path, got {type(item).__qualname__}"
-        )
-    if item.ndim == 3 and item.shape[2] == 1:
-        item = item[:, :, 0]
-    if item.ndim not in (2, 3) or (item.ndim == 3 and item.shape[2] != 3) or item.size == 0:
-        raise ValueError(f"{name} must be grey or have 3 channels, got the array shape {item.shape}")
-    if item.dtype.kind == "b":
-        item = item.astype(np.uint8) * 255
-    elif item.dtype != np.uint8:
-        low, high = item.min(), item.max()
-        if item.dtype.kind != "f" or not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"{name} must be uint8 or floating in [0, 1], got {item.dtype} in [{low}, {high}]: "
-                "leave normalisation out of the transforms"
-            )
-        item = np.round(item * 255).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(item))
 
 
 def stationary_statistics(rows: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -328,8 +271,8 @@ def stationary_statistics(rows: np.ndarray, side: int) -> tuple[np.ndarray, np.n
     covariance = np.zeros((2 * side - 1, 2 * side - 1, channels, channels))
     for y in range(side):
         for x in range(side):  # position (y, x) with every other one
-            here = pairs[y, x].transpose(1, 2, 0, 3)  # (G, G, C, C)
-            covariance[side - 1 - y : 2 * side - 1 - y, side - 1 - x : 2 * side - 1 - x] += here
+            from_here = pairs[y, x].transpose(1, 2, 0, 3)  # (G, G, C, C)
+            covariance[side - 1 - y : 2 * side - 1 - y, side - 1 - x : 2 * side - 1 - x] += from_here
     return mean, covariance / side**2
 
 

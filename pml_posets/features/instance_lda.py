@@ -6,10 +6,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn import config_context
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import NotFittedError
 
-from .._estimator import Estimator
-from .._validation import ArrayLike, as_count, as_features
-from .hog_lda import unit_rows
+from .._validation import ArrayLike, as_class_ids, as_count, as_features, as_real, unit_rows
+from ._rows import Rows
+from .saving import Saved
+
+try:
+    from sklearn.utils.validation import validate_data
+except ImportError:  # scikit-learn before 1.6
+
+    def validate_data(step: Any, X: Any, **options: Any) -> Any:
+        return step._validate_data(X, **options)
+
 
 __all__ = ["InstanceLDA"]
 
@@ -17,7 +28,7 @@ _ALIKE = 1e-10  # of all variance: views without any change, but for rounding
 _POWER_ITERATIONS = 3  # of the decomposition: the directions that count are well apart
 
 
-class InstanceLDA(Estimator):
+class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Linear discriminant analysis in which each image is a class and its augmented views are the samples.
 
         S_w = sum over views of (x - m_i)(x - m_i)^T / (views - images),    S_b = S_t - S_w
@@ -44,11 +55,10 @@ class InstanceLDA(Estimator):
         weight_: (K, D) float32, the transpose of W.
 
     Raises:
-        ValueError: at `fit`, for an argument out of range.
+        TypeError, ValueError: at `fit`, for an argument that is no number or out of range.
 
     Source: none, an addition. Its idea is that of HOG-LDA (section 3.1 of the paper), with scatter about each
     image in the place of generic patches.
-    Differs from the paper: it is not in it.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -58,6 +68,8 @@ class InstanceLDA(Estimator):
         >>> lda.transform(images[:, 0]).shape
         (20, 2)
     """
+
+    weight_: np.ndarray | None = None
 
     def __init__(
         self,
@@ -69,16 +81,20 @@ class InstanceLDA(Estimator):
     ) -> None:
         self.num_components, self.num_directions = num_components, num_directions
         self.shrinkage, self.normalize, self.random_state = shrinkage, normalize, random_state
-        self.mean_: np.ndarray | None = None
-        self.weight_: np.ndarray | None = None
 
-    def fit(self, features: ArrayLike, instances: ArrayLike) -> InstanceLDA:
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.transformer_tags.preserves_dtype = []  # float32 whatever comes in
+        return tags
+
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> InstanceLDA:
         """Learn the embedding.
 
         Args:
-            features: (M, D) float32, of views: of several images, several of each.
-            instances: (M,) integers, the image that each row is a view of. Pseudo-labels will do as well;
-                rows of -1 are left out.
+            X: (M, D) float32, features of views: of several images, several of each.
+            y: (M,) integers, the image that each row is a view of, such as `WithViews.instances`.
+                Pseudo-labels will do as well; rows of -1 are left out.
 
         Returns:
             self.
@@ -93,14 +109,11 @@ class InstanceLDA(Estimator):
 
         components = as_count(self.num_components, "num_components")
         directions = as_count(self.num_directions, "num_directions")
-        if not 0 <= self.shrinkage <= 1:
-            raise ValueError(f"shrinkage must lie in 0..1, got {self.shrinkage}")
-        rows, owners = as_features(features), np.asarray(instances)
-        if owners.shape != (len(rows),) or owners.dtype.kind not in "iu":
-            raise ValueError(
-                f"instances must be ({len(rows)},) integers to match the features, got {owners.shape} "
-                f"{owners.dtype}"
-            )
+        as_real(self.shrinkage, "shrinkage", low=0, high=1)
+        if y is None:
+            raise ValueError("InstanceLDA requires y to be passed, the image that each row is a view of")
+        rows = _as_rows(self, X, reset=True)
+        owners = as_class_ids(y, len(rows), "instances")
         if (owners < 0).any():
             rows, owners = rows[owners >= 0], owners[owners >= 0]
         count = len(np.unique(owners))
@@ -136,30 +149,28 @@ class InstanceLDA(Estimator):
         self.weight_ = np.ascontiguousarray(scalings.T @ pca.components_, np.float32)
         return self
 
-    def transform(self, features: ArrayLike) -> np.ndarray:
+    def transform(self, X: ArrayLike) -> Rows:
         """The embedding of features.
 
         Args:
-            features: (N, D) float32.
+            X: (N, D) float32.
 
         Returns:
             (N, K) float32.
 
         Raises:
-            TypeError, ValueError: for features that are wrong or of another width, or before `fit`.
+            NotFittedError: before `fit`.
+            TypeError, ValueError: for features that are wrong or of another width.
         """
         mean, weight = self._fitted()
-        rows = as_features(features)
-        if rows.shape[1] != len(mean):
-            raise ValueError(f"features must have {len(mean)} columns, as fitted, got {rows.shape}")
-        embedded = rows @ weight.T - weight @ mean
+        embedded = _as_rows(self, X, reset=False) @ weight.T - weight @ mean
         return unit_rows(embedded) if self.normalize else embedded
 
     def linear(self) -> torch.nn.Linear:
         """The same as a module, such as PML takes for an "embedder": (B, D) -> (B, K), not normalised.
 
         Raises:
-            ValueError: before `fit`.
+            NotFittedError: before `fit`.
         """
         mean, weight = self._fitted()
         module = torch.nn.Linear(len(mean), len(weight))
@@ -168,10 +179,22 @@ class InstanceLDA(Estimator):
             module.bias.copy_(torch.from_numpy(-weight @ mean))
         return module
 
+    @property
+    def _n_features_out(self) -> int:
+        return len(self._fitted()[1])
+
     def _fitted(self) -> tuple[np.ndarray, Any]:
         if self.mean_ is None or self.weight_ is None:
-            raise ValueError("InstanceLDA has learned nothing yet: call fit(features, instances)")
+            raise NotFittedError("InstanceLDA has learned nothing yet: call fit(features, instances)")
         return self.mean_, self.weight_
+
+
+def _as_rows(step: InstanceLDA, features: Any, reset: bool) -> Rows:
+    """(N, D) float32, finite, of the width that was fitted."""
+    if isinstance(features, torch.Tensor):
+        features = as_features(features)
+    with config_context(assume_finite=True):  # as_features says which row is not
+        return as_features(validate_data(step, features, reset=reset, dtype=np.float32))
 
 
 def _class_means(rows: np.ndarray, owners: np.ndarray) -> np.ndarray:

@@ -1,52 +1,83 @@
-"""Features of images, one row a sample in dataset order: HOG-LDA to start from, the network's own later."""
+"""Features of any network: its output or any layer of it, one row a sample in dataset order."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.exceptions import NotFittedError
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from .._random import preserved_randomness, seed_everything
-from ..distributed.process_group import all_gather_rows, is_main
-from ..distributed.sharing import shard, shares_work, together
-from .hog_lda import unit_rows
+from .._validation import as_count, unit_rows
+from ..data.datasets import SeededDataset, check_dataset
+from ..data.images import as_image, check_channels_first
+from ._layers import LayerReader
+from ._rows import Rows, collect_rows, shows_progress
+from .saving import Saved
 
-__all__ = ["extract", "similarity"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from typing_extensions import Unpack
+
+__all__ = ["NetworkFeatures", "extract"]
+
+Size: TypeAlias = "int | tuple[int, int] | None"
 
 
-def similarity(a: np.ndarray, b: np.ndarray, scale: float = 1.0) -> np.ndarray:
-    """exp(-||a - b|| / scale) of features, row against row.
+class _Options(TypedDict, total=False):
+    """Of `extract`, besides mirror."""
 
-    Args:
-        a: (..., D) features.
-        b: (..., D) features; broadcast against a.
-        scale: of the distance, > 0. Default 1, the paper's.
+    layer: str | None
+    grid: int | tuple[int, int] | None
+    window: float | tuple[float, float] | None
+    center: bool
+    mean: float | Sequence[float] | None
+    std: float | Sequence[float] | None
+    size: Size
+    crop: Size
+    batch_size: int
+    num_workers: int
+    device: str | torch.device | None
+    normalize: bool
+    amp: bool | torch.dtype
+    progress: bool
 
-    Returns:
-        (...) in [0, 1], 1 for equal features.
 
-    Raises:
-        ValueError: if scale is not positive.
+@overload
+def extract(
+    model: nn.Module, dataset: Any, *, mirror: Literal[False] = False, **options: Unpack[_Options]
+) -> Rows: ...
 
-    Source: section 3.1 of the paper.
-    Differs from the paper: in nothing known, with scale 1.
 
-    Example:
-        >>> similarity(np.zeros(2), np.array([[0.0, 0.0], [3.0, 4.0]])).round(4).tolist()
-        [1.0, 0.0067]
-    """
-    if not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale}")
-    return np.exp(-np.linalg.norm(np.asarray(a) - np.asarray(b), axis=-1) / scale)
+@overload
+def extract(
+    model: nn.Module, dataset: Any, *, mirror: Literal[True], **options: Unpack[_Options]
+) -> tuple[Rows, Rows]: ...
+
+
+@overload
+def extract(
+    model: nn.Module, dataset: Any, *, mirror: bool, **options: Unpack[_Options]
+) -> Rows | tuple[Rows, Rows]: ...
 
 
 def extract(
-    model: torch.nn.Module,
+    model: nn.Module,
     dataset: Any,
     *,
+    layer: str | None = None,
+    grid: int | tuple[int, int] | None = None,
+    window: float | tuple[float, float] | None = None,
+    center: bool = False,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    size: Size = None,
+    crop: Size = None,
     batch_size: int = 128,
     num_workers: int = 0,
     device: str | torch.device | None = None,
@@ -54,20 +85,34 @@ def extract(
     normalize: bool = True,
     amp: bool | torch.dtype = True,
     progress: bool = True,
-) -> Any:
-    """Features of a network, in dataset order.
+) -> Rows | tuple[Rows, Rows]:
+    """Features of a network or of one of its layers, in dataset order.
 
     The network is put into eval mode meanwhile, and every submodule back into the mode it was in. No gradient
-    is kept. The global random generators are as before afterwards; a dataset with random transforms gets the
-    same ones every time.
+    is kept. The global random generators are as before afterwards; random transforms of the dataset draw the
+    same for an item each time, whatever num_workers is.
 
-    Inside `pml_posets.sharing.shared_work` every rank takes whole batches of its own and gets the rows of
-    all: on a CPU, of a dataset without random transforms, the very numbers of one process.
+    Inside `pml_posets.distributed.shared_work` every rank takes whole batches of its own and gets the rows of
+    all: on a CPU the very numbers of one process.
 
     Args:
         model: any module from (B, channels, H, W) to (B, D) or (B, ...), which is flattened; for a trunk and
             an embedder, `torch.nn.Sequential(trunk, embedder)`.
-        dataset: yields an image tensor (channels, H, W), or a tuple or list that starts with one.
+        dataset: yields an image tensor (channels, H, W), or a tuple or list that starts with one; with size
+            or crop any image, see `pml_posets.data.as_image`.
+        layer: the name of a submodule, as in `model.named_modules()`, for example "blocks.10": its output is
+            taken, and what lies behind it is not computed. None (default): the output of the model.
+        grid: average maps (B, C, H, W) over a grid of cells, (rows, columns) or the number of both; 1: over
+            the whole map. None (default): maps as they are.
+        window: standard deviations (x, y), or one for both, of a Gaussian about the middle, in cells of the
+            map or grid: the cells are multiplied by it. None (default): all weigh the same.
+        center: subtract the mean over the images from the rows. Default False.
+        mean, std: what the network was trained with, for pixels in [0, 1], of each channel or of all: it gets
+            (x - mean) / std. Default: it gets the images as they are, uint8 as uint8.
+        size: resize the shorter side of the images to it, and crop the middle square; a pair (height, width):
+            stretch them. Pixels are then RGB. None (default): images as they are.
+        crop: sides (height, width), or the side, of the middle part that is cut out. Default: a square of
+            size, if that is one number.
         batch_size: images at once. Default 128.
         num_workers: processes that load images; 0 (default): this one.
         device: where to compute; the model is moved there, and stays. None (default): where it is.
@@ -81,111 +126,221 @@ def extract(
         (N, D) float32, or two of them with mirror: of the images and of the mirrored images.
 
     Raises:
-        TypeError: if the dataset has no length or does not yield tensors, or the model returns none.
-        ValueError: if the dataset is empty, or a feature is NaN or infinite (the message says whose), or for
-            another amp.
+        TypeError: if the dataset has no length or does not yield tensors, the model returns none, or wants
+            floats and is given bytes.
+        ValueError: if the dataset is empty, a layer is not in the model, a feature is NaN or infinite (the
+            message says whose), images differ in size or are not in [0, 1] where mean or std is given, or an
+            argument is out of range.
 
-    Source: section 3.4 of the paper (features are extracted anew in every round).
-    Differs from the paper: in nothing known.
+    Source: section 3.4 of the paper (features are extracted again in every round).
 
     Example:
         >>> images = [(torch.rand(3, 8, 8), label) for label in range(5)]
         >>> features = extract(torch.nn.Flatten(), images, progress=False)
         >>> features.shape, features.dtype
         ((5, 192), dtype('float32'))
+        >>> trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        >>> extract(trunk, images, layer="1", grid=2, window=1.0, progress=False).shape
+        (5, 16)
     """
-    from tqdm.auto import tqdm
-
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise TypeError(f"dataset must have a length and items by index, got {type(dataset).__qualname__}")
-    num_samples = len(dataset)
-    if num_samples == 0:
-        raise ValueError("dataset must hold at least one sample, got none")
+    num_samples = check_dataset(dataset)
+    batch_size = as_count(batch_size, "batch_size")
+    items = _Images(dataset, size, crop)
     if device is None:
-        place = next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        device = next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     else:
-        place = torch.device(device)
-        model.to(place)
-    if not isinstance(amp, bool) and amp not in (torch.bfloat16, torch.float16):
-        raise ValueError(f"amp must be True, False, torch.bfloat16 or torch.float16, got {amp!r}")
-    half = amp if isinstance(amp, torch.dtype) else None
-    if amp is True and place.type == "cuda":
-        half = torch.float16
+        model.to(device)
+    reader = LayerReader(model, layer, grid, window, mean, std, torch.device(device), amp)
+
+    def batches(samples: range) -> Iterator[list[Rows]]:
+        loader = DataLoader(
+            items,
+            batch_size=batch_size,
+            sampler=samples,
+            num_workers=num_workers,
+            collate_fn=_stack_images,
+            pin_memory=reader.device.type == "cuda",
+        )
+        return _read(reader, loader, samples, mirror, shows_progress(progress))
+
     modes = [(module, module.training) for module in model.modules()]
-    views: list[np.ndarray] = []
-    mine = range(num_samples)
-    if shares_work():
-        batches = shard(-(-num_samples // batch_size))
-        mine = mine[batches.start * batch_size : batches.stop * batch_size]
-    shown = progress and (is_main() or not shares_work())
     try:
-        with (
-            together() if shares_work() else nullcontext(),
-            preserved_randomness(),
-            torch.no_grad(),
-            tqdm(total=len(mine), desc="features", unit="image", disable=not shown) as bar,
-        ):
+        with preserved_randomness(), torch.no_grad():
             seed_everything(0)
             model.eval()
-            loader = DataLoader(
-                dataset,
-                batch_size=batch_size,
-                sampler=mine,
-                num_workers=num_workers,
-                collate_fn=_stack_images,
-                pin_memory=place.type == "cuda",
-            )
-            start = 0
-            for images in loader:
-                images = images.to(place, non_blocking=True)
-                for v, view in enumerate([images, images.flip(-1)] if mirror else [images]):
-                    rows = _forward(model, view, half, mine.start + start)
-                    if v == len(views):
-                        views.append(np.empty((len(mine), rows.shape[1]), np.float32))
-                    views[v][start : start + len(rows)] = rows
-                start += len(images)
-                bar.update(len(images))
+            views = collect_rows(num_samples, batch_size, 1 + mirror, batches)
     finally:
         for module, mode in modes:
             module.training = mode
-    if shares_work():
-        missing = [np.empty((0, 0), np.float32)] * (1 + mirror)  # a rank without a batch
-        views = [all_gather_rows(view) for view in views or missing]
+    if center:
+        middle = views[0].mean(axis=0)
+        views = [view - middle for view in views]
     if normalize:
         views = [unit_rows(view) for view in views]
     return (views[0], views[1]) if mirror else views[0]
 
 
-def _stack_images(items: list[Any]) -> torch.Tensor:
-    images = [item[0] if isinstance(item, tuple | list) else item for item in items]
-    for image in images:
+class NetworkFeatures(Saved, TransformerMixin, BaseEstimator):
+    """`extract` as a step of a scikit-learn Pipeline: images in, rows out.
+
+    Args:
+        network: the module. `save` leaves it out: give it to `features.load` again.
+        layer, grid, window, mean, std, size, crop, normalize, batch_size, num_workers, device, amp: as for
+            `extract`.
+        center: subtract the mean of the rows that `fit` was given. Default False.
+
+    Attributes:
+        mean_: (D,) float32, what is subtracted; zeros without center. None before `fit`.
+
+    Example:
+        >>> from sklearn.decomposition import PCA
+        >>> from sklearn.pipeline import make_pipeline
+        >>> whitened = make_pipeline(NetworkFeatures(torch.nn.Flatten()), PCA(2, whiten=True))
+        >>> whitened.fit_transform(torch.rand(9, 3, 4, 4)).shape
+        (9, 2)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layer: str | None = None,
+        grid: int | tuple[int, int] | None = None,
+        window: float | tuple[float, float] | None = None,
+        center: bool = False,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        size: Size = None,
+        crop: Size = None,
+        normalize: bool = True,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        device: str | None = None,
+        amp: bool | torch.dtype = True,
+    ) -> None:
+        self.network, self.layer, self.grid, self.window, self.center = network, layer, grid, window, center
+        self.mean, self.std, self.size, self.crop = mean, std, size, crop
+        self.normalize, self.batch_size, self.num_workers = normalize, batch_size, num_workers
+        self.device, self.amp = device, amp
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False  # images
+        tags.no_validation = True
+        return tags
+
+    def fit(self, images: Any, y: None = None) -> NetworkFeatures:
+        """Learn the mean of the rows, where it is to be subtracted; y is ignored."""
+        self.fit_transform(images)
+        return self
+
+    def fit_transform(self, images: Any, y: None = None) -> Rows:
+        """`fit` and `transform` of the same images, with one pass through the network."""
+        rows = self._extract(images if self.center else [images[0]])
+        self.mean_ = rows.mean(axis=0) if self.center else np.zeros(rows.shape[1], np.float32)
+        return self._finish(rows) if self.center else self.transform(images)
+
+    @overload
+    def transform(self, images: Any, mirror: Literal[False] = False) -> Rows: ...
+
+    @overload
+    def transform(self, images: Any, mirror: bool) -> Rows | tuple[Rows, Rows]: ...
+
+    def transform(self, images: Any, mirror: bool = False) -> Rows | tuple[Rows, Rows]:
+        """Rows of images, and with mirror those of the mirrored images too.
+
+        Raises:
+            NotFittedError: before `fit`.
+            TypeError, ValueError: as `extract`.
+        """
+        if self.mean_ is None:
+            raise NotFittedError("NetworkFeatures has learned nothing yet: call fit(images)")
+        if not mirror:
+            return self._finish(self._extract(images))
+        plain, mirrored = self._extract(images, mirror=True)
+        return self._finish(plain), self._finish(mirrored)
+
+    def _extract(self, images: Any, mirror: bool = False) -> Any:
+        options = self.get_params(deep=False)
+        network, _ = options.pop("network"), options.pop("center")
+        return extract(network, images, **{**options, "normalize": False}, mirror=mirror, progress=False)
+
+    def _finish(self, rows: Rows) -> Rows:
+        rows = rows - np.asarray(self.mean_)
+        return unit_rows(rows) if self.normalize else rows
+
+
+class _Images(Dataset[torch.Tensor]):
+    """The image of each sample as a tensor, resized and cropped."""
+
+    def __init__(self, dataset: Any, size: Size, crop: Size) -> None:
+        self.items = SeededDataset(dataset)
+        self.size = size if size is None or isinstance(size, tuple) else as_count(size, "size")
+        self.crop = _pair(self.size if crop is None and isinstance(self.size, int) else crop, "crop")
+        if isinstance(self.size, tuple):
+            self.size = _pair(self.size, "size")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        item = self.items[index]
+        image = item[0] if isinstance(item, tuple | list) else item
+        if self.size is not None or self.crop is not None:
+            image = self._resized(as_image(image, f"dataset[{index}]").convert("RGB"), index)
         if not isinstance(image, torch.Tensor):
             raise TypeError(
                 f"dataset must yield image tensors (channels, H, W), got {type(image).__qualname__}: "
-                "add a transform that makes tensors"
+                "add a transform that makes tensors, or give size="
             )
+        return image
+
+    def _resized(self, image: Image, index: int) -> torch.Tensor:
+        width, height = image.size
+        if isinstance(self.size, tuple):
+            height, width = self.size
+        elif self.size is not None:
+            scale = self.size / min(width, height)
+            width, height = max(self.size, round(width * scale)), max(self.size, round(height * scale))
+        if image.size != (width, height):
+            image = image.resize((width, height), 2)  # bilinear
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, height, width)
+        if self.crop is None:
+            return pixels
+        rows, columns = self.crop
+        if rows > height or columns > width:
+            raise ValueError(
+                f"crop must fit into the images, got {self.crop} and dataset[{index}] of height {height} and "
+                f"width {width}: give a smaller crop, or size="
+            )
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return pixels[:, top : top + rows, left : left + columns].contiguous()
+
+
+def _pair(value: Size, name: str) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    height, width = value if isinstance(value, tuple) else (value, value)
+    return as_count(height, name), as_count(width, name)
+
+
+def _stack_images(images: list[torch.Tensor]) -> torch.Tensor:
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise ValueError(f"the images differ in shape, {' and '.join(map(str, sorted(shapes)))}: give size=")
     return torch.stack(images)
 
 
-def _forward(
-    model: torch.nn.Module, images: torch.Tensor, half: torch.dtype | None, start: int
-) -> np.ndarray:
-    """(B, D) float32 of one batch; `start` is the index of its first sample."""
-    with torch.autocast(images.device.type, dtype=half, enabled=half is not None):
-        out = model(images)
-    if not isinstance(out, torch.Tensor) or out.ndim < 2 or len(out) != len(images):
-        found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__qualname__
-        raise TypeError(
-            f"model must return a tensor ({len(images)}, ...) for {len(images)} images, got {found}"
-        )
-    rows = out.float().flatten(1)
-    finite = rows.isfinite().all(1)
-    if not bool(finite.all()):
-        if half is not None:
-            return _forward(model, images, None, start)
-        index = start + int((~finite).nonzero()[0])
-        raise ValueError(
-            f"the features of dataset[{index}] hold a NaN or an infinite value: has training diverged, or "
-            "is the image itself not finite?"
-        )
-    return rows.cpu().numpy()
+def _read(
+    reader: LayerReader, loader: DataLoader[torch.Tensor], samples: range, mirror: bool, progress: bool
+) -> Iterator[list[Rows]]:
+    from tqdm.auto import tqdm
+
+    start = samples.start
+    with tqdm(total=len(samples), desc="features", unit="image", disable=not progress) as bar:
+        for images in loader:
+            images = images.to(reader.device, non_blocking=True)
+            if mirror:
+                check_channels_first(images, "images")
+            yield [reader(view, start) for view in ([images, images.flip(-1)] if mirror else [images])]
+            start += len(images)
+            bar.update(len(images))

@@ -364,7 +364,7 @@ def test_the_paper_s_preset_holds_the_paper_s_values(monkeypatch, images, start)
     assert augmentation.scale == (1.0, 1.41)
     assert (augmentation.rotation, augmentation.shear) == (10.0, 4.0)
     assert augmentation.translation == pytest.approx(15 / 227)
-    assert (augmentation.brightness, augmentation.colour, augmentation.grey) == (0, 0, 0)
+    assert (augmentation.brightness, augmentation.color, augmentation.gray) == (0, 0, 0)
     weight = nn.Parameter(torch.zeros(1))
     (group,) = learning.optimizer(paper)([weight]).param_groups
     assert (group["lr"], group["momentum"]) == (1e-3, 0.9)

@@ -9,11 +9,11 @@ from pml_posets.data.augmentation import BatchAugmentation
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 STILL = {"scale": (1.0, 1.0), "rotation": 0.0, "shear": 0.0, "translation": 0.0, **PLAIN}
-ARM = 14.0  # px from the centre to the other dots
+ARM = 14.0  # px from the center to the other dots
 
 
 def dots(count, height=72, width=72):
-    """(count, 3, H, W): a soft dot in each channel: at the centre, right of it, and below it."""
+    """(count, 3, H, W): a soft dot in each channel: at the center, right of it, and below it."""
     y = torch.arange(height).view(-1, 1) - (height - 1) / 2
     x = torch.arange(width).view(1, -1) - (width - 1) / 2
     image = torch.stack(
@@ -22,8 +22,8 @@ def dots(count, height=72, width=72):
     return image.expand(count, 3, height, width)
 
 
-def centres(images):
-    """(B, 3, 2): x and y of each channel's dot about the image's centre, pixels."""
+def centers(images):
+    """(B, 3, 2): x and y of each channel's dot about the image's center, pixels."""
     _, _, height, width = images.shape
     y = torch.arange(height).view(-1, 1) - (height - 1) / 2
     x = torch.arange(width).view(1, -1) - (width - 1) / 2
@@ -33,7 +33,7 @@ def centres(images):
 
 def measure(images):
     """What happened to the dots: shift (B, 2) px, scale, rotation and shear (degrees), each (B,)."""
-    found = centres(images)
+    found = centers(images)
     right, down = (found[:, 1] - found[:, 0]) / ARM, (found[:, 2] - found[:, 0]) / ARM
     scale = right.norm(dim=1)
     angle = torch.atan2(right[:, 1], right[:, 0])
@@ -128,7 +128,7 @@ def test_without_amounts_training_only_normalises():
     torch.testing.assert_close(same, images, atol=1e-5, rtol=0)
 
 
-def test_what_comes_in_from_outside_is_the_mean_colour():
+def test_what_comes_in_from_outside_is_the_mean_color():
     torch.manual_seed(5)
     mean, std = (0.2, 0.4, 0.6), (0.1, 0.2, 0.3)
     augment = BatchAugmentation(scale=(0.5, 0.5), rotation=0, shear=0, translation=0, mean=mean, std=std)
@@ -140,7 +140,7 @@ def test_what_comes_in_from_outside_is_the_mean_colour():
 
 def test_evaluation_normalises_and_draws_nothing():
     images = torch.randint(0, 256, (2, 3, 9, 7), dtype=torch.uint8)
-    augment = BatchAugmentation(brightness=0.5, colour=0.5, grey=0.5).eval()
+    augment = BatchAugmentation(brightness=0.5, color=0.5, gray=0.5).eval()
     before = torch.get_rng_state()
     found = augment(images)
     assert torch.equal(before, torch.get_rng_state())
@@ -153,7 +153,7 @@ def test_evaluation_normalises_and_draws_nothing():
 
 def test_the_global_seed_decides():
     images = torch.rand(6, 3, 20, 20)
-    augment = BatchAugmentation(brightness=0.3, colour=0.1, grey=0.5).train()
+    augment = BatchAugmentation(brightness=0.3, color=0.1, gray=0.5).train()
     torch.manual_seed(7)
     first, second = augment(images), augment(images)
     torch.manual_seed(7)
@@ -169,7 +169,7 @@ def test_each_image_is_moved_on_its_own():
         assert len(values.mul(1000).round().unique()) > 15
 
 
-def test_brightness_stretches_about_the_mean_colour():
+def test_brightness_stretches_about_the_mean_color():
     torch.manual_seed(9)
     images = torch.rand(1, 3, 6, 6).expand(400, -1, -1, -1)
     plain = {**STILL, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
@@ -180,9 +180,9 @@ def test_brightness_stretches_about_the_mean_colour():
     even(factor, 0.6, 1.4, 1e-3)
 
 
-def test_colour_shifts_each_channel():
+def test_color_shifts_each_channel():
     torch.manual_seed(10)
-    found = BatchAugmentation(**STILL, colour=0.25).train()(torch.full((600, 3, 4, 4), 0.5)) - 0.5
+    found = BatchAugmentation(**STILL, color=0.25).train()(torch.full((600, 3, 4, 4), 0.5)) - 0.5
     assert found.std((2, 3)).max() < 1e-4  # the same all over the image
     shifts = found.mean((2, 3))  # (B, 3)
     assert shifts.std(0).tolist() == pytest.approx([0.25] * 3, rel=0.12)
@@ -190,13 +190,13 @@ def test_colour_shifts_each_channel():
     assert (torch.corrcoef(shifts.T) - torch.eye(3)).abs().max() < 0.15
 
 
-def test_grey_takes_the_colour_of_its_part_of_the_images():
+def test_gray_takes_the_color_of_its_part_of_the_images():
     torch.manual_seed(11)
     images = torch.rand(400, 3, 5, 5)
     settings = {**STILL, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.1, 0.3)}
-    found = BatchAugmentation(**settings, grey=0.3).train()(images)
+    found = BatchAugmentation(**settings, gray=0.3).train()(images)
     pixels = found * torch.tensor([0.2, 0.1, 0.3]).view(3, 1, 1) + torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)
-    without = (pixels.amax(1) - pixels.amin(1)).amax((1, 2)) < 1e-5  # no colour, as pixels
+    without = (pixels.amax(1) - pixels.amin(1)).amax((1, 2)) < 1e-5  # no color, as pixels
     assert without.float().mean() == pytest.approx(0.3, abs=0.07)
     torch.testing.assert_close(pixels[~without], images[~without], atol=1e-4, rtol=0)
     expected = images[without].mean(1, keepdim=True).expand(-1, 3, -1, -1)
@@ -216,7 +216,7 @@ def test_an_empty_batch_stays_empty():
 
 
 def test_the_repr_tells_the_settings_apart():
-    names = {repr(BatchAugmentation(**option)) for option in ({}, {"grey": 0.1}, {"mean": (0.0, 0.0, 0.0)})}
+    names = {repr(BatchAugmentation(**option)) for option in ({}, {"gray": 0.1}, {"mean": (0.0, 0.0, 0.0)})}
     assert len(names) == 3
 
 
@@ -226,16 +226,16 @@ def test_the_repr_tells_the_settings_apart():
         ({"scale": (0.0, 1.0)}, "scale must be a range"),
         ({"scale": (1.4, 1.0)}, r"scale must be a range .* got \(1.4, 1.0\)"),
         ({"scale": (1.0, math.inf)}, "scale must be a range"),
-        ({"rotation": -1}, r"rotation must lie in 0\.\.180, got -1"),
-        ({"rotation": math.nan}, "rotation must lie"),
-        ({"shear": 90}, r"shear must lie in 0\.\.89, got 90"),
-        ({"translation": 1.5}, r"translation must lie in 0\.\.1, got 1.5"),
-        ({"brightness": 2}, "brightness must lie"),
-        ({"colour": -0.1}, "colour must lie"),
-        ({"colour": math.inf}, "colour must lie"),
-        ({"grey": 1.1}, "grey must lie"),
+        ({"rotation": -1}, r"rotation must be in \[0, 180\], got -1"),
+        ({"rotation": math.nan}, "rotation must be in"),
+        ({"shear": 90}, r"shear must be in \[0, 89\], got 90"),
+        ({"translation": 1.5}, r"translation must be in \[0, 1\], got 1.5"),
+        ({"brightness": 2}, "brightness must be in"),
+        ({"color": -0.1}, "color must be at least 0, got -0.1"),
+        ({"color": math.inf}, "color must be at least 0, got inf"),
+        ({"gray": 1.1}, "gray must be in"),
         ({"mean": (0.5,)}, r"mean must be three numbers, one a channel, got \(0.5,\)"),
-        ({"std": (1.0, 0.0, 1.0)}, "std must be three numbers above 0"),
+        ({"std": (1.0, 0.0, 1.0)}, "std must be above 0, got 0.0"),
     ],
 )
 def test_ranges_out_of_bounds_are_refused(option, words):

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from pml_posets._random import derive_seeds, preserved_randomness, seed_everything
 from pml_posets.data.datasets import (
     ImageList,
     IndexedDataset,
+    SeededDataset,
     UnreadableImageError,
+    WithMirrorImages,
     WithViews,
     image_files,
-    mirror,
 )
 
 
@@ -86,20 +87,27 @@ class AtOnce(Noisy):
         return [self[index] for index in indices]
 
 
-def test_a_dataset_that_loads_batches_is_asked_to():
+def test_a_dataset_that_loads_batches_is_asked_to_unless_there_are_seeds():
     plain = AtOnce()
     data = IndexedDataset(plain, flips=np.arange(12) == 5)
-    seed_everything(1)
-    first = data.__getitems__([(3, 11), (5, 12)])
+    assert [index for _, index in data.__getitems__([3, 5])] == [3, 5]
     assert plain.asked == [3, 5]
-    again = data.__getitems__([(3, 11), (5, 99)])
-    assert [index for _, index in first] == [3, 5]
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
-    other = data.__getitems__([(3, 10), (5, 12)])
-    assert not torch.equal(first[0][0], other[0][0])
-    data.flips = None
-    assert torch.equal(data.__getitems__([(3, 11), (5, 12)])[1][0], first[1][0].flip(-1))
     assert len({float(image[0, 0, 0]) for image, _ in data.__getitems__([3, 3, 3])}) == 3
+    plain.asked = None
+    first, second = data.__getitems__([(3, 11), (5, 12)])
+    assert plain.asked is None  # one seed for a batch would let an image's views depend on its neighbors
+    assert torch.equal(data.__getitems__([(3, 11), (5, 99)])[0][0], first[0])
+    assert torch.equal(data[(5, 12)][0], second[0])
+    data.flips = None
+    assert torch.equal(data[(5, 12)][0], second[0].flip(-1))
+
+
+@pytest.mark.parametrize("part", [Subset(Noisy(), [4, 2, 7]), ConcatDataset([Noisy(1), Noisy(2)]), AtOnce(3)])
+def test_seeds_are_those_of_the_samples_in_parts_of_datasets(part):
+    data = IndexedDataset(part)
+    together = [image for image, _ in data.__getitems__([(0, 5), (1, 6), (2, 7)])]
+    for i, image in enumerate(together):
+        assert torch.equal(image, data[(i, 5 + i)][0])
 
 
 def test_a_seeded_sample_leaves_the_generators_alone():
@@ -146,21 +154,59 @@ def test_bad_samples():
         IndexedDataset([torch.zeros(1)])[-1]
 
 
-# --- mirror
+@pytest.mark.parametrize(
+    ("key", "error", "text"),
+    [
+        ([5, 6, 7], TypeError, r"must be an integer, got \[5, 6, 7\]: a sampler .* batch_sampler="),
+        ([5, 6], TypeError, "batch_sampler"),
+        ([(5, 1), (6, 2)], TypeError, "batch_sampler"),
+        (np.array([5, 6]), TypeError, "batch_sampler"),
+        (torch.tensor([5, 6]), TypeError, "batch_sampler"),
+        (slice(0, 2), TypeError, "must be an integer, got slice"),
+        (1.0, TypeError, "must be an integer, got 1.0"),
+        (True, TypeError, "must be an integer, got True"),
+        ((5, 6, 7), TypeError, r"an index or \(index, seed\), got \(5, 6, 7\)"),
+        ((5, 1.5), TypeError, "the seed of a key must be an integer"),
+        ((5, -1), ValueError, "the seed of a key must be at least 0"),
+        ((12, 3), IndexError, r"0\.\.11, got 12"),
+    ],
+)
+def test_a_key_is_an_index_or_index_and_seed(key, error, text):
+    with pytest.raises(error, match=text):
+        IndexedDataset(Noisy())[key]
 
 
-def test_mirror_of_every_kind():
-    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    assert mirror(array).tolist() == [[2, 1, 0], [5, 4, 3]]
-    assert mirror(torch.from_numpy(array)[None]).tolist() == [[[2, 1, 0], [5, 4, 3]]]
-    assert np.asarray(mirror(Image.fromarray(array))).tolist() == [[2, 1, 0], [5, 4, 3]]
-    color = np.stack([array] * 3, axis=2)
-    assert np.array_equal(mirror(color), color[:, ::-1])
-    views = mirror((array, color))
-    assert isinstance(views, tuple)
-    assert np.array_equal(views[1], color[:, ::-1])
-    with pytest.raises(TypeError, match=r"to be mirrored, got builtins\.str"):
-        mirror("image")
+@pytest.mark.parametrize("key", [np.int64(2), torch.tensor(2), (np.int32(2), np.int64(9))])
+def test_integers_of_any_kind_are_keys(key):
+    assert IndexedDataset(Noisy())[key][1] == 2
+
+
+def test_a_sampler_of_batches_in_the_place_of_one_of_samples_is_refused():
+    loader = DataLoader(IndexedDataset(Noisy()), batch_size=4, sampler=[[0, 1, 2], [3, 4, 5]])
+    with pytest.raises(TypeError, match="batch_sampler="):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("wrap", [WithMirrorImages, SeededDataset, lambda x: WithViews(x, lambda y: y)])
+def test_other_datasets_refuse_lists_too(wrap):
+    for key in ([0, 1], 1.5, slice(2)):
+        with pytest.raises(TypeError, match="must be an integer"):
+            wrap(Noisy())[key]
+    with pytest.raises(IndexError, match="got -1"):
+        wrap(Noisy())[-1]
+    with pytest.raises(ValueError, match="at least one sample"):
+        wrap([])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_a_seeded_dataset_draws_the_same_for_an_item(num_workers):
+    data = SeededDataset(Noisy(), seed=3)
+    loader = DataLoader(data, batch_size=5, num_workers=num_workers, sampler=[7, 1, 7, 0, 3, 2, 1])
+    images = torch.cat([images for images, _ in loader])
+    assert torch.equal(images[0], images[2])
+    assert torch.equal(images[1], images[6])
+    assert torch.equal(images[3], data[0][0])
+    assert not torch.equal(images[0], SeededDataset(Noisy(), seed=4)[7][0])
 
 
 # --- ImageList
@@ -173,6 +219,44 @@ def test_image_files_sorted_in_depth(folder):
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no image"):
         image_files(folder / "empty")
+
+
+def test_linked_folders_are_visited_once(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Image.new("L", (4, 4)).save(elsewhere / "linked.png")
+    (folder / "a-link").symlink_to(elsewhere, target_is_directory=True)
+    (folder / "b-link").symlink_to(elsewhere, target_is_directory=True)
+    (folder / "deep" / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "a-sibling").symlink_to(folder / "deep", target_is_directory=True)
+    (folder / "file.png").symlink_to(elsewhere / "linked.png")
+    (folder / "broken.png").symlink_to(elsewhere / "gone.png")
+    found = [str(path.relative_to(folder)) for path in image_files(folder)]
+    assert found == ["a-link/linked.png", "a.JPG", "b.png", "deep/c.png", "file.png"]
+    (elsewhere / "to here").symlink_to(folder, target_is_directory=True)
+    assert len(image_files(elsewhere / "to here")) == 5
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "expected"),
+    [
+        ((".PNG",), ["b.png", "c.png"]),
+        (["png"], ["b.png", "c.png"]),
+        (".png", ["b.png", "c.png"]),
+        ("Jpg", ["a.JPG"]),
+        ({".jpg", "PNG"}, ["a.JPG", "b.png", "c.png"]),
+        (("ng", ".txt"), ["notes.txt"]),
+    ],
+)
+def test_suffixes_in_any_form(folder, suffixes, expected):
+    (folder / "png").write_text("no suffix")
+    (folder / ".png").write_text("no suffix either")
+    assert [path.name for path in image_files(folder, suffixes)] == expected
+
+
+@pytest.mark.parametrize("suffixes", ["", ("",), (".png", ".")])
+def test_an_empty_suffix_is_refused(folder, suffixes):
+    with pytest.raises(ValueError, match="suffixes must not be empty"):
+        image_files(folder, suffixes)
 
 
 def test_image_list_reads_rgb_in_order(folder):
@@ -273,7 +357,7 @@ def test_views_draw_from_any_generator_and_leave_it_as_it_was():
 def test_views_refuse_what_is_not_there():
     views = WithViews([1, 2], lambda image: image, num_views=2)
     for index in (-1, 4):
-        with pytest.raises(IndexError, match=f"items are 0 to 3, asked for {index}"):
+        with pytest.raises(IndexError, match=rf"index must be in 0\.\.3, got {index}"):
             views[index]
     with pytest.raises(ValueError, match="num_views must be at least 1, got 0"):
         WithViews([1], lambda image: image, num_views=0)

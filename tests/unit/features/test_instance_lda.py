@@ -1,6 +1,5 @@
 """InstanceLDA against plain loops and scikit-learn, on planted nuisances, in PML, and with bad input."""
 
-import doctest
 import warnings
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from pml_posets.features import instance_lda
 from pml_posets.features.instance_lda import InstanceLDA
 
 IMAGES, VIEWS, WIDE = 30, 5, 6
@@ -30,11 +28,11 @@ def by_loops(rows, owners, shrinkage):
     within, total = np.zeros((wide, wide)), np.zeros((wide, wide))
     for name in names:
         mine = [row for row, owner in zip(rows, owners, strict=True) if owner == name]
-        centre = [sum(row[k] for row in mine) / len(mine) for k in range(wide)]
+        center = [sum(row[k] for row in mine) / len(mine) for k in range(wide)]
         for row in mine:
             for i in range(wide):
                 for j in range(wide):
-                    within[i, j] += (row[i] - centre[i]) * (row[j] - centre[j]) / (len(rows) - len(names))
+                    within[i, j] += (row[i] - center[i]) * (row[j] - center[j]) / (len(rows) - len(names))
                     total[i, j] += (row[i] - mean[i]) * (row[j] - mean[j]) / len(rows)
     mix = shrinkage * np.trace(within) / wide
     return (1 - shrinkage) * within + mix * np.eye(wide), total - within
@@ -144,7 +142,7 @@ def test_as_a_module_it_is_the_embedder_of_a_pml_tester():
     [
         ({"num_components": 0}, "num_components must be at least 1, got 0"),
         ({"num_directions": 0}, "num_directions must be at least 1, got 0"),
-        ({"shrinkage": 1.5}, r"shrinkage must lie in 0\.\.1, got 1.5"),
+        ({"shrinkage": 1.5}, r"shrinkage must be in \[0, 1\], got 1.5"),
         ({"random_state": -1}, "random_state must be at least 0, got -1"),
     ],
 )
@@ -156,15 +154,15 @@ def test_options_out_of_range(changes, message):
 @pytest.mark.parametrize(
     ("owners", "message"),
     [
-        (np.arange(3), r"instances must be \(150,\) integers to match the features, got \(3,\) int64"),
-        (np.zeros(150), r"got \(150,\) float64"),
+        (np.arange(3), r"instances must have shape \(150,\) to match the samples, got \(3,\)"),
+        (np.zeros(150), "instances must be integers, got dtype float64"),
         (np.zeros(150, int), "two images or more, and some of them twice, got 1 of 150 rows"),
         (np.arange(150), "got 150 of 150 rows: give several views of each image"),
         (np.full(150, -1), "got 0 of 0 rows"),
     ],
 )
 def test_instances_that_do_not_do(owners, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TypeError if "integers" in message else ValueError, match=message):
         InstanceLDA().fit(views()[0], owners)
 
 
@@ -186,11 +184,7 @@ def test_before_it_is_fitted_and_another_width():
         with pytest.raises(ValueError, match=r"learned nothing yet: call fit\(features, instances\)"):
             call()
     lda.fit(*views())
-    with pytest.raises(ValueError, match=r"must have 6 columns, as fitted, got \(3, 5\)"):
+    with pytest.raises(ValueError, match="X has 5 features, but InstanceLDA is expecting 6"):
         lda.transform(np.zeros((3, 5), np.float32))
     with pytest.raises(ValueError, match="row 1 holds a NaN"):
         lda.fit(np.array([[0.0], [np.nan]]), [0, 0])
-
-
-def test_the_example_of_its_docstring():
-    assert doctest.testmod(instance_lda).failed == 0

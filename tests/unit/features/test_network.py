@@ -1,6 +1,5 @@
 """Features of a network: order, mirror images, modes, randomness, and models that go wrong."""
 
-import doctest
 import random
 import warnings
 
@@ -9,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pml_posets.features import network as module
-from pml_posets.features.network import extract, similarity
+from pml_posets.features.network import extract
 from pml_posets.features.reduction import principal_components
 
 
@@ -196,17 +194,6 @@ def test_progress_bar(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_similarity():
-    a, b = np.random.default_rng(0).standard_normal((2, 5, 3))
-    found = similarity(a, b, scale=2.0)
-    for i in range(5):
-        assert found[i] == pytest.approx(np.exp(-np.sqrt(((a[i] - b[i]) ** 2).sum()) / 2))
-    assert similarity(a, a).tolist() == [1] * 5
-    for scale in (0, -1, np.nan):
-        with pytest.raises(ValueError, match="scale must be positive"):
-            similarity(a, b, scale=scale)
-
-
 # --- Principal components
 
 
@@ -270,11 +257,13 @@ def test_as_many_directions_as_there_are():
 def test_components_leave_features_and_randomness_alone():
     features = low_rank(noise=0.3)
     before, state = features.copy(), torch.get_rng_state()
-    first = principal_components(features, 5, seed=3)
+    first = principal_components(features, 5, random_state=3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    np.testing.assert_array_equal(principal_components(features, 5, seed=3), first)
-    np.testing.assert_allclose(np.abs(principal_components(features, 5, seed=4)), np.abs(first), atol=0.05)
+    np.testing.assert_array_equal(principal_components(features, 5, random_state=3), first)
+    np.testing.assert_allclose(
+        np.abs(principal_components(features, 5, random_state=4)), np.abs(first), atol=0.05
+    )
     principal_components(features, 99, normalize=False)[:] = 0
     np.testing.assert_array_equal(features, before)
     features.flags.writeable = False  # as those of a memory-mapped file: no warning
@@ -294,7 +283,3 @@ def test_bad_components():
     features[5, 5] = np.inf
     with pytest.raises(ValueError, match="row 5 holds a NaN or an infinite value"):
         principal_components(features, 3)
-
-
-def test_examples_run():
-    assert doctest.testmod(module).failed == 0

@@ -1,0 +1,135 @@
+"""The output of a network's layer for a batch of images, as rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .._validation import as_count, as_real
+from ..data.images import check_pixels, needs_floats, scale_pixels
+from ._rows import Rows
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass at the layer that was asked for."""
+
+
+class LayerReader:
+    """Rows of a model's output or of a layer's, for batches of images; for the arguments see `extract`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | None,
+        grid: int | tuple[int, int] | None,
+        window: float | tuple[float, float] | None,
+        mean: float | Sequence[float] | None,
+        std: float | Sequence[float] | None,
+        device: torch.device,
+        amp: bool | torch.dtype,
+    ) -> None:
+        if not isinstance(amp, bool) and amp not in (torch.bfloat16, torch.float16):
+            raise ValueError(f"amp must be True, False, torch.bfloat16 or torch.float16, got {amp!r}")
+        self.model, self.layer, self.device = model, layer, device
+        self.target = None if layer is None else _submodule(model, layer)
+        self.half = amp if isinstance(amp, torch.dtype) else None
+        if amp is True and device.type == "cuda":
+            self.half = torch.float16
+        self.grid = None
+        if grid is not None:
+            rows, columns = grid if isinstance(grid, tuple) else (grid, grid)
+            self.grid = as_count(rows, "grid"), as_count(columns, "grid")
+        self.window = None
+        if window is not None:
+            x, y = window if isinstance(window, tuple) else (window, window)
+            across, down = (as_real(sigma, "window", low=0, open_low=True) for sigma in (x, y))
+            self.window = across, down
+        self.mean = _channels(0.0 if mean is None else mean, "mean").to(device)
+        self.std = _channels(1.0 if std is None else std, "std").to(device)
+        self.scales = mean is not None or std is not None
+
+    def __call__(self, images: torch.Tensor, start: int) -> Rows:
+        """(B, D) float32 of one batch; `start` is the index of its first sample."""
+        if self.scales:
+            if images.is_floating_point():
+                check_pixels(images)
+            images = (scale_pixels(images) - self.mean) / self.std
+        return self._rows(images, start, self.half)
+
+    def _rows(self, images: torch.Tensor, start: int, half: torch.dtype | None) -> Rows:
+        with torch.autocast(self.device.type, dtype=half, enabled=half is not None), needs_floats(images):
+            out = self._forward(images)
+        if not isinstance(out, torch.Tensor) or out.ndim < 2 or len(out) != len(images):
+            found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__qualname__
+            raise TypeError(
+                f"{'model' if self.layer is None else 'layer ' + self.layer} must return a tensor "
+                f"({len(images)}, ...) for {len(images)} images, got {found}"
+            )
+        rows = self._pooled(out.float()).flatten(1)
+        finite = rows.isfinite().all(1)
+        if not bool(finite.all()):
+            if half is not None:
+                return self._rows(images, start, None)
+            index = start + int((~finite).nonzero()[0])
+            raise ValueError(
+                f"the features of dataset[{index}] hold a NaN or an infinite value: has training diverged, "
+                "or is the image itself not finite?"
+            )
+        return np.asarray(rows.cpu().numpy())
+
+    def _forward(self, images: torch.Tensor) -> object:
+        if self.target is None:
+            return self.model(images)
+        found: list[object] = []
+
+        def keep(module: nn.Module, given: object, output: object) -> None:
+            found.append(output)
+            raise _ReachedError
+
+        hook = self.target.register_forward_hook(keep)
+        try:
+            self.model(images)
+        except _ReachedError:
+            return found[0]
+        finally:
+            hook.remove()
+        raise ValueError(f"the layer {self.layer!r} takes no part in the model's forward pass: take another")
+
+    def _pooled(self, out: torch.Tensor) -> torch.Tensor:
+        if self.grid is None and self.window is None:
+            return out
+        if out.ndim != 4:
+            raise ValueError(
+                f"grid and window are for maps (B, C, H, W), got an output of shape {tuple(out.shape)}: "
+                "leave them out, or take another layer"
+            )
+        if self.grid is not None:
+            out = F.adaptive_avg_pool2d(out, self.grid)
+        if self.window is not None:
+            across, down = (
+                torch.exp(-0.5 * ((torch.arange(n, device=out.device) - (n - 1) / 2) / sigma) ** 2)
+                for n, sigma in zip((out.shape[3], out.shape[2]), self.window, strict=True)
+            )
+            out = out * down[:, None] * across
+        return out
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    modules = dict(model.named_modules())
+    if name not in modules:
+        known = [found for found in modules if found]
+        raise ValueError(f"layer must be a submodule of the model, got {name!r}: it has {', '.join(known)}")
+    return modules[name]
+
+
+def _channels(values: float | Sequence[float], name: str) -> torch.Tensor:
+    """(1, C, 1, 1), or one number for all channels."""
+    each = [values] if isinstance(values, int | float) else list(values)
+    low = 0.0 if name == "std" else -math.inf
+    numbers = [as_real(value, name, low=low, open_low=name == "std") for value in each]
+    return torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1, 1)

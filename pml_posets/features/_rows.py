@@ -1,0 +1,52 @@
+"""Rows of features, filled a batch at a time, and shared by the ranks where a script says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..distributed.process_group import all_gather_rows, is_main
+from ..distributed.sharing import shard, shares_work, together
+
+Rows = NDArray[np.float32]
+
+
+def shows_progress(progress: bool) -> bool:
+    """Whether this rank shows the progress bar."""
+    return progress and (is_main() or not shares_work())
+
+
+def collect_rows(
+    num_samples: int, batch_size: int, num_views: int, batches: Callable[[range], Iterator[list[np.ndarray]]]
+) -> list[Rows]:
+    """All rows of each view, in order of the samples.
+
+    Args:
+        num_samples: N.
+        batch_size: of the batches. Inside `shared_work` a rank makes whole batches, so that the numbers are
+            those of one process.
+        num_views: V.
+        batches: the samples to make -> for each batch of them, in order, V arrays (B, D).
+
+    Returns:
+        V arrays (N, D).
+    """
+    samples = range(num_samples)
+    if shares_work():
+        own = shard(-(-num_samples // batch_size))
+        samples = samples[own.start * batch_size : own.stop * batch_size]
+    views: list[Rows] = []
+    start = 0
+    with together() if shares_work() else nullcontext():
+        for batch in batches(samples):
+            views = views or [np.empty((len(samples), part.shape[1]), np.float32) for part in batch]
+            for view, part in zip(views, batch, strict=True):
+                view[start : start + len(part)] = part
+            start += len(batch[0])
+    if shares_work():
+        without_batch = [np.empty((0, 0), np.float32)] * num_views
+        views = [all_gather_rows(view) for view in views or without_batch]
+    return views

@@ -1,0 +1,297 @@
+"""What the pixels of an image are: files, modes, arrays and tensors, against numbers worked out by hand."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pml_posets.data import (
+    BatchAugmentation,
+    ImageList,
+    ImageStore,
+    IndexedDataset,
+    WithMirrorImages,
+    WithViews,
+)
+from pml_posets.data.images import (
+    UnreadableImageError,
+    as_image,
+    check_pixels,
+    mirror,
+    needs_floats,
+    read_image,
+    scale_pixels,
+)
+from pml_posets.features import HOGLDA
+from pml_posets.features.hog import HogItems
+
+RAMP = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 16 bits; / 257: all of 0..255
+BYTES = np.arange(256, dtype=np.uint8).reshape(16, 16)
+COLOR = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+
+
+def pixels(image):
+    return np.asarray(as_image(image))
+
+
+# --- Files
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "ppm"])
+def test_16_bit_gray_keeps_its_levels(tmp_path, suffix):
+    if suffix == "ppm":
+        data = b"P5 16 16 65535\n" + RAMP.astype(">u2").tobytes()
+        (tmp_path / "a.ppm").write_bytes(data)
+    else:
+        Image.fromarray(RAMP).save(tmp_path / f"a.{suffix}")
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image)[:, :, 1], BYTES)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOR).save(tmp_path / "a.png", exif=exif)
+    turned = {
+        1: COLOR,
+        2: COLOR[:, ::-1],
+        3: COLOR[::-1, ::-1],
+        4: COLOR[::-1],
+        5: COLOR.transpose(1, 0, 2),
+        6: np.rot90(COLOR, -1),
+        7: COLOR[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(COLOR),
+    }[orientation]
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), turned)
+    lying = Image.open(tmp_path / "a.png")
+    np.testing.assert_array_equal(pixels(lying.convert("RGB")), turned)  # as torchvision's loader yields it
+    np.testing.assert_array_equal(pixels(as_image(lying)), turned)  # not twice
+    np.testing.assert_array_equal(np.asarray(mirror(lying)), turned[:, ::-1])
+    np.testing.assert_array_equal(np.asarray(IndexedDataset([lying])[0][0]), turned)
+    np.testing.assert_array_equal(np.asarray(IndexedDataset([lying], [True])[0][0]), turned[:, ::-1])
+    np.testing.assert_array_equal(WithViews([lying], np.asarray)[0], turned)
+    np.testing.assert_array_equal(np.asarray(WithMirrorImages([(lying, 1)])[1][0]), turned[:, ::-1])
+    store = ImageStore([lying], tmp_path, turned.shape[0] if orientation < 5 else 8, progress=False)
+    upright = Image.fromarray(np.ascontiguousarray(turned)).resize(store.shape[2:], Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(store[0].permute(1, 2, 0), np.asarray(upright))
+
+
+@pytest.mark.parametrize("hidden", [0, 255])
+def test_what_is_transparent_is_white(tmp_path, hidden):
+    rgba = np.full((4, 4, 4), hidden, np.uint8)
+    rgba[:, :, 3] = 0
+    rgba[0] = (10, 20, 30, 255)
+    rgba[1] = (0, 0, 0, 51)  # a fifth black
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    found = np.asarray(read_image(tmp_path / "a.png"))
+    assert found[:, 0].tolist() == [[10, 20, 30], [204] * 3, [255] * 3, [255] * 3]
+    gray = Image.fromarray(rgba[:, :, 0]).convert("LA")
+    gray.putalpha(Image.fromarray(np.ascontiguousarray(rgba[:, :, 3])))
+    assert pixels(gray)[2:].min() == 255
+
+
+def test_transparent_palettes_and_colors(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([9, 9, 9, 200, 100, 50])
+    image.putdata([0, 1])
+    image.save(tmp_path / "a.png", transparency=0)
+    assert np.asarray(read_image(tmp_path / "a.png")).tolist() == [[[255] * 3, [200, 100, 50]]]
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "b.png", transparency=(1, 2, 3))
+    assert np.asarray(read_image(tmp_path / "b.png")).tolist() == [[[255] * 3]]
+    image.save(tmp_path / "c.png")
+    assert np.asarray(read_image(tmp_path / "c.png")).tolist() == [[[9] * 3, [200, 100, 50]]]
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV"])
+def test_other_color_spaces_become_rgb(mode):
+    expected = np.asarray(Image.fromarray(COLOR).convert(mode).convert("RGB"))
+    np.testing.assert_array_equal(pixels(Image.fromarray(COLOR).convert(mode)), expected)
+    assert np.abs(expected.astype(int) - COLOR).max() < 10
+
+
+def test_a_mode_without_a_range_is_refused_by_name(tmp_path):
+    wide = Image.fromarray(RAMP.astype(np.int32))
+    with pytest.raises(ValueError, match="it has the mode I, whose values have no fixed range"):
+        as_image(wide, "it")
+    wide.save(tmp_path / "a.tiff")
+    with pytest.raises(UnreadableImageError, match=r"a\.tiff: it has the mode I"):
+        read_image(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=r"floating in \[0, 1\], got float32 in \[0.0, 255.0\]"):
+        as_image(Image.fromarray(BYTES).convert("F"))
+    np.testing.assert_array_equal(pixels(Image.fromarray((BYTES / 255).astype(np.float32))), BYTES)
+
+
+@pytest.mark.parametrize(
+    "use", [lambda p: ImageList([p])[0], lambda p: ImageStore([Image.open(p)], p.parent, 16)[0]]
+)
+def test_every_reader_sees_the_same_levels(tmp_path, use):
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    found = np.asarray(use(tmp_path / "a.png"))
+    assert sorted(np.unique(found)) == list(range(256))
+
+
+def test_hog_sees_the_same_pixels_whatever_the_form(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(BYTES)[None]
+    forms = [
+        tmp_path / "a.png",
+        Image.open(tmp_path / "a.png"),
+        RAMP,
+        BYTES,
+        tensor,
+        tensor.expand(3, -1, -1),
+    ]
+    forms += [
+        BYTES[:, :, None],
+        np.stack([BYTES] * 3),
+        BYTES / 255,
+        tensor.float() / 255,
+        (BYTES / 255).astype("f2"),
+    ]
+    items = HogItems(forms, 16)
+    for i in range(len(forms)):
+        np.testing.assert_array_equal(items[i], np.stack([BYTES] * 3, axis=2), err_msg=str(i))
+
+
+# --- Arrays and tensors
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, lambda x: torch.from_numpy(np.ascontiguousarray(x))])
+def test_channels_first(wrap):
+    np.testing.assert_array_equal(pixels(wrap(COLOR.transpose(2, 0, 1))), COLOR)
+
+
+def test_bfloat16_and_gradients_are_no_obstacle():
+    image = torch.full((3, 4, 4), 0.5, dtype=torch.bfloat16, requires_grad=True)
+    assert pixels(image).max() == 128
+    features = HOGLDA(image_size=16, cell_size=8).fit_background(
+        torch.rand(4, 3, 16, 16), num_patches=8, progress=False
+    )
+    rows = features.transform(torch.rand(2, 3, 16, 16).bfloat16(), progress=False)
+    assert np.isfinite(rows).all()
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        (np.full((4, 4), np.nan), ValueError, r"floating in \[0, 1\], got float64 in \[nan"),
+        (np.full((4, 4), 2.0), ValueError, "leave normalization out"),
+        (np.full((4, 4), 2), ValueError, "must be uint8, uint16 or floating"),
+        (BYTES.astype(np.float32), ValueError, r"got float32 in \[0.0, 255.0\]: .*divide bytes by 255"),
+        (
+            np.zeros((4, 4, 5)),
+            ValueError,
+            r"gray or have 3 channels, .*got the array shape \(4, 4, 5\)",
+        ),
+        (np.zeros((3, 4, 3)), ValueError, r"got the array shape \(3, 4, 3\): make it a tensor"),
+        (np.zeros((2, 4, 4, 3)), ValueError, r"got the array shape \(2, 4, 4, 3\)"),
+        (np.zeros((0, 4)), ValueError, "array shape"),
+        (np.zeros(4), ValueError, "array shape"),
+        (torch.zeros(4, 4, 3), ValueError, r"got the array shape \(4, 4, 3\)"),
+        (7, TypeError, "it must be a PIL image, an array, a tensor or a path, got int"),
+        ({"image": 1}, TypeError, "got dict"),
+    ],
+)
+def test_what_is_no_image(item, error, message):
+    with pytest.raises(error, match=message):
+        as_image(item, "it")
+
+
+def test_modes_of_images():
+    assert as_image(Image.new("P", (3, 4)), "it").mode == "RGB"
+    assert as_image(Image.new("RGBA", (3, 4)), "it").mode == "RGB"
+    assert as_image(Image.new("1", (3, 4)), "it").mode == "L"
+    assert pixels(np.array([[True, False]])).tolist() == [[255, 0]]
+    assert as_image(torch.zeros(1, 3, 4), "it").size == (4, 3)
+    assert pixels(np.array([[-0.1, 1.2]])).tolist() == [[0, 255]]  # as bicubic resizing leaves it
+
+
+def test_mirror_of_every_kind():
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    assert mirror(array).tolist() == [[2, 1, 0], [5, 4, 3]]
+    assert mirror(torch.from_numpy(array)[None]).tolist() == [[[2, 1, 0], [5, 4, 3]]]
+    assert np.asarray(mirror(Image.fromarray(array))).tolist() == [[2, 1, 0], [5, 4, 3]]
+    color = np.stack([array] * 3, axis=2)
+    assert np.array_equal(mirror(color), color[:, ::-1])
+    views = mirror((array, color))
+    assert isinstance(views, tuple)
+    assert np.array_equal(views[1], color[:, ::-1])
+    with pytest.raises(TypeError, match=r"to be mirrored, got builtins\.str"):
+        mirror("image")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_mirrored_arrays_run_the_other_way_across(channels):
+    last = np.random.default_rng(1).integers(0, 9, (5, 7, channels), dtype=np.uint8)
+    first = np.ascontiguousarray(last.transpose(2, 0, 1))
+    np.testing.assert_array_equal(mirror(first), first[:, :, ::-1])
+    np.testing.assert_array_equal(mirror(last), last[:, ::-1])
+    flipped, _ = IndexedDataset([first], flips=[True])[0]
+    np.testing.assert_array_equal(flipped, first[:, :, ::-1])
+
+
+@pytest.mark.parametrize("image", [np.zeros((3, 8, 3)), np.zeros((5, 8, 9)), np.zeros((2, 3, 8, 9))])
+def test_an_array_that_does_not_say_where_its_channels_are_is_refused(image):
+    with pytest.raises(ValueError, match=re.escape(f"got the array shape {image.shape}")):
+        mirror(image)
+
+
+def test_a_tensor_with_its_channels_last_is_refused():
+    with pytest.raises(ValueError, match=r"must be a tensor \(channels, H, W\), got \(8, 9, 3\)"):
+        mirror(torch.zeros(8, 9, 3))
+
+
+# --- Batches
+
+
+def test_scaling_divides_integers_by_their_highest():
+    assert scale_pixels(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
+    assert scale_pixels(torch.tensor([0, 65535], dtype=torch.uint16)).tolist() == [0, 1]
+    assert scale_pixels(torch.tensor([True])).tolist() == [1]
+    assert scale_pixels(torch.tensor([2.5]), torch.float64).dtype == torch.float64
+    with pytest.raises(TypeError, match=r"got torch.int64: convert them with \.to\(torch\.uint8\)"):
+        scale_pixels(torch.tensor([1]))
+    with pytest.raises(TypeError, match=r"dtype must be floating, got torch\.uint8"):
+        scale_pixels(torch.rand(2), torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "images", [torch.rand(2, 3), torch.tensor([-0.2, 1.2]), torch.rand(0), torch.rand(4).half()]
+)
+def test_floats_in_range_pass(images):
+    check_pixels(images)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.tensor([0.0, 255.0]),
+        torch.tensor([-2.1, 2.6]),
+        torch.tensor([-1.0, 1.0]),
+        torch.tensor([0.5, torch.nan]),
+    ],
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_bytes_that_were_cast_are_refused(images, train):
+    with pytest.raises(ValueError, match=r"floating in \[0, 1\], found values in .*divide bytes by 255"):
+        check_pixels(images)
+    with pytest.raises(ValueError, match=r"a trainer's dtype=torch.float32"):
+        BatchAugmentation().train(train)(images.repeat(6).view(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "network", [torch.nn.Conv2d(3, 2, 3), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))]
+)
+def test_a_network_that_wants_floats_is_told_so(network):
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with (
+        pytest.raises(TypeError, match=r"images are torch.uint8 .* put BatchAugmentation\(\) in front"),
+        needs_floats(images),
+    ):
+        network(images)
+    with pytest.raises(RuntimeError, match=r"shape|size|mult"), needs_floats(images):
+        images @ torch.zeros(3, 3, dtype=torch.uint8)
