@@ -18,7 +18,7 @@ _HOMES = {
     "IndexedDataset": "data",
     "InstanceLDA": "features",
     "JointTrainer": "training",
-    "KMeans": "grouping",
+    "KMeansGrouping": "grouping",
     "NearestMedoidMiner": "miners",
     "PosetCrossBatchMemory": "losses",
     "PosetLoss": "losses",
@@ -36,10 +36,15 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
+_RENAMED = {"KMeans": "grouping.kmeans"}
+"""Old name -> the module that still knows it, and warns."""
+
 _install()
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        return getattr(import_module(f"{__name__}.{_RENAMED[name]}"), name)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -31,7 +31,7 @@ from benchmarks.core.method_parts import (
 )
 from benchmarks.core.recipes import Recipe, flag
 from benchmarks.core.trunks import maps_layer, maps_size
-from pml_posets.grouping.kmeans import KMeans
+from pml_posets.grouping.kmeans import KMeansGrouping
 from pml_posets.losses.poset import PosetLoss
 from pml_posets.losses.pseudo_label import PseudoLabelLoss, WeightedLosses
 from pml_posets.methods.concurl import ConcurlObjective
@@ -94,7 +94,7 @@ def ntxent(plan: Plan) -> Parts:
 def kmeans(plan: Plan) -> Parts:
     """Multi-similarity loss and miner of PML on the labels of k-means."""
     start = unmirrored(plan.start)
-    grouping = KMeans(plan.num_clusters, random_state=plan.seed)
+    grouping = KMeansGrouping(plan.num_clusters, random_state=plan.seed)
     return multi_similarity(cluster_sampler(plan, grouping), feature_fn(start, plan.recipe))
 
 
@@ -190,7 +190,7 @@ def surrogate_multi_similarity(plan: Plan) -> Parts:
 def kmeans_ntxent(plan: Plan) -> Parts:
     """Multi-similarity loss of k-means clusters, NT-Xent on two views of each image, with equal weights."""
     start = unmirrored(plan.start)
-    grouping = KMeans(plan.num_clusters, random_state=plan.seed)
+    grouping = KMeansGrouping(plan.num_clusters, random_state=plan.seed)
     clusters, _ = published_multi_similarity()
     losses = {"clusters": PseudoLabelLoss(clusters), "views": instance_loss()}
     sampler = cluster_sampler(plan, grouping, views=2)

@@ -17,7 +17,7 @@ from benchmarks.tasks.labelled import LabelledTask
 from benchmarks.tasks.postures import check_size, draw
 from pml_posets.evaluation import adjusted_rand_index, clustering_accuracy, normalized_mutual_information
 from pml_posets.features.reduction import principal_components
-from pml_posets.grouping.kmeans import KMeans
+from pml_posets.grouping.kmeans import KMeansGrouping
 
 WIDTH = 256  # principal directions of features without a network that k-means is given, unless --components
 SHOWN, NEAREST = 6, 8  # in the picture
@@ -64,7 +64,7 @@ class Clustering(LabelledTask):
 
     def measured(self, features: np.ndarray) -> Score:
         """ACC, NMI and ARI of k-means."""
-        means = KMeans(self.num_clusters, num_starts=self.options.num_starts)
+        means = KMeansGrouping(self.num_clusters, num_starts=self.options.num_starts)
         clusters = means.fit_predict(features)
         metrics = {
             "acc": clustering_accuracy(self.labels, clusters),

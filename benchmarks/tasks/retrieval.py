@@ -15,7 +15,7 @@ from benchmarks.data.labelled_images import LabelledImages
 from benchmarks.tasks.labelled import LabelledTask
 from benchmarks.tasks.postures import check_size, draw
 from pml_posets.evaluation import normalized_mutual_information, retrieval_scores
-from pml_posets.grouping.kmeans import KMeans
+from pml_posets.grouping.kmeans import KMeansGrouping
 from pml_posets.neighbors.nearest import search
 
 CLUSTERS = 100  # of k-means, where nobody says, as published for CUB and Cars
@@ -97,7 +97,7 @@ class Retrieval(LabelledTask):
         metrics = {f"recall_{k}": value for k, value in found.recall.items()}
         metrics |= {"map_at_r": found.map_at_r, "r_precision": found.r_precision}
         if self.nmi:
-            clusters = KMeans(self.num_classes).fit_predict(features)
+            clusters = KMeansGrouping(self.num_classes).fit_predict(features)
             metrics["nmi"] = normalized_mutual_information(self.labels, clusters)
         queries = np.linspace(0, len(features) - 1, QUERIES + 2).astype(int)[1:-1]
         nearest = search(features, NEAREST, queries=queries, device=device).indices

@@ -2,57 +2,57 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from typing import Any, Literal
+import warnings
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.cluster import kmeans_plusplus
 
-from .._estimator import Estimator
-from .._validation import as_count, as_features, as_labels, check_option
+from .._validation import ArrayLike, as_count, as_features, as_labels
+from ..neighbors._measuring import squared_gaps
 
-__all__ = ["KMeans"]
+__all__ = ["KMeansGrouping"]
 
-Backend = Literal["auto", "faiss", "sklearn"]
+_GREEDY_CLUSTERS = 1000
 
 
-class KMeans(Estimator):
-    r"""k-means: every sample belongs to the nearest of K centres, which are the means of their samples,
+class KMeansGrouping(ClusterMixin, BaseEstimator):
+    r"""k-means: every sample belongs to the nearest of K centers, which are the means of their samples,
 
-        min over centres c_k and labels y of  sum_i || x_i - c_{y_i} ||^2.
+        min over centers c_k and labels y of  sum_i || x_i - c_{y_i} ||^2.
 
-    A provider of pseudo-labels for `pml_posets.samplers.PseudoLabelSampler`; none is unassigned. From the
-    second round on it starts from the labels of the round before, so that class ids keep their meaning and
-    the network's head can stay.
+    A provider of pseudo-labels for `pml_posets.samplers.PseudoLabelSampler`; no sample is unassigned. From
+    the second round on it starts from the labels of the round before, so that class ids keep their meaning
+    and the network's head can stay. faiss runs it on centered features, from scikit-learn's greedy k-means++
+    for up to 1,000 clusters and from its own k-means++ for more, where greed takes longer than all the rest.
 
     Args:
-        num_clusters: K, 2 to N. UDML-SS: 100 on CUB and Cars, 10,000 on Stanford Online Products.
-        num_starts: how often it is run from new centres; the best run counts. Default 1. A warm start is one.
-        max_iterations: of assigning and averaging. Default 50.
-        warm_start: begin with the means, in the features of now, of the labels that `fit_predict` is given.
-            Default True. A cluster without a member then begins at the sample farthest from its centre.
-        backend: "faiss", which is faster, "sklearn", or "auto" (default): faiss where it is installed. The
-            two find different optima of the same sum.
-        random_state: seed of the first centres (k-means++). Default 0.
+        num_clusters: K, 2 to N. Default 100. UDML-SS: 100 on CUB and Cars, 10,000 on SOP.
+        num_starts: runs from new centers (k-means++); the best one counts. Default 1. A warm start is one.
+        max_iterations: of assigning and averaging, at most. Default 50.
+        warm_start: begin with the means, in the current features, of the labels that `fit_predict` is given.
+            Default True. A cluster without a member then begins at the sample farthest from its center.
+        random_state: seed of the first centers. Default 0.
 
     Attributes:
         labels_: (N,) int64, 0..K-1; a cluster may be empty only if fewer than K samples differ.
         centers_: (K, D) float32.
         inertia_: the sum above.
+        n_features_in_: D.
 
     Raises:
-        TypeError, ValueError: from `fit_predict`, for parameters out of range, fewer samples than clusters,
-            features that are no finite numbers.
-        ImportError: from `fit_predict`, if the backend is not installed.
+        TypeError, ValueError: by `fit` and `fit_predict`, for parameters out of range, fewer samples than
+            clusters, features that are no finite numbers.
 
-    Source: Cao, Chen, Lim (2019), UDML-SS: clusters of the embeddings, made anew every few epochs.
-    Differs from the paper: it starts from the last centres themselves; here they are taken anew as the means
-    of their samples in the features of now, which also holds when these have another dimension.
+    Source: Cao, Chen, Lim (2019), UDML-SS: clusters of the embeddings, renewed every few epochs.
+    Differs from the paper: it starts from the last centers themselves; here they are the means of their
+    samples in the current features, which also works when these have another dimension.
 
     Example:
         >>> features = np.float32([[0.0], [0.1], [5.0], [5.1]])
-        >>> a, b, c, d = KMeans(2).fit_predict(features).tolist()
+        >>> a, b, c, d = KMeansGrouping(2).fit_predict(features).tolist()
         >>> a == b, c == d, a == c
         (True, True, False)
     """
@@ -60,6 +60,7 @@ class KMeans(Estimator):
     labels_: np.ndarray
     centers_: np.ndarray
     inertia_: float
+    n_features_in_: int
 
     def __init__(
         self,
@@ -67,80 +68,76 @@ class KMeans(Estimator):
         num_starts: int = 1,
         max_iterations: int = 50,
         warm_start: bool = True,
-        backend: Backend = "auto",
         random_state: int = 0,
     ) -> None:
         self.num_clusters = num_clusters
         self.num_starts = num_starts
         self.max_iterations = max_iterations
         self.warm_start = warm_start
-        self.backend = backend
         self.random_state = random_state
 
-    def fit_predict(self, features: ArrayLike | torch.Tensor, labels: Any = None) -> np.ndarray:
+    def fit(self, features: ArrayLike, y: Any = None, *, labels: Any = None) -> KMeansGrouping:
         """Cluster the features.
 
         Args:
             features: (N, D) float32.
+            y: ignored.
             labels: (N,) integers, -1 for unassigned, of the round before, for a warm start. Labels of another
                 number of classes are not used. Default None: k-means++.
 
         Returns:
-            (N,) int64, also kept as `labels_`.
+            The estimator.
         """
-        rows = np.ascontiguousarray(as_features(features), np.float32)
+        rows = as_features(features)
         clusters = as_count(self.num_clusters, "num_clusters", least=2)
         if clusters > len(rows):
             raise ValueError(
-                f"num_clusters must be at most the number of samples, got {clusters} for {len(rows)}"
+                f"num_clusters must be at most the number of samples, got {clusters} for {len(rows)} "
+                f"(n_samples={len(rows)}): ask for fewer clusters"
             )
-        as_count(self.num_starts, "num_starts")
+        num_starts = as_count(self.num_starts, "num_starts")
         as_count(self.max_iterations, "max_iterations")
         as_count(self.random_state, "random_state", least=0)
-        check_option(self.backend, "backend", Backend)
-        first = None
+        mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        rows = rows - mean  # |c|^2 - 2 c.x in float32 needs rows near the origin
+        start = None
         if labels is not None and self.warm_start:
             known = as_labels(labels, len(rows), contiguous=False)
             if known.max(initial=-1) + 1 == clusters:
-                first = _means(rows, known, clusters)
-        use_faiss = self.backend == "faiss" or (self.backend == "auto" and find_spec("faiss") is not None)
-        centers = self._faiss(rows, first) if use_faiss else self._sklearn(rows, first)
-        self.labels_, self.centers_, self.inertia_ = _settle(rows, centers)
-        return self.labels_
+                start, num_starts = _class_means(rows, known, clusters), 1
+        runs = [self._run(rows, start, self.random_state + number) for number in range(num_starts)]
+        self.labels_, centers, self.inertia_ = min(runs, key=lambda run: run[2])
+        self.centers_ = centers + mean
+        self.n_features_in_ = rows.shape[1]
+        return self
 
-    def _faiss(self, rows: np.ndarray, first: np.ndarray | None) -> np.ndarray:
-        try:
-            import faiss
-        except ImportError:
-            raise ImportError('KMeans(backend="faiss") needs faiss-gpu or faiss-cpu') from None
+    def _run(
+        self, rows: np.ndarray, start: np.ndarray | None, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Labels, centers and inertia of one run."""
+        import faiss
+
+        if start is None and self.num_clusters <= _GREEDY_CLUSTERS:
+            start = kmeans_plusplus(rows, self.num_clusters, random_state=seed)[0]
         found = faiss.Kmeans(
             rows.shape[1],
             self.num_clusters,
             niter=self.max_iterations,
-            nredo=1 if first is not None else self.num_starts,
-            seed=self.random_state,
+            seed=seed,
             init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
             min_points_per_centroid=1,
             max_points_per_centroid=len(rows),  # all of them, no sample
             early_stop_threshold=1e-4,
         )
-        found.train(rows, init_centroids=first)
-        return np.asarray(found.centroids)
+        found.train(rows, init_centroids=start)
+        return _settled(rows, np.array(found.centroids))
 
-    def _sklearn(self, rows: np.ndarray, first: np.ndarray | None) -> np.ndarray:
-        from sklearn.cluster import KMeans as Reference
-
-        found = Reference(
-            self.num_clusters,
-            init="k-means++" if first is None else first,
-            n_init=1 if first is not None else self.num_starts,
-            max_iter=self.max_iterations,
-            random_state=self.random_state,
-        ).fit(rows)
-        return np.asarray(found.cluster_centers_, np.float32)
+    def fit_predict(self, features: ArrayLike, y: Any = None, *, labels: Any = None) -> np.ndarray:
+        """As `fit`, but returns `labels_`."""
+        return self.fit(features, y, labels=labels).labels_
 
 
-def _means(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+def _class_means(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """(K, D) float32 means of the labels; those of empty ones are the samples farthest from their mean."""
     assigned = labels >= 0
     sizes = np.bincount(labels[assigned], minlength=count)
@@ -154,22 +151,24 @@ def _means(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     return centers.astype(np.float32)
 
 
-def _settle(rows: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Labels by the nearest centre; while clusters are empty they take the samples farthest from theirs."""
-    table, points = torch.from_numpy(centers.copy()), torch.from_numpy(rows)
+def _settled(rows: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Labels by the nearest center; empty clusters move to the samples farthest from theirs."""
+    import faiss
+
     for _ in range(len(centers)):
-        parts = [_nearest(block, table) for block in points.split(4096)]
-        distances, labels = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+        labels = faiss.knn(rows, centers, 1)[1][:, 0]
+        index = torch.from_numpy(labels[:, None])
+        squares = squared_gaps(torch.from_numpy(centers), torch.from_numpy(rows), index)[:, 0].numpy()
         empty = np.setdiff1d(np.arange(len(centers)), labels)
-        far = np.argsort(-distances, kind="stable")[: empty.size]
-        if not empty.size or distances[far[-1]] <= 0:
+        far = np.argsort(-squares, kind="stable")[: empty.size]
+        if not empty.size or squares[far[-1]] <= 0:
             break
-        table[empty] = points[far]
-    return labels.astype(np.int64), table.numpy(), float(distances.sum(dtype=np.float64))
+        centers[empty] = rows[far]
+    return labels.astype(np.int64), centers, float(squares.sum(dtype=np.float64))
 
 
-def _nearest(block: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(b,) squared distance to, and index of, the nearest centre."""
-    squares = (table**2).sum(1) - 2 * block @ table.T  # (b, K)
-    index = squares.argmin(dim=1)
-    return ((block - table[index]) ** 2).sum(1), index
+def __getattr__(name: str) -> Any:
+    if name != "KMeans":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("KMeans is now called KMeansGrouping", DeprecationWarning, stacklevel=2)
+    return KMeansGrouping

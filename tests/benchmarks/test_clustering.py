@@ -13,7 +13,7 @@ from benchmarks.core import logs
 from benchmarks.data.clustering import load
 from benchmarks.tasks import clustering as clustering_task
 from pml_posets.evaluation import clustering_accuracy
-from pml_posets.grouping.kmeans import KMeans
+from pml_posets.grouping.kmeans import KMeansGrouping
 
 RECIPE = "--preset tiny --rounds 2 --iterations 1 --batch-size 8 --fc-dim 8 --top-fraction 0.5"
 MORE = "--samples-per-cluster 2 --num-transforms 3 --num-starts 2 --precision float32"
@@ -136,7 +136,7 @@ def test_k_is_the_number_of_classes(data, monkeypatch, tmp_path):
     ((features, labels),) = seen
     assert features.shape == (32, 8)
     np.testing.assert_array_equal(labels, np.repeat(np.arange(4), 8))
-    clusters = KMeans(4, num_starts=2).fit_predict(features)
+    clusters = KMeansGrouping(4, num_starts=2).fit_predict(features)
     assert rows_of(tmp_path)["pixels", 0]["metrics"]["acc"] == clustering_accuracy(labels, clusters)
 
 

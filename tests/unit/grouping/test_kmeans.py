@@ -1,15 +1,15 @@
-"""k-means: against scikit-learn's, warm starts, empty clusters, in the sampler, what is wrong."""
+"""k-means: against scikit-learn's, far from the origin, warm starts, empty clusters, in the sampler."""
 
 import numpy as np
 import pytest
-from sklearn.cluster import KMeans as Reference
+from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-from pml_posets.grouping.kmeans import KMeans
+import pml_posets
+from pml_posets import grouping
+from pml_posets.grouping.kmeans import KMeansGrouping
 from pml_posets.samplers.pseudo_label import PseudoLabelSampler
-
-BACKENDS = ["faiss", "sklearn"]
 
 
 def blobs(centers=6, count=300, seed=0):
@@ -17,68 +17,82 @@ def blobs(centers=6, count=300, seed=0):
     return features.astype(np.float32), labels
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_planting_is_found(backend):
+def test_the_planting_is_found():
     features, planted = blobs()
-    found = KMeans(6, num_starts=4, backend=backend)
+    found = KMeansGrouping(6, num_starts=4)
     assert adjusted_rand_score(found.fit_predict(features), planted) == 1
-    reference = Reference(6, n_init=4, random_state=0).fit(features)
+    reference = KMeans(6, n_init=4, random_state=0).fit(features)
     assert found.inertia_ == pytest.approx(reference.inertia_, rel=1e-4)
     distances = ((features[:, None] - found.centers_) ** 2).sum(-1)
     np.testing.assert_array_equal(found.labels_, distances.argmin(1))
     for k in range(6):
-        np.testing.assert_allclose(found.centers_[k], features[found.labels_ == k].mean(0), atol=1e-3)
+        means = features[found.labels_ == k].mean(0)
+        np.testing.assert_allclose(found.centers_[k], means, atol=1e-3)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_seed_settles_it(backend):
+@pytest.mark.parametrize("offset", [1e4, -1e5, np.float32([1e5, 0, 0, -3e4, 7])])
+def test_far_from_the_origin_it_is_scikit_learn(offset):
+    features, planted = blobs(10, 1000, seed=3)
+    features = (features + offset).astype(np.float32)
+    reference = KMeans(10, n_init=1, random_state=0).fit_predict(features.astype(np.float64))
+    found = KMeansGrouping(10).fit(features)
+    assert adjusted_rand_score(reference, found.labels_) == adjusted_rand_score(planted, reference) == 1
+    means = np.stack([features[found.labels_ == k].mean(0, dtype=np.float64) for k in range(10)])
+    np.testing.assert_allclose(found.centers_, means, atol=0.02)
+    warm = KMeansGrouping(10).fit_predict(features, labels=planted)
+    np.testing.assert_array_equal(warm, planted)
+
+
+def test_many_clusters_start_without_greed(monkeypatch):
+    monkeypatch.setattr("pml_posets.grouping.kmeans._GREEDY_CLUSTERS", 5)
+    features, planted = blobs()
+    assert adjusted_rand_score(KMeansGrouping(6, num_starts=4).fit_predict(features + 1e4), planted) == 1
+
+
+def test_the_seed_settles_it():
     features = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
-    first, again, other = (
-        KMeans(20, backend=backend, random_state=seed).fit_predict(features) for seed in (3, 3, 4)
-    )
+    first, again, other = (KMeansGrouping(20, random_state=seed).fit_predict(features) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert adjusted_rand_score(first, other) < 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_warm_start_keeps_the_ids(backend):
+def test_a_warm_start_keeps_the_ids():
     features, _ = blobs()
-    provider = KMeans(6, num_starts=4, backend=backend)
+    provider = KMeansGrouping(6, num_starts=4)
     before = provider.fit_predict(features)
     permuted = np.random.default_rng(0).permutation(6)[before]
     wider = np.hstack([features, features]) + 0.01  # another dimension too
     np.testing.assert_array_equal(provider.fit_predict(wider, labels=permuted), permuted)
-    cold = KMeans(6, num_starts=4, backend=backend, warm_start=False)
+    cold = KMeansGrouping(6, num_starts=4, warm_start=False)
     np.testing.assert_array_equal(cold.fit_predict(features, labels=permuted), before)
     np.testing.assert_array_equal(provider.fit_predict(features, labels=np.minimum(before, 3)), before)
+    np.testing.assert_array_equal(provider.fit_predict(features, np.zeros(300, int)), before)  # y is ignored
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_empty_clusters_are_filled_from_far_samples(backend):
+def test_empty_clusters_are_filled_from_far_samples():
     features, _ = blobs(centers=4)
     labels = np.zeros(300, np.int64)
     labels[:2] = 3  # 1 and 2 are empty
-    found = KMeans(4, backend=backend).fit_predict(features, labels=labels)
+    found = KMeansGrouping(4).fit_predict(features, labels=labels)
     assert np.bincount(found, minlength=4).min() > 0
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_cluster_is_empty_while_samples_differ(backend):
+def test_no_cluster_is_empty_while_samples_differ():
     features = np.repeat(np.arange(5, dtype=np.float32), 10)[:, None]
-    found = KMeans(5, backend=backend).fit_predict(features)
+    found = KMeansGrouping(5).fit_predict(features)
     assert np.bincount(found, minlength=5).tolist() == [10] * 5
-    same = KMeans(3, backend=backend).fit_predict(np.ones((9, 2), np.float32))
+    same = KMeansGrouping(3).fit_predict(np.ones((9, 2), np.float32))
     assert same.shape == (9,)
 
 
 def test_as_many_clusters_as_samples():
     features = np.arange(6, dtype=np.float32)[:, None]
-    assert sorted(KMeans(6).fit_predict(features)) == list(range(6))
+    assert sorted(KMeansGrouping(6).fit_predict(features)) == list(range(6))
 
 
 def test_in_the_sampler():
     features, planted = blobs()
-    kmeans = KMeans(6, num_starts=4)
+    kmeans = KMeansGrouping(6, num_starts=4)
     sampler = PseudoLabelSampler(features, batch_size=20, samples_per_class=5, grouping=kmeans)
     assert adjusted_rand_score(sampler.labels, planted) == 1
     before = sampler.labels.copy()
@@ -88,22 +102,10 @@ def test_in_the_sampler():
     assert np.unique(sampler.labels[batch], return_counts=True)[1].tolist() == [5] * 4
 
 
-def test_without_faiss(monkeypatch):
-    import builtins
-
-    real = builtins.__import__
-    features, planted = blobs()
-
-    def refuse(name, *arguments, **options):
-        if name == "faiss":
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    monkeypatch.setattr("pml_posets.grouping.kmeans.find_spec", lambda name: None)
-    assert adjusted_rand_score(KMeans(6, num_starts=4).fit_predict(features), planted) == 1
-    with pytest.raises(ImportError, match="needs faiss-gpu or faiss-cpu"):
-        KMeans(6, backend="faiss").fit_predict(features)
+@pytest.mark.parametrize("module", [pml_posets, grouping])
+def test_the_old_name_warns(module):
+    with pytest.warns(DeprecationWarning, match="KMeans is now called KMeansGrouping"):
+        assert module.KMeans is KMeansGrouping
 
 
 @pytest.mark.parametrize(
@@ -114,18 +116,17 @@ def test_without_faiss(monkeypatch):
         ({"num_starts": 0}, ValueError, "num_starts"),
         ({"max_iterations": 0}, ValueError, "max_iterations"),
         ({"random_state": -1}, ValueError, "random_state"),
-        ({"backend": "gpu"}, ValueError, "backend"),
         ({"num_clusters": 2.5}, TypeError, "num_clusters"),
     ],
 )
-def test_what_is_wrong(options, error, text):
+def test_bad_options_say_what_is_wrong(options, error, text):
     with pytest.raises(error, match=text):
-        KMeans(**options).fit_predict(blobs()[0])
+        KMeansGrouping(**options).fit_predict(blobs()[0])
 
 
-def test_features_and_labels_that_are_wrong():
+def test_bad_features_and_labels_say_what_is_wrong():
     features, _ = blobs()
     with pytest.raises(ValueError, match="finite"):
-        KMeans(3).fit_predict(np.full((5, 2), np.nan))
+        KMeansGrouping(3).fit_predict(np.full((5, 2), np.nan))
     with pytest.raises(ValueError, match=r"\(300,\)"):
-        KMeans(3).fit_predict(features, labels=np.zeros(5, int))
+        KMeansGrouping(3).fit_predict(features, labels=np.zeros(5, int))
