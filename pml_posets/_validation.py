@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeAlias, get_args
 
 import numpy as np
@@ -87,6 +90,19 @@ def check_option(value: Any, name: str, options: Any) -> Any:
     return value
 
 
+_checked: ContextVar[tuple[Any, ...]] = ContextVar("checked", default=())
+
+
+@contextmanager
+def checked(*features: NDArray[np.float32] | None) -> Iterator[None]:
+    """Let `as_features` inside take these very arrays, known to be valid, without scanning them again."""
+    token = _checked.set((*_checked.get(), *(array for array in features if array is not None)))
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
 def as_features(features: Any, name: str = "features") -> NDArray[np.float32]:
     """Bring features into the one form that the package computes with, or say what is wrong with them.
 
@@ -105,15 +121,30 @@ def as_features(features: Any, name: str = "features") -> NDArray[np.float32]:
         >>> as_features([[0, 1], [2, 3]]).dtype
         dtype('float32')
     """
+    if any(features is known for known in _checked.get()):
+        return features
+    if isinstance(features, (list, tuple)) and features and isinstance(features[0], torch.Tensor):
+        features = torch.stack(list(features))
     if isinstance(features, torch.Tensor):
         features = features.detach().to("cpu", torch.float32).numpy()
+    if hasattr(features, "toarray"):
+        raise TypeError(f"{name} must be dense, sparse data is not supported: pass {name}.toarray()")
     array = np.asarray(features)
+    if array.dtype.kind == "O":
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name} must hold real numbers: {error}") from None
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+        hint = ": Complex data not supported" if array.dtype.kind == "c" else ""
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}{hint}")
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (N, D), got {array.shape}: flatten them per sample")
     if array.size == 0:
-        raise ValueError(f"{name} must hold at least one sample of one dimension, got shape {array.shape}")
+        raise ValueError(
+            f"{name} must hold at least one sample of one dimension, found {len(array)} sample(s) and "
+            f"{array.shape[1]} feature(s) (shape={array.shape}) while a minimum of 1 is required: give some"
+        )
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
     step = max(1, 2**24 // array.shape[1])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,16 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._classes import BLOCK_BYTES, ClassMembers, check_neighbors, oriented, relabel, row_sums
+from ._classes import ClassMembers, check_neighbors, relabel
 from ._io import atomic_write
-from ._validation import ArrayLike, as_codes, as_count, as_features, as_flips, as_labels, as_mirrored
-from .neighbors.nearest import Backend, Method, Neighbors, search
+from ._nearest_classes import class_medoids, nearest_classes
+from ._validation import ArrayLike, as_codes, as_count, as_features, as_flips, as_labels, as_mirrored, checked
+from .neighbors.nearest import Backend, Method, Neighbors
 
 __all__ = ["Posets", "medoids", "relabel"]
 
 _FORMAT = 1  # of the file that save() writes
 _DAMAGE = (ValueError, TypeError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-_TIE = 1e-6  # sums that differ by less than this part of the smallest are tied
 
 
 def medoids(
@@ -37,7 +36,7 @@ def medoids(
 
     medoid_c = argmin over i in class c of sum over j in class c of ||x_i - x_j||, distances unsquared. A
     flipped member takes part with its mirrored row. Sums within one part in 10^6 of the smallest are tied,
-    and the lower index wins, so that the choice does not hang on rounding.
+    and the lower index wins, so that rounding does not decide.
 
     Args:
         features: (N, D) float32, in dataset order.
@@ -67,21 +66,6 @@ def medoids(
     )
 
 
-def class_medoids(
-    features: np.ndarray, mirrored: np.ndarray | None, flips: np.ndarray, members: ClassMembers
-) -> np.ndarray:
-    found = np.full(members.sizes.size, -1, np.int64)
-    for classes, block in members.blocks(features.shape[1]):
-        if block.shape[1] <= 2:  # alone, or tied
-            found[classes] = block[:, 0]
-            continue
-        rows = oriented(features, mirrored, flips, block.reshape(-1)).reshape(*block.shape, -1)  # (b, s, D)
-        sums = row_sums(torch.from_numpy(rows)).numpy()  # (b, s)
-        tied = sums <= sums.min(axis=1, keepdims=True) * (1 + _TIE)
-        found[classes] = block[np.arange(classes.size), tied.argmax(axis=1)]
-    return found
-
-
 @dataclass(frozen=True, eq=False)
 class Posets:
     """Surrogate classes, their medoids and the partial order of the samples around them, for one round.
@@ -96,7 +80,7 @@ class Posets:
             assigned sample's own class comes first whatever its distance. -1 where C < Z leaves a gap.
         nearest_distances: (N, Z) float32, Euclidean distances to those medoids; inf beside -1.
         flips: (N,) bool, True where the sample is to be mirrored before it meets its class.
-        round: the round of the joint optimisation these belong to, from 0.
+        round: the round of the joint optimization these belong to, from 0.
 
     Raises:
         TypeError, ValueError: if the arrays do not fit each other.
@@ -183,11 +167,10 @@ class Posets:
             sources: (N,) source of each sample, ints or strings: a class whose medoid is of a sample's own
                 source is not among its nearest, unless it is its own class. Frames of one video are near
                 because they share person and scene. None (default): all classes count.
-            neighbors: what `search(features, k, sources=...)` found, if that is there already: a sample whose
-                list shows which medoids are nearest needs no further search. The answer is the same if the
-                lists are exact, else as good as they are. Not with mirrored features. None (default): all are
-                searched for.
-            round: the round of the joint optimisation. Default 0.
+            neighbors: what `search(features, k, sources=...)` found: a sample whose list shows which medoids
+                are nearest needs no further search. The answer is the same if the lists are exact, else as
+                good as they are. Not with mirrored features. None (default): all are searched for.
+            round: the round of the joint optimization. Default 0.
             method: of the search for the nearest medoids, see `pml_posets.neighbors.search`. Default "exact".
             backend: of the search, see `pml_posets.neighbors.search`.
             device: of the search. Default "cpu".
@@ -210,38 +193,20 @@ class Posets:
             check_neighbors(neighbors, num_samples, mirrored is not None)
             if mirrored is not None:
                 raise ValueError("neighbors do not tell the nearest medoids of mirrored features: give none")
-        found = class_medoids(features, mirrored, flips, ClassMembers.of(labels))
-        nearest = np.full((num_samples, num_nearest), -1, np.int64)
-        distances = np.full((num_samples, num_nearest), np.inf, np.float32)
-        flips = np.where(labels >= 0, flips, False)
-        if found.size:
-            representatives = oriented(features, mirrored, flips, found)  # (C, D)
-            k = min(int(num_nearest), found.size)
+        with checked(features, mirrored):
+            found = class_medoids(features, mirrored, flips, ClassMembers.of(labels))
             settings: dict[str, Any] = {"method": method, "backend": backend, "device": device}
-            if codes is not None:
-                settings["sources"] = codes[found]
-            open_ = np.arange(num_samples)
-            if neighbors is not None:
-                nearest[:, :k], distances[:, :k], known = _nearest_listed(neighbors, labels, found, k)
-                open_ = np.flatnonzero(~known)
-            whole = mirrored is None and open_.size == num_samples
-            for rows in _row_chunks(open_, features.shape[1], whole):
-                if codes is not None:
-                    settings["query_sources"] = codes[rows]
-                queries = features if whole else oriented(features, mirrored, flips, rows)
-                got = search(representatives, k, query_features=queries, **settings)
-                nearest[rows, :k], distances[rows, :k] = got.indices, got.distances
-                free = rows[labels[rows] < 0]
-                if mirrored is None or not free.size:
-                    continue
-                if codes is not None:
-                    settings["query_sources"] = codes[free]
-                got = search(representatives, k, query_features=mirrored[free], **settings)
-                flips[free] = got.distances[:, 0] < distances[free, 0]
-                turned = flips[free]
-                nearest[free[turned], :k] = got.indices[turned]
-                distances[free[turned], :k] = got.distances[turned]
-            _own_class_first(features, mirrored, flips, labels, representatives, nearest, distances)
+            nearest, distances, flips = nearest_classes(
+                features,
+                mirrored,
+                np.where(labels >= 0, flips, False),
+                labels,
+                found,
+                num_nearest,
+                codes,
+                neighbors,
+                settings,
+            )
         return cls(labels, found, nearest, distances, flips, round)
 
     @property
@@ -330,7 +295,7 @@ class Posets:
         """Write everything to one .npz file, whole or not at all (a temporary file beside it is renamed).
 
         Args:
-            path: the file, overwritten if it is there; its name is kept as it is.
+            path: the file, replaced if it exists; its name is kept as it is.
 
         Raises:
             OSError: if the folder is missing, full or not writable; an older file stays as it was.
@@ -350,7 +315,7 @@ class Posets:
             The posets, equal to those saved.
 
         Raises:
-            FileNotFoundError: if it is not there.
+            FileNotFoundError: if it does not exist.
             ValueError: if it is damaged, half-written, or no file of posets.
         """
         try:
@@ -378,61 +343,3 @@ def _integers(values: Any, name: str) -> np.ndarray:
     if values.size and values.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {values.dtype}")
     return values.astype(np.int64, copy=False)
-
-
-def _row_chunks(rows: np.ndarray, dim: int, whole: bool) -> Iterator[np.ndarray]:
-    """Row indices, as many at a time as take about 256 MiB, or all."""
-    step = max(1, rows.size if whole else (1 << 28) // (4 * dim))
-    for first in range(0, rows.size, step):
-        yield rows[first : first + step]
-
-
-def _nearest_listed(
-    neighbors: Neighbors, labels: np.ndarray, medoid: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N, k) classes of the nearest medoids by the lists, (N, k) distances, (N,) whether no other is nearer.
-
-    A sample's own class, one of the k, is left out.
-    """
-    classes = np.full(labels.size, -1)
-    classes[medoid] = np.arange(medoid.size)
-    listed = np.where(neighbors.indices >= 0, classes[neighbors.indices], -1)  # (N, K)
-    listed[listed == labels[:, None]] = -1
-    wider = ((0, 0), (0, max(0, k - listed.shape[1])))
-    listed = np.pad(listed, wider, constant_values=-1)
-    gaps = np.pad(neighbors.distances, wider, constant_values=np.inf)
-    end = neighbors.distances[:, -1]  # inf: the list holds all there are
-    gaps[listed < 0] = np.inf
-    order = np.lexsort((listed, gaps), axis=1)[:, :k]
-    listed, gaps = np.take_along_axis(listed, order, 1), np.take_along_axis(gaps, order, 1)
-    wanted = np.where(labels >= 0, k - 1, k)
-    last = np.where(wanted > 0, gaps[np.arange(labels.size), np.maximum(wanted, 1) - 1], -np.inf)
-    return listed, gaps, np.isinf(end) | (last < end)
-
-
-def _own_class_first(
-    features: np.ndarray,
-    mirrored: np.ndarray | None,
-    flips: np.ndarray,
-    labels: np.ndarray,
-    representatives: np.ndarray,
-    nearest: np.ndarray,
-    distances: np.ndarray,
-) -> None:
-    """Move each assigned sample's own class to the front, in place; the farthest other makes room."""
-    assigned = np.flatnonzero(labels >= 0)
-    own = labels[assigned]
-    own_distances = np.empty(assigned.size, np.float32)
-    step = max(1, BLOCK_BYTES // (4 * features.shape[1]))
-    for first in range(0, assigned.size, step):
-        part = slice(first, first + step)
-        gap = oriented(features, mirrored, flips, assigned[part])
-        gap -= representatives[own[part]]
-        own_distances[part] = np.sqrt(np.einsum("ij,ij->i", gap, gap))
-    listed, there = nearest[assigned], distances[assigned]
-    others = listed != own[:, None]
-    # Stable sort: the others keep their order, and the own class, if listed, goes last and is cut off.
-    order = np.argsort(~others, axis=1, kind="stable")[:, : listed.shape[1] - 1]
-    nearest[assigned, 1:] = np.take_along_axis(listed, order, axis=1)
-    distances[assigned, 1:] = np.take_along_axis(there, order, axis=1)
-    nearest[assigned, 0], distances[assigned, 0] = own, own_distances

@@ -47,7 +47,7 @@ def y_step(planted: Planted, method: Method) -> Answer:
         found = search(features, NEIGHBORS, sources=sources, method=method)
 
     def do_grouping() -> None:
-        grouping.fit(features, sources, neighbors=found)
+        grouping.fit(features, sources=sources, neighbors=found)
 
     def do_assignment() -> None:
         nonlocal refined
@@ -80,9 +80,11 @@ def time_y_step(
 
     import pml_posets.grouping.relaxed_assignment
     import pml_posets.grouping.surrogate  # noqa: F401
-    from pml_posets._memory import require_memory
+    from pml_posets._memory import warn_if_short, y_step_bytes
 
-    require_memory(num_samples, num_dims, num_neighbors=NEIGHBORS)
+    size = 4 * num_samples * num_dims
+    needed = size + y_step_bytes(num_samples, num_dims, NEIGHBORS)
+    warn_if_short(needed, f"a y-step of {num_samples} x {num_dims} features", certain=size)
     planted = plant(num_samples, num_dims, seed)
     answers: dict[str, Answer] = {}
     peaks: dict[str, int] = {}
@@ -169,9 +171,9 @@ def time_rival(name: str, num_samples: int, num_dims: int, seed: int) -> dict[st
 
         labels = HDBSCAN(min_cluster_size=3, copy=True).fit_predict(features)
     else:
-        from pml_posets.grouping.kmeans import KMeans
+        from pml_posets.grouping.kmeans import KMeansGrouping
 
-        labels = KMeans(planted.num_classes, random_state=seed).fit_predict(features)
+        labels = KMeansGrouping(planted.num_classes, random_state=seed).fit_predict(features)
     seconds = time.perf_counter() - wall
     both = (labels >= 0) & (planted.postures >= 0)
     return {

@@ -59,7 +59,7 @@ class Space:
     ) -> Tensor:
         """Euclidean distances inside groups, or from their members to other ones.
 
-        By matrix products of rows centred on the first of each group, so that rounding stays small beside the
+        By matrix products of rows centerd on the first of each group, so that rounding stays small beside the
         distances in it; a few groups at a time, so that their rows stay in the processor's cache.
 
         Args:
@@ -78,14 +78,14 @@ class Space:
         for first in range(0, len(indices), step):
             part = slice(first, first + step)
             rows = self.rows(indices[part], flips[part])
-            centre = rows[:, :1].clone()
-            rows -= centre
+            center = rows[:, :1].clone()
+            rows -= center
             if others is None or other_flips is None:
                 found = torch.bmm(rows, rows.transpose(1, 2))
                 squares = other_squares = found.diagonal(dim1=1, dim2=2).clone()
             else:
                 columns = self.rows(others[part], other_flips[part])
-                columns -= centre
+                columns -= center
                 found = torch.bmm(rows, columns.transpose(1, 2))
                 squares, other_squares = (
                     torch.linalg.vector_norm(x, dim=2).square_() for x in (rows, columns)
@@ -100,34 +100,6 @@ def blocks(num_groups: int, numbers: int) -> Iterator[slice]:
     step = max(1, _BLOCK_NUMBERS // max(1, numbers))
     for first in range(0, num_groups, step):
         yield slice(first, min(first + step, num_groups))
-
-
-def quantile_distances(
-    space: Space, rows: np.ndarray, chosen: np.ndarray, fraction: float, codes: np.ndarray | None
-) -> np.ndarray:
-    """(R,) distance within which the fraction of the chosen samples lies, own source and self left out."""
-    others = space.rows(chosen, np.zeros(chosen.size, bool))
-    centre = others.mean(0)
-    others = others - centre
-    squares = others.square().sum(1)
-    result = np.zeros(rows.size, np.float32)
-    step = max(1, _BLOCK_NUMBERS // max(chosen.size, space.table.shape[1]))
-    for first in range(0, rows.size, step):
-        part = rows[first : first + step]
-        gaps: Tensor | None = None
-        for flipped in (False, True)[: 1 if space.mirror is None else 2]:
-            views = space.rows(part, np.full(part.size, flipped)) - centre
-            found = torch.addmm(squares, views, others.T, alpha=-2).add_(views.square().sum(1)[:, None])
-            gaps = found if gaps is None else torch.minimum(gaps, found)
-        assert gaps is not None
-        left_out = part[:, None] == chosen if codes is None else codes[part][:, None] == codes[chosen]
-        squared = gaps.clamp_min_(0).cpu().numpy()
-        squared[left_out] = np.inf
-        count = chosen.size - left_out.sum(axis=1)
-        rank = np.maximum(np.ceil(fraction * count - 1e-9).astype(np.int64), 1) - 1
-        squared.partition(np.unique(rank), axis=1)
-        result[first : first + step] = np.sqrt(squared[np.arange(part.size), rank])
-    return np.where(np.isfinite(result), result, 0)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._classes import ClassMembers
 from ._groups import Space, blocks, size_ranges
 
-_NOTHING = 1e-6  # a total affinity that no similarity can be told from
+_NOTHING = 1e-6  # a total affinity below which a mean similarity is not defined
 
 
 def gain_of_leaving(
@@ -54,23 +54,13 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Moves:
-    """(M,) samples, the classes they go to (-1: out), how they stand there, their gain in G; best first."""
-
-    samples: np.ndarray
-    classes: np.ndarray
-    flips: np.ndarray
-    gain: np.ndarray
-
-
-@dataclass(frozen=True)
 class Pool:
     """b classes with the P samples that may be in each, R of which are references.
 
     Args:
         classes: (b,) ids.
         entries: (b, P) positions in flattened (N, K + 1) affinities: which sample, and which candidate of it.
-        there: (b, P) bool, whether the place is filled.
+        filled: (b, P) bool, whether the position holds an entry.
         references: (b, R) positions in 0..P-1.
         near: (b, P, R) float32 similarities, 0 where they do not count.
         counts: (b, P, R) float32, 1 where they do; None if all do but a sample's to itself.
@@ -79,7 +69,7 @@ class Pool:
 
     classes: Tensor
     entries: Tensor
-    there: Tensor
+    filled: Tensor
     references: Tensor
     near: Tensor
     counts: Tensor | None
@@ -90,13 +80,13 @@ class Pool:
         if len(rows) == len(self.classes):
             return self
         counts = None if self.counts is None else self.counts[rows]
-        parts = (self.classes, self.entries, self.there, self.references, self.near)
-        classes, entries, there, references, near = (part[rows] for part in parts)
-        return Pool(classes, entries, there, references, near, counts, self.referred[rows])
+        parts = (self.classes, self.entries, self.filled, self.references, self.near)
+        classes, entries, filled, references, near = (part[rows] for part in parts)
+        return Pool(classes, entries, filled, references, near, counts, self.referred[rows])
 
     def gradient(self, affinity: Tensor) -> tuple[Tensor, Tensor]:
         """From (N, K + 1) affinities: s_ic (b, P), which is S_c where no reference counts, and S_c (b,)."""
-        weight = affinity.view(-1)[self.entries] * self.there  # (b, P)
+        weight = affinity.view(-1)[self.entries] * self.filled  # (b, P)
         reference = weight.gather(1, self.references)  # (b, R)
         if self.counts is None:
             total = reference.sum(1, keepdim=True) - weight * self.referred
@@ -111,7 +101,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Problem:
-    """What stays the same over the rounds."""
+    """Features, sources and similarity, which all rounds share."""
 
     features: np.ndarray
     mirrored: np.ndarray | None
@@ -131,25 +121,30 @@ class Problem:
             for block in blocks(part.size, 8 * size * num_references):
                 classes = part[block]
                 entry = members.starts[classes][:, None] + np.arange(size)  # (b, P)
-                there = np.arange(size) < sizes[classes][:, None]
+                filled = np.arange(size) < sizes[classes][:, None]
                 entry = members.order[np.minimum(entry, members.order.size - 1)]
                 samples, slots = entry // width, entry % width
                 flips = candidates.flips[samples, slots]
                 references = np.broadcast_to(np.arange(size), entry.shape)
-                if num_references < size:  # a random choice from the places that are filled
-                    lottery = np.where(there, rng.random(entry.shape), 2.0)
+                if num_references < size:  # a random choice from the places that are referenced
+                    lottery = np.where(filled, rng.random(entry.shape), 2.0)
                     references = np.sort(np.argsort(lottery, axis=1)[:, :num_references], axis=1)
-                chosen = np.take_along_axis(samples, references, 1)
-                gaps = self.space.distances(samples, flips, chosen, np.take_along_axis(flips, references, 1))
-                filled = np.take_along_axis(there, references, 1)  # (b, R)
+                    chosen = np.take_along_axis(samples, references, 1)
+                    chosen_flips = np.take_along_axis(flips, references, 1)
+                    gaps = self.space.distances(samples, flips, chosen, chosen_flips)
+                else:
+                    chosen, gaps = samples, self.space.distances(samples, flips)
+                referenced = np.take_along_axis(filled, references, 1)  # (b, R)
                 if self.codes is None:
                     apart = samples[:, :, None] != chosen[:, None, :]
                 else:
                     apart = self.codes[samples][:, :, None] != self.codes[chosen][:, None, :]
-                counts = torch.from_numpy(apart & there[:, :, None] & filled[:, None, :]).to(place).float()
-                referred = np.zeros(there.shape, np.float32)
-                np.put_along_axis(referred, references, filled.astype(np.float32), 1)
-                arrays = (classes, samples * (width + 1) + slots, there, np.array(references), referred)
+                counts = (
+                    torch.from_numpy(apart & filled[:, :, None] & referenced[:, None, :]).to(place).float()
+                )
+                referred = np.zeros(filled.shape, np.float32)
+                np.put_along_axis(referred, references, referenced.astype(np.float32), 1)
+                arrays = (classes, samples * (width + 1) + slots, filled, np.array(references), referred)
                 parts = [torch.from_numpy(array).to(place) for array in arrays]
                 near = torch.exp(gaps / -self.space.scale).mul_(counts)
                 kept = None if self.codes is None else counts

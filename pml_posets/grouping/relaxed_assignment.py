@@ -2,84 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator, ClusterMixin
 from torch import Tensor
 
-from .._classes import ClassMembers, check_neighbors, oriented, relabel, row_sums
-from .._estimator import Estimator
-from .._validation import ArrayLike, as_codes, as_count, as_features, as_flips, as_labels, as_mirrored
-from ..neighbors.nearest import Neighbors, search
-from ..posets import class_medoids
+from .._classes import ClassMembers, check_neighbors, oriented, relabel
+from .._nearest_classes import class_medoids
+from .._validation import (
+    ArrayLike,
+    as_codes,
+    as_count,
+    as_features,
+    as_flips,
+    as_labels,
+    as_mirrored,
+    as_real,
+    checked,
+)
+from ..neighbors.nearest import Backend, Neighbors, search
+from ._compactness import compactness, exact_compactness
 from ._groups import Space
-from ._relaxation import Candidates, Moves, Problem, batches, gain_of_joining, gain_of_leaving
+from ._moves import Moves, accept
+from ._relaxation import Candidates, Pool, Problem, batches, gain_of_joining, gain_of_leaving
+
+__all__ = ["RelaxedAssignment", "compactness"]
 
 _TOLERANCES = (0.1, 0.5)  # what an estimated tolerance may be
 _LEAST = 1e-20  # affinity that a candidate keeps, to be able to come back
 _CERTAINTY = 0.7  # affinity of a sample to where it stands, at the start
 
 
-def compactness(
-    features: ArrayLike,
-    labels: Any,
-    scale: float = 1.0,
-    *,
-    mirrored: ArrayLike | None = None,
-    flips: Any = None,
-) -> float:
-    """G of Eq. 7: the sum over classes of the mean similarity of their pairs, a sample's pair with itself
-    included.
-
-    G = sum_c sum_{i in c} sum_{j in c} exp(-||x_i - x_j|| / scale) / |c|^2; each class counts for 1 at most,
-    which it reaches when all its members are equal or when it has one alone.
-
-    Args:
-        features: (N, D) float32, in dataset order.
-        labels: (N,) integers, -1 unassigned (left out), else 0..C-1.
-        scale: of the similarity, above 0. Default and paper: 1.0.
-        mirrored: (N, D) float32, features of the mirrored images; None (default) without.
-        flips: (N,) bool, True where a sample stands in its class mirrored; None (default): nowhere.
-
-    Returns:
-        G, in 0..C; 0 without classes.
-
-    Raises:
-        TypeError, ValueError: for arrays that are wrong or do not match, or a scale that is not above 0.
-
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), Eq. 7.
-    Differs from the paper: in nothing known.
-
-    Example:
-        >>> compactness([[0.0], [0.0], [7.0], [8.0]], [0, 0, -1, 1])
-        2.0
-    """
-    features = as_features(features)
-    mirrored = as_mirrored(mirrored, features)
-    labels = as_labels(labels, len(features))
-    _check_scale(scale)
-    return _compactness(features, mirrored, as_flips(flips, len(features), mirrored), labels, scale)
-
-
-def _check_scale(scale: float) -> None:
-    if not 0 < scale < np.inf:
-        raise ValueError(f"scale must be a finite number above 0, got {scale!r}")
-
-
-def _compactness(
-    features: np.ndarray, mirrored: np.ndarray | None, flips: np.ndarray, labels: np.ndarray, scale: float
-) -> float:
-    members = ClassMembers.of(labels)
-    means = np.zeros(members.sizes.size)
-    for classes, block in members.blocks(features.shape[1]):
-        rows = oriented(features, mirrored, flips, block.reshape(-1)).reshape(*block.shape, -1)
-        sums = row_sums(torch.from_numpy(rows), scale).sum(dim=1).numpy()
-        means[classes] = sums / block.shape[1] ** 2
-    return float(means.sum())
-
-
-class RelaxedAssignment(Estimator):
+class RelaxedAssignment(ClusterMixin, BaseEstimator):
     """Move samples between classes, in and out of them, so that the classes become more compact.
 
     Each sample i has affinities y_ic >= 0, a softmax over its few candidate classes and over staying
@@ -150,6 +106,7 @@ class RelaxedAssignment(Estimator):
     objective_: list[float]
     num_moved_: int
     tolerance_: float
+    n_features_in_: int
 
     def __init__(
         self,
@@ -162,7 +119,7 @@ class RelaxedAssignment(Estimator):
         num_rounds: int = 3,
         max_references: int = 128,
         scale: float = 1.0,
-        backend: Literal["auto", "faiss", "torch"] = "auto",
+        backend: Backend = "auto",
         device: str | torch.device = "cpu",
         random_state: int = 0,
     ) -> None:
@@ -199,7 +156,7 @@ class RelaxedAssignment(Estimator):
             sources: (N,) ints or strings; None (default): no rule. With them, samples of one source tell
                 nothing about each other, and none joins a class that had a sample of its source.
             neighbors: what `search(features, k, mirrored=...)` found: candidates are then the classes of a
-                sample's neighbours, which spares the search for medoids. None (default) searches.
+                sample's neighbors, which spares the search for medoids. None (default) searches.
 
         Returns:
             labels_, (N,) int64.
@@ -225,19 +182,21 @@ class RelaxedAssignment(Estimator):
         codes = as_codes(sources, num_samples)
         if neighbors is not None:
             check_neighbors(neighbors, num_samples, mirror is not None)
+        self.n_features_in_ = table.shape[1]
         sizes = np.bincount(start[start >= 0], minlength=1)
         current = relabel(np.where((start >= 0) & (sizes[start] >= self.min_size), start, -1))
         turned &= current >= 0
         rng = np.random.default_rng(self.random_state)
         problem = Problem(table, mirror, codes, Space.of(table, mirror, self.scale, self.device))
-        self.objective_ = [_compactness(table, mirror, turned, current, self.scale)]
+        self.objective_ = [exact_compactness(table, mirror, turned, current, self.scale)]
         self.num_classes_ = int(current.max()) + 1
         self.tolerance_ = 0.0 if self.tolerance is None else float(self.tolerance)
-        with torch.no_grad(), torch.autocast(problem.space.table.device.type, enabled=False):
+        no_autocast = torch.autocast(problem.space.table.device.type, enabled=False)
+        with torch.no_grad(), no_autocast, checked(table, mirror):
             for _ in range(self.num_rounds if self.num_classes_ else 0):
                 candidates = self._candidates(problem, current, turned, neighbors)
                 moves = self._relax(problem, candidates, current, rng)
-                accepted = self._accept(problem, moves, current, turned)
+                accepted = accept(problem, moves, current, turned, self.objective_[-1], self.min_size)
                 if accepted is None:
                     break
                 current, turned, objective = accepted
@@ -251,11 +210,10 @@ class RelaxedAssignment(Estimator):
         for name in counts:
             as_count(getattr(self, name), name)
         as_count(self.random_state, "random_state", least=0)
-        _check_scale(self.scale)
-        if not 0 < self.lr < np.inf:
-            raise ValueError(f"lr must be a finite number above 0, got {self.lr!r}")
-        if self.tolerance is not None and not 0 <= self.tolerance <= 1:
-            raise ValueError(f"tolerance must be in 0..1, got {self.tolerance!r}")
+        as_real(self.scale, "scale", low=0, open_low=True)
+        as_real(self.lr, "lr", low=0, open_low=True)
+        if self.tolerance is not None:
+            as_real(self.tolerance, "tolerance", low=0, high=1)
 
     def _candidates(
         self, problem: Problem, labels: np.ndarray, flips: np.ndarray, neighbors: Neighbors | None
@@ -281,11 +239,11 @@ class RelaxedAssignment(Estimator):
             turned = flips[index] if neighbors.flips is None else flips[index] ^ neighbors.flips
         classes = np.concatenate([labels[:, None], classes], axis=1)  # own class, then by distance
         turned = np.concatenate([flips[:, None], turned], axis=1)
-        # The first entry of each class of a row stays, the first `width` of those.
+        # Of each row the first entry of each class stays, and of these the first `width`.
         row = np.repeat(np.arange(num_samples), classes.shape[1])
         key = row * self.num_classes_ + classes.reshape(-1)
-        there = np.flatnonzero(classes.reshape(-1) >= 0)
-        entry = there[np.unique(key[there], return_index=True)[1]]
+        listed = np.flatnonzero(classes.reshape(-1) >= 0)
+        entry = listed[np.unique(key[listed], return_index=True)[1]]
         entry.sort()
         row = entry // classes.shape[1]
         slot = np.arange(entry.size) - np.searchsorted(row, np.arange(num_samples))[row]
@@ -305,56 +263,67 @@ class RelaxedAssignment(Estimator):
         place = problem.space.table.device
         pools = list(problem.pools(candidates, self.max_references, rng))
         hard = torch.zeros((num_samples, width + 1), device=place)
-        # Where a sample stands: its own class is its first candidate, staying unassigned comes last.
-        stands = torch.from_numpy(np.where(labels >= 0, 0, width)).to(place)
-        hard[torch.arange(num_samples, device=place), stands] = 1
+        # A sample's own class is its first candidate, staying unassigned comes last.
+        current = torch.from_numpy(np.where(labels >= 0, 0, width)).to(place)
+        hard[torch.arange(num_samples, device=place), current] = 1
         similarity = torch.zeros((num_samples, width + 1), dtype=torch.float64, device=place)
         means = torch.zeros(self.num_classes_, dtype=torch.float64, device=place)
         for pool in pools:
             value, mean = pool.gradient(hard)
-            similarity.view(-1)[pool.entries[pool.there]] = value[pool.there].double()
+            similarity.view(-1)[pool.entries[pool.filled]] = value[pool.filled].double()
             means[pool.classes] = mean.double()
-        unit = float(means.mean().clamp_min(torch.finfo(torch.float64).tiny))
-
-        # (N, K + 1): a sample's candidate classes, then staying unassigned.
-        listed = np.pad(candidates.classes, ((0, 0), (0, 1)), constant_values=-1)
-        listed_flips = np.pad(candidates.flips, ((0, 0), (0, 1)))
-        open_ = torch.from_numpy(listed >= 0).to(place)
-        open_[:, width] = True
-        affinity = torch.where(hard > 0, _CERTAINTY, (1 - _CERTAINTY) / (open_.sum(1, keepdim=True) - 1))
-        affinity = affinity.masked_fill_(~open_, 0)
-        affinity /= affinity.sum(1, keepdim=True)
-        gradient = torch.zeros_like(affinity)
         self.tolerance_ = self._tolerance(similarity[:, 0], means, labels)
-        rate = self.lr / width  # a sample moves once for each of its candidate classes
-        for _ in range(self.num_steps):
-            steps = [(pool, rows) for pool in pools for rows in batches(pool, self.batch_classes, rng)]
-            for step in rng.permutation(len(steps)):
-                pool = steps[step][0].pick(torch.from_numpy(steps[step][1]).to(place))
-                value, mean = pool.gradient(affinity)
-                ascent = (value - (1 - self.tolerance_) * mean[:, None]) / unit
-                entries = pool.entries[pool.there]
-                gradient.view(-1)[entries] = ascent[pool.there]
-                touched = torch.zeros(num_samples, dtype=torch.bool, device=place)
-                touched[entries // (width + 1)] = True
-                rows = touched.nonzero()[:, 0]
-                # The softmax of logits + rate * gradient, without keeping the logits.
-                growth = gradient[rows].mul_(rate)
-                growth = growth.sub_(growth.amax(1, keepdim=True)).exp_()
-                raised = growth.mul_(affinity[rows]).clamp_min_(_LEAST).mul_(open_[rows])
-                affinity[rows] = raised / raised.sum(1, keepdim=True)
+        allowed = torch.from_numpy(np.pad(candidates.classes >= 0, ((0, 0), (0, 1)))).to(place)
+        allowed[:, width] = True
+        unit = float(means.mean().clamp_min(torch.finfo(torch.float64).tiny))
+        best = self._ascend(pools, hard, allowed, unit, rng)
 
-        best = affinity.argmax(1)
-        stay = affinity.gather(1, stands[:, None]) >= affinity.gather(1, best[:, None])
-        moved = torch.nonzero(~stay[:, 0])[:, 0]
+        moved = torch.nonzero(best != current)[:, 0]
         who, slot = moved.cpu().numpy(), best[moved].cpu().numpy()
-        to = listed[who, slot]
+        to = np.pad(candidates.classes, ((0, 0), (0, 1)), constant_values=-1)[who, slot]
         sizes = np.bincount(labels[labels >= 0], minlength=self.num_classes_)
         near, average = similarity[moved].cpu().numpy(), means.cpu().numpy()
         gain = gain_of_leaving(near[:, 0], labels[who], average, sizes)
         gain += gain_of_joining(near[np.arange(who.size), slot], to, average, sizes)
         order = np.lexsort((who, -gain))
-        return Moves(who[order], to[order], listed_flips[who, slot][order], gain[order])
+        flips = np.pad(candidates.flips, ((0, 0), (0, 1)))[who, slot]
+        return Moves(who[order], to[order], flips[order], gain[order])
+
+    def _ascend(
+        self, pools: list[Pool], hard: Tensor, allowed: Tensor, unit: float, rng: np.random.Generator
+    ) -> Tensor:
+        """(N,) candidate of the largest affinity after all steps; of equal ones the current one.
+
+        Args:
+            hard: (N, K + 1), 1 for the current candidate.
+            allowed: (N, K + 1) bool, whether the candidate exists.
+            unit: mean similarity inside classes at the start.
+        """
+        num_samples, columns = hard.shape
+        others = allowed.sum(1, keepdim=True) - 1
+        affinity = torch.where(hard > 0, _CERTAINTY, (1 - _CERTAINTY) / others).masked_fill_(~allowed, 0)
+        affinity /= affinity.sum(1, keepdim=True)
+        gradient = torch.zeros_like(affinity)
+        rate = self.lr / (columns - 1)  # a sample moves once for each of its candidate classes
+        for _ in range(self.num_steps):
+            steps = [(pool, rows) for pool in pools for rows in batches(pool, self.batch_classes, rng)]
+            for step in rng.permutation(len(steps)):
+                pool = steps[step][0].pick(torch.from_numpy(steps[step][1]).to(hard.device))
+                value, mean = pool.gradient(affinity)
+                ascent = (value - (1 - self.tolerance_) * mean[:, None]) / unit
+                entries = pool.entries[pool.filled]
+                gradient.view(-1)[entries] = ascent[pool.filled]
+                touched = torch.zeros(num_samples, dtype=torch.bool, device=hard.device)
+                touched[entries // columns] = True
+                rows = touched.nonzero()[:, 0]
+                # The softmax of logits + rate * gradient, without keeping the logits.
+                growth = gradient[rows].mul_(rate)
+                growth = growth.sub_(growth.amax(1, keepdim=True)).exp_()
+                raised = growth.mul_(affinity[rows]).clamp_min_(_LEAST).mul_(allowed[rows])
+                affinity[rows] = raised / raised.sum(1, keepdim=True)
+        current, best = hard.argmax(1, keepdim=True), affinity.argmax(1, keepdim=True)
+        stays = affinity.gather(1, current) >= affinity.gather(1, best)
+        return torch.where(stays, current, best)[:, 0]
 
     def _tolerance(self, similarity: Tensor, means: Tensor, labels: np.ndarray) -> float:
         """The one given, or three times the median absolute deviation of s_ic / S_c over the members."""
@@ -365,55 +334,3 @@ class RelaxedAssignment(Estimator):
         ratio = similarity[assigned] / mean.clamp_min(torch.finfo(torch.float64).tiny)
         spread = float((ratio - ratio.median()).abs().median())
         return float(np.clip(3 * spread, *_TOLERANCES))
-
-    def _accept(
-        self, problem: Problem, moves: Moves, labels: np.ndarray, flips: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, float] | None:
-        """As many of the moves, best first, as the bound and G allow; None if that is none."""
-        before = self.objective_[-1]
-        best, low, high = None, 0, moves.samples.size + 1  # low moves are allowed, high are not
-        number = moves.samples.size
-        while low < number < high:
-            tried = self._apply(problem, moves, number, labels, flips)
-            objective = _compactness(problem.features, problem.mirrored, tried[1], tried[0], self.scale)
-            if objective >= before:
-                low, best = number, (*tried, objective)
-            else:
-                high = number
-            if high - low <= max(1, moves.samples.size // 64):
-                break
-            number = (low + high) // 2
-        if best is None or np.array_equal(best[0], labels):
-            return None
-        return best
-
-    def _apply(
-        self, problem: Problem, moves: Moves, number: int, labels: np.ndarray, flips: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and flips after the first moves, less those that the rules about size and sources forbid."""
-        who, to = moves.samples[:number], moves.classes[:number]
-        made = np.ones(number, bool)
-        if problem.codes is not None:
-            num_codes = int(problem.codes.max()) + 1
-            assigned = np.flatnonzero(labels >= 0)
-            taken = labels[assigned] * num_codes + problem.codes[assigned]
-            wanted = to * num_codes + problem.codes[who]
-            first = np.zeros(number, bool)
-            first[np.unique(wanted, return_index=True)[1]] = True
-            made &= (to < 0) | (first & ~np.isin(wanted, taken))
-        old = labels[who]
-        while True:
-            sizes = np.bincount(labels[labels >= 0], minlength=self.num_classes_)
-            sizes -= np.bincount(old[made & (old >= 0)], minlength=self.num_classes_)
-            sizes += np.bincount(to[made & (to >= 0)], minlength=self.num_classes_)
-            lacking = np.maximum(self.min_size - sizes, 0)
-            if not lacking.any():
-                break
-            leaving = np.flatnonzero(made & (old >= 0))[::-1]  # least gain first
-            leaving = leaving[lacking[old[leaving]] > 0]
-            leaving = leaving[np.argsort(old[leaving], kind="stable")]
-            position = np.arange(leaving.size) - np.searchsorted(old[leaving], old[leaving])
-            made[leaving[position < lacking[old[leaving]]]] = False
-        new_labels, new_flips = labels.copy(), flips.copy()
-        new_labels[who[made]], new_flips[who[made]] = to[made], moves.flips[:number][made]
-        return new_labels, new_flips

@@ -7,28 +7,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator, ClusterMixin
 
 from .._classes import check_neighbors
-from .._estimator import Estimator
-from .._memory import require_memory
-from .._validation import ArrayLike, as_codes, as_count, as_features, as_mirrored
+from .._memory import list_bytes, warn_if_short, y_step_bytes
+from .._validation import ArrayLike, as_codes, as_count, as_features, as_mirrored, as_real, checked
 from ..neighbors.nearest import Backend, Method, Neighbors, search
-from ._groups import Groups, Space, blocks, quantile_distances
+from ._groups import Groups, Space
+from ._growth import grow, top_radii
 from ._merging import disjoint, merge, unique_groups
 
-_ROUNDING = 1e-4  # by how much a distance from a matrix product may miss the radius that it defines
+__all__ = ["SurrogateGrouping"]
 
 
-class SurrogateGrouping(Estimator):
+class SurrogateGrouping(ClusterMixin, BaseEstimator):
     """Group samples into small, compact, mutually similar surrogate classes; the rest stays unassigned.
 
-    1. Neighbours: the `max_neighbors` nearest of each sample x_i, of other sources if sources are given,
+    1. Neighbors: the `max_neighbors` nearest of each sample x_i, of other sources if sources are given,
        each in the better of its two orientations if mirrored features are given.
     2. Radius r_i: the distance within which the nearest `top_fraction` of all (other sources') samples lie.
-    3. Growth: a group begins at each x_i and takes, one at a time, the neighbour whose farthest member of
+    3. Growth: a group begins at each x_i and takes, one at a time, the neighbor whose farthest member of
        the group is nearest, in units of the smaller of both radii, as long as every pair (j, k) of the group
        is mutually similar: ||x_j - x_k|| <= min(r_j, r_k). It never takes two samples of one source.
-    4. Merging: see `pml_posets.merging.merge`.
+    4. Merging: highly overlapping groups merge, agglomeratively, while their union stays compact.
     5. One label a sample: the group in which its mean similarity to the other members is highest keeps it.
        Groups left with fewer than min_size dissolve, the less similar half of them at a time, which gives
        their samples back to the other groups that hold them.
@@ -50,7 +51,7 @@ class SurrogateGrouping(Estimator):
             0.05. Smaller is more compact: fewer, smaller, purer classes.
         min_neighbors: nearest samples that count as similar at least, from 1, which matters for small sets
             (below 240 samples with the defaults). Default 12.
-        max_neighbors: neighbours that are candidates for a sample's group, from min_size - 1. Default 32.
+        max_neighbors: neighbors that are candidates for a sample's group, from min_size - 1. Default 32.
         merge_overlap: share of the smaller group from which two groups overlap highly, in (0, 1]. Default
             0.5.
         max_widening: how much wider than a group its union with the next sample or group may be, from 1: a
@@ -60,8 +61,8 @@ class SurrogateGrouping(Estimator):
             it: it keeps strangers out of tight clusters that are smaller than max_size.
         scale: of the similarity, above 0. Default and paper: 1.0.
         one_per_source: heed sources, if given. Default True; False ignores them.
-        method: of the neighbour search, "exact" (default) or "approximate".
-        backend: of the neighbour search, "auto" (default), "faiss" or "torch".
+        method: of the neighbor search, "exact" (default), "approximate" or "auto".
+        backend: of the neighbor search, "auto" (default), "faiss" or "torch".
         device: where all of it is computed. Default "cpu".
         random_state: seed, from 0. Default 0. The same seed and input give the same labels.
 
@@ -76,16 +77,20 @@ class SurrogateGrouping(Estimator):
         max_size_: the size of groups that was used, below max_size where num_classes or mean_size asked for
             it.
         neighbors_: the Neighbors of step 1, to be passed on.
+        n_features_in_: D.
 
     Raises:
         TypeError, ValueError: by `fit` and `fit_predict`, for an option out of its range, fewer samples than
             min_size, features that are not finite, arrays that do not match.
-        MemoryError: before the search, if the y-step cannot fit (see `pml_posets.memory`).
+        MemoryError: before the search, if it needs more memory than the machine has in all.
+
+    Warns:
+        ResourceWarning: if it seems to need more memory than is available.
 
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.1;
         sources and mirror images are in the authors' code only.
 
-    Differs from the paper: neighbourhoods hold at most max_neighbors; groups at most max_size; merging in
+    Differs from the paper: neighborhoods hold at most max_neighbors; groups at most max_size; merging in
         passes of many pairs at once; the text leaves open how overlapping groups come to one label a sample
         (step 5), how the number and size of classes were set (step 6) and which of two constituents the
         stopping rule means (here the tighter one: with the looser one it hardly ever holds groups apart that
@@ -93,8 +98,8 @@ class SurrogateGrouping(Estimator):
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> centres = rng.normal(size=(10, 1, 8))
-        >>> features = (centres + 0.01 * rng.normal(size=(10, 6, 8))).reshape(60, 8)
+        >>> centers = rng.normal(size=(10, 1, 8))
+        >>> features = (centers + 0.01 * rng.normal(size=(10, 6, 8))).reshape(60, 8)
         >>> labels = SurrogateGrouping(top_fraction=0.1).fit_predict(features)
         >>> labels.reshape(10, 6)[2], len(set(labels))
         (array([2, 2, 2, 2, 2, 2]), 10)
@@ -107,6 +112,7 @@ class SurrogateGrouping(Estimator):
     radii_: np.ndarray
     max_size_: int
     neighbors_: Neighbors
+    n_features_in_: int
 
     def __init__(
         self,
@@ -142,72 +148,53 @@ class SurrogateGrouping(Estimator):
         self.device = device
         self.random_state = random_state
 
-    def fit_predict(
-        self,
-        features: ArrayLike,
-        sources: Any = None,
-        mirrored: ArrayLike | None = None,
-        neighbors: Neighbors | None = None,
-    ) -> np.ndarray:
-        """Group the samples; see the class.
-
-        Args:
-            features: (N, D) float32 array or tensor, in dataset order, N >= min_size.
-            sources: (N,) ints or strings, for example the video of each frame; None (default): no rule.
-            mirrored: (N, D) float32, features of the mirrored images; None (default): no mirroring.
-            neighbors: what `search(features, k, sources=..., mirrored=...)` found, if that is there already;
-                its k stands in for max_neighbors. None (default) searches.
-
-        Returns:
-            labels_, (N,) int64.
-        """
-        return self.fit(features, sources, mirrored, neighbors).labels_
-
     def fit(
         self,
         features: ArrayLike,
+        y: Any = None,
+        *,
         sources: Any = None,
         mirrored: ArrayLike | None = None,
         neighbors: Neighbors | None = None,
     ) -> SurrogateGrouping:
-        """As `fit_predict`, but returns the estimator."""
+        """Group the samples; see the class.
+
+        Args:
+            features: (N, D) float32 array or tensor, in dataset order, N >= min_size.
+            y: ignored.
+            sources: (N,) ints or strings, for example the video of each frame; None (default): no rule.
+            mirrored: (N, D) float32, features of the mirrored images; None (default): no mirroring.
+            neighbors: what `find_neighbors` of the same arguments found, or `search` with another k, which
+                then stands in for max_neighbors. None (default) searches.
+
+        Returns:
+            The estimator.
+        """
         self._check()
         table = as_features(features)
         num_samples = len(table)
         if num_samples < self.min_size:
             raise ValueError(
-                f"features hold {num_samples} samples, fewer than a class of min_size={self.min_size}: "
-                "give more samples or lower min_size"
+                f"features hold {num_samples} samples (n_samples={num_samples}), fewer than a class of "
+                f"min_size={self.min_size}: give more samples or lower min_size"
             )
         mirror = as_mirrored(mirrored, table)
         codes = as_codes(sources if self.one_per_source else None, num_samples)
-        if neighbors is None and torch.device(self.device).type == "cpu":
-            require_memory(
-                *table.shape,
-                held=True,
-                num_neighbors=self.max_neighbors,
-                mirrored=mirror is not None,
-                method=self.method,
-                backend=self.backend,
-            )
         if neighbors is None:
-            neighbors = search(
-                table,
-                min(self.max_neighbors, num_samples - 1),
-                mirrored=mirror,
-                sources=codes,
-                method=self.method,
-                backend=self.backend,
-                device=self.device,
-                seed=self.random_state,
-            )
+            needed = y_step_bytes(num_samples, table.shape[1], self.max_neighbors)
+            what = f"a y-step of {num_samples} x {table.shape[1]} features"
+            warn_if_short(needed, what, certain=list_bytes(num_samples, self.max_neighbors))
+            with checked(table, mirror):
+                neighbors = self.find_neighbors(table, sources=sources, mirrored=mirror)
         else:
             check_neighbors(neighbors, num_samples, mirror is not None)
-        self.neighbors_ = neighbors
+        self.neighbors_, self.n_features_in_ = neighbors, table.shape[1]
         space = Space.of(table, mirror, self.scale, self.device)
         with torch.no_grad(), torch.autocast(space.table.device.type, enabled=False):
-            self.radii_ = self._radii(space, neighbors, codes)
-            grown = self._grow(space, neighbors, codes)
+            options = (self.top_fraction, self.min_neighbors, self.random_state)
+            self.radii_ = top_radii(space, neighbors, codes, *options)
+            limits = (self.min_size, self.max_size, self.max_widening)
+            grown = grow(space, neighbors, self.radii_, codes, *limits)
             classes = self._steered(grown, space, codes)
             classes = self._trim(self._most_compact(classes, space), space)
             classes = classes.pick(np.argsort(classes.lowest, kind="stable")).upright()
@@ -215,10 +202,46 @@ class SurrogateGrouping(Estimator):
         self.num_classes_ = len(classes.members)
         self.labels_ = np.full(num_samples, -1, np.int64)
         self.flips_ = np.zeros(num_samples, bool)
-        there = classes.members >= 0
-        self.labels_[classes.members[there]] = np.nonzero(there)[0]
-        self.flips_[classes.members[there]] = classes.flips[there]
+        filled = classes.members >= 0
+        self.labels_[classes.members[filled]] = np.nonzero(filled)[0]
+        self.flips_[classes.members[filled]] = classes.flips[filled]
         return self
+
+    def fit_predict(
+        self,
+        features: ArrayLike,
+        y: Any = None,
+        *,
+        sources: Any = None,
+        mirrored: ArrayLike | None = None,
+        neighbors: Neighbors | None = None,
+    ) -> np.ndarray:
+        """As `fit`, but returns `labels_`."""
+        return self.fit(features, y, sources=sources, mirrored=mirrored, neighbors=neighbors).labels_
+
+    def find_neighbors(
+        self, features: ArrayLike, *, sources: Any = None, mirrored: ArrayLike | None = None
+    ) -> Neighbors:
+        """The search of step 1 alone, for others of a y-step to share.
+
+        Args:
+            features, sources, mirrored: as in `fit`.
+
+        Returns:
+            The neighbors that `fit` would search for.
+        """
+        self._check()
+        table = as_features(features)
+        return search(
+            table,
+            min(self.max_neighbors, max(1, len(table) - 1)),
+            mirrored=mirrored,
+            sources=sources if self.one_per_source else None,
+            method=self.method,
+            backend=self.backend,
+            device=self.device,
+            seed=self.random_state,
+        )
 
     def _check(self) -> None:
         as_count(self.min_size, "min_size", least=2)
@@ -228,79 +251,16 @@ class SurrogateGrouping(Estimator):
         as_count(self.random_state, "random_state", least=0)
         if self.num_classes is not None:
             as_count(self.num_classes, "num_classes")
-        if not self.max_widening >= 1:
-            raise ValueError(f"max_widening must be at least 1, got {self.max_widening!r}")
-        for name, value in (("top_fraction", self.top_fraction), ("merge_overlap", self.merge_overlap)):
-            if not 0 < value <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {value!r}")
-        if not 0 < self.scale < np.inf:
-            raise ValueError(f"scale must be a finite number above 0, got {self.scale!r}")
+        if not np.isposinf(self.max_widening):
+            as_real(self.max_widening, "max_widening", low=1)
+        as_real(self.top_fraction, "top_fraction", low=0, high=1, open_low=True)
+        as_real(self.merge_overlap, "merge_overlap", low=0, high=1, open_low=True)
+        as_real(self.scale, "scale", low=0, open_low=True)
         if self.mean_size is not None and not self.min_size <= self.mean_size <= self.max_size:
             raise ValueError(
                 f"mean_size must lie between min_size={self.min_size} and max_size={self.max_size}, "
                 f"got {self.mean_size!r}"
             )
-
-    def _radii(self, space: Space, neighbors: Neighbors, codes: np.ndarray | None) -> np.ndarray:
-        """(N,) float32, from the list of neighbours where that is long enough, else from a sample of all."""
-        num_samples, k = neighbors.indices.shape
-        counts = np.ones(num_samples, np.int64) if codes is None else np.bincount(codes)[codes]
-        available = num_samples - counts  # samples that may be neighbours
-        rank = np.ceil(self.top_fraction * available - 1e-9).astype(np.int64)
-        rank = np.minimum(np.maximum(rank, self.min_neighbors), available)
-        listed = np.minimum(rank, (neighbors.indices >= 0).sum(axis=1))  # 0: it has no neighbour
-        radii = neighbors.distances[np.arange(num_samples), np.maximum(listed, 1) - 1].copy()
-        radii[listed == 0] = 0
-        far = np.flatnonzero(rank > k)
-        if not far.size:
-            return radii
-        size = int(np.clip(np.ceil(16 / self.top_fraction), 1024, 8192))
-        chosen = np.arange(num_samples)
-        if size < num_samples:
-            rng = np.random.default_rng(self.random_state)
-            chosen = np.sort(rng.choice(num_samples, size, replace=False))
-        radii[far] = np.maximum(radii[far], quantile_distances(space, far, chosen, self.top_fraction, codes))
-        return radii
-
-    def _grow(self, space: Space, neighbors: Neighbors, codes: np.ndarray | None) -> Groups:
-        """A group of mutually similar samples around each sample, in the order in which it grew."""
-        num_samples, k = neighbors.indices.shape
-        place = space.table.device
-        members = np.full((num_samples, min(self.max_size, k + 1)), -1, np.int64)
-        flips = np.zeros(members.shape, bool)
-        members[:, 0] = np.arange(num_samples)
-        for block in blocks(num_samples, (k + 1) ** 2):
-            index = np.concatenate([members[block, :1], neighbors.indices[block]], axis=1)  # (b, k + 1)
-            flip = np.zeros(index.shape, bool)
-            if neighbors.flips is not None:
-                flip[:, 1:] = neighbors.flips[block]
-            reach = torch.from_numpy(self.radii_[np.maximum(index, 0)]).to(place)
-            limit = torch.minimum(reach[:, :, None], reach[:, None, :])
-            far = space.distances(index, flip).div_(limit.clamp_min_(torch.finfo(torch.float32).tiny))
-            outside = torch.from_numpy(index < 0).to(place)
-            source = None if codes is None else torch.from_numpy(codes[np.maximum(index, 0)]).to(place)
-            row = torch.arange(len(index), device=place)
-            farthest = far[:, 0].masked_fill(outside, torch.inf)  # (b, k + 1), each candidate to the group
-            farthest[:, 0] = torch.inf
-            diameter = torch.zeros(len(index), device=place)
-            for position in range(1, members.shape[1]):
-                nearest, pick = farthest.min(dim=1)
-                taken = nearest <= 1 + _ROUNDING
-                if position >= self.min_size and np.isfinite(self.max_widening):
-                    taken &= nearest <= self.max_widening * diameter
-                chosen = taken.cpu().numpy().nonzero()[0]
-                if not chosen.size:
-                    break
-                slot = pick.cpu().numpy()[chosen]
-                members[block][chosen, position] = index[chosen, slot]
-                flips[block][chosen, position] = flip[chosen, slot]
-                diameter = torch.maximum(diameter, nearest)
-                farthest = torch.maximum(farthest, far[row, pick])
-                farthest[row, pick] = torch.inf
-                farthest[~taken] = torch.inf
-                if source is not None:
-                    farthest.masked_fill_(source == source[row, pick][:, None], torch.inf)
-        return Groups(members, flips)
 
     def _steered(self, grown: Groups, space: Space, codes: np.ndarray | None) -> Groups:
         """Classes from groups of the size that comes nearest to what is asked for (step 6)."""

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._measuring import product
 from ._queries import Block
+from ._reduction import row_squares
 
 MAX_EXCLUDED = 1024  # faiss lists are made longer by what a query must not find, up to this many
 _MAX_GPU_LIST = 2048  # the longest list that a faiss index on a GPU returns
@@ -116,7 +118,8 @@ def all_pairs(
     import faiss
 
     num_samples, width = len(table), min(width, len(table))
-    squares = torch.from_numpy(np.einsum("nd,nd->n", table, table))  # (N,)
+    rows = torch.from_numpy(table)
+    squares = row_squares(rows)
     best = np.empty((num_samples, width), np.float32)
     index = np.empty((num_samples, width), np.int64)
     heaps: Any = faiss.float_maxheap_array_t()
@@ -127,12 +130,11 @@ def all_pairs(
         row, column = _excluded_pairs(start, stop, codes, exclude_self)
         for first in range(start, num_samples, _JOIN_ROWS):
             last = min(first + _JOIN_ROWS, num_samples)
-            product = table[start:stop] @ table[first:last].T  # by numpy: twice as fast as torch on some CPUs
-            tile = torch.from_numpy(product).mul_(-2)
+            tile = product(rows[start:stop], rows[first:last]).mul_(-2)
             tile.add_(squares[start:stop, None]).add_(squares[first:last])
             inside = slice(*np.searchsorted(column, [first, last]))
-            product[row[inside] - start, column[inside] - first] = np.inf
-            heaps.addn(last - first, faiss.swig_ptr(product), first, start, stop - start)
+            tile.numpy()[row[inside] - start, column[inside] - first] = np.inf
+            heaps.addn(last - first, faiss.swig_ptr(tile.numpy()), first, start, stop - start)
             if first >= stop:
                 turned = tile.T.contiguous().numpy()
                 heaps.addn(stop - start, faiss.swig_ptr(turned), start, first, last - first)

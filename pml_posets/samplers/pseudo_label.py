@@ -12,7 +12,8 @@ from torch.utils.data import BatchSampler
 
 from .._classes import relabel
 from .._random import derive_seeds, preserved_randomness, seed_everything
-from .._validation import ArrayLike, as_count, as_features, as_labels, as_mirrored
+from .._validation import ArrayLike, as_count, as_features, as_labels, as_mirrored, checked
+from ..neighbors.nearest import Neighbors
 from ..posets import Posets
 from ._batches import PosetBatches
 
@@ -24,7 +25,9 @@ class PseudoLabelProvider(Protocol):
 
     `fit_predict` may also take any of the keywords `sources` (N,), `mirrored` (N, D) and `labels` (N,), those
     of the round before for a warm start; it is given those that its signature names. If the provider then
-    has an attribute `flips_`, (N,) bool, these are the samples that stand in their class mirrored.
+    has an attribute `flips_`, (N,) bool, these are the samples that stand in their class mirrored. If it has
+    a method `find_neighbors(features, *, sources, mirrored)`, its answer is computed once a round and shared
+    with the assignment and the posets, as the keyword `neighbors`.
     """
 
     def fit_predict(self, features: np.ndarray) -> Any:
@@ -224,10 +227,10 @@ class PseudoLabelSampler(BatchSampler):
             )
         mirrored = as_mirrored(mirrored, features)
         round_ = 0 if self._posets is None else self._posets.round + 1
-        with preserved_randomness(accelerators=False):
+        with preserved_randomness(accelerators=False), checked(features, mirrored):
             # Providers without a seed of their own draw from the global generators.
             seed_everything(derive_seeds(self.seed, round_)[0], accelerators=False)
-            labels, flips = self._group(features, mirrored)
+            labels, flips, neighbors = self._group(features, mirrored)
             posets = Posets.build(
                 features,
                 labels,
@@ -235,6 +238,7 @@ class PseudoLabelSampler(BatchSampler):
                 mirrored=mirrored,
                 flips=flips,
                 sources=self.sources,
+                neighbors=neighbors if mirrored is None else None,
                 round=round_,
             )
         if self.views == 1 and posets.num_classes == self.num_samples:
@@ -245,26 +249,34 @@ class PseudoLabelSampler(BatchSampler):
         self._posets, self._waiting = posets, None
         return posets
 
-    def _group(self, features: np.ndarray, mirrored: np.ndarray | None) -> tuple[np.ndarray, Any]:
+    def _group(
+        self, features: np.ndarray, mirrored: np.ndarray | None
+    ) -> tuple[np.ndarray, Any, Neighbors | None]:
+        """Labels, flips, and the neighbors that medoids may be looked up in."""
         last = self._posets
-        options: dict[str, Any]
+        refine = None if self.assignment is None else self.assignment.fit_predict
+        stays = last is not None and refine is not None and self.warm_start
+        options: dict[str, Any] = {"sources": self.sources, "mirrored": mirrored, "neighbors": None}
+        labels: np.ndarray
         flips: Any
-        if last is not None and self.assignment is not None and self.warm_start:
+        find = getattr(self.grouping, "find_neighbors", None)
+        if find is not None and (not stays or _takes(refine, "neighbors")):
+            options["neighbors"] = find(features, sources=self.sources, mirrored=mirrored)
+        if last is not None and stays:
             labels, flips = last.labels, last.flips
         else:
-            options = {"sources": self.sources, "mirrored": mirrored}
-            if last is not None:
-                options["labels"] = last.labels
-            found = _call(self.grouping.fit_predict, features, options)
+            given = options if last is None else {**options, "labels": last.labels}
+            found = _call(self.grouping.fit_predict, features, given)
             labels = relabel(as_labels(found, self.num_samples, "the grouping's labels", contiguous=False))
             flips = getattr(self.grouping, "flips_", None)
+        if self.sources is not None and not getattr(self.grouping, "one_per_source", True):
+            options["neighbors"] = None  # they are of all sources
         flips = flips if mirrored is not None else None
-        if self.assignment is not None:
-            options = {"labels": labels, "mirrored": mirrored, "flips": flips, "sources": self.sources}
-            found = _call(self.assignment.fit_predict, features, options)
+        if refine is not None:
+            found = _call(refine, features, {**options, "labels": labels, "flips": flips})
             labels = relabel(as_labels(found, self.num_samples, "the assignment's labels", contiguous=False))
             flips = flips if mirrored is None else getattr(self.assignment, "flips_", flips)
-        return labels, flips
+        return labels, flips, options["neighbors"]
 
     def __len__(self) -> int:
         return self.num_batches
@@ -314,6 +326,10 @@ def _call(function: Callable[..., Any], features: np.ndarray, options: dict[str,
     """Call with those options that the signature names and that are there."""
     named = inspect.signature(function).parameters
     return function(features, **{k: v for k, v in options.items() if v is not None and k in named})
+
+
+def _takes(function: Any, name: str) -> bool:
+    return name in inspect.signature(function).parameters
 
 
 def _default_grouping() -> PseudoLabelProvider:

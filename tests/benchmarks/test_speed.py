@@ -13,8 +13,6 @@ import torch
 
 from benchmarks import speed
 from benchmarks.timing import clock, graph, loss, plan, planted, training, ystep
-from pml_posets import _memory as memory
-from pml_posets._memory import estimate_y_step, require_memory
 from pml_posets.grouping.surrogate import SurrogateGrouping
 from pml_posets.neighbors.nearest import search
 from pml_posets.posets import Posets
@@ -111,7 +109,7 @@ def test_planted_postures_are_what_is_near():
 
 def test_posets_of_two_are_the_first_columns_of_five():
     data = planted.plant(900, 16, seed=0)
-    labels = SurrogateGrouping().fit_predict(data.features, data.sources)
+    labels = SurrogateGrouping().fit_predict(data.features, sources=data.sources)
     five, two = (Posets.build(data.features, labels, z, sources=data.sources) for z in (5, 2))
     np.testing.assert_array_equal(five.nearest_classes[:, :2], two.nearest_classes)
     np.testing.assert_array_equal(five.nearest_distances[:, :2], two.nearest_distances)
@@ -151,44 +149,6 @@ def test_the_graph_is_what_it_says_and_its_classes_are_found():
     found = graph.time_graph(2000, 24, 8, 0, True)
     assert found["purity"] > 0.99
     assert found["planted_found"] > 0.99
-
-
-def test_memory_is_counted():
-    small, large = estimate_y_step(1000, 64), estimate_y_step(2000, 64)
-    assert large.features == 2 * small.features == 2 * 4 * 1000 * 64
-    exact = estimate_y_step(113_516, 4096)
-    assert exact.total < 2 * exact.features  # the index is the features themselves
-    approximate = estimate_y_step(113_516, 4096, method="approximate")
-    assert approximate.search > exact.search
-    twice = estimate_y_step(113_516, 4096, method="approximate", backend="faiss")
-    assert twice.search > approximate.search
-    assert estimate_y_step(1000, 64, mirrored=True).features == 2 * small.features
-
-
-def test_out_of_memory_is_foreseen(monkeypatch):
-    size = estimate_y_step(113_516, 64).total
-    assert require_memory(113_516, 64, available=size).total == size
-    with pytest.raises(MemoryError, match=f"about {size:,} bytes, and {size - 1:,} are available: max_ref"):
-        require_memory(113_516, 64, available=size - 1)
-    size = estimate_y_step(113_516, 512).total
-    with pytest.raises(
-        MemoryError, match=f"bytes, and {size:,} are available: method='exact' would take about"
-    ):
-        require_memory(113_516, 512, method="approximate", backend="faiss", available=size)
-    with pytest.raises(MemoryError, match=r"reduce the features to [0-9]+ dimensions, or take"):
-        require_memory(10**7, 4096, available=24 * 10**9)
-    features = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-    monkeypatch.setattr(
-        "pml_posets.grouping.surrogate.search", lambda *_, **__: pytest.fail("the search began")
-    )
-    with pytest.raises(MemoryError, match="1,000 are available"):
-        SurrogateGrouping().fit(features)
-
-
-def test_what_cannot_be_told_is_not_refused(monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda: None)
-    assert require_memory(10**9, 4096).features == 4 * 10**9 * 4096
 
 
 def fails():

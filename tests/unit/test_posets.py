@@ -101,7 +101,7 @@ def test_lists_of_neighbors_change_nothing(monkeypatch, k, num_nearest, sources)
         searched.append(len(query_features))
         return search(*arguments, query_features=query_features, **options)
 
-    monkeypatch.setattr("pml_posets.posets.search", counted)
+    monkeypatch.setattr("pml_posets._nearest_classes.search", counted)
     posets = Posets.build(features, labels, num_nearest, sources=sources, neighbors=neighbors)
     assert posets.equals(expected)
     if k == 59:

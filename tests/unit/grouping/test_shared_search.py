@@ -1,0 +1,68 @@
+"""A y-step searches once and looks for NaN once, whatever takes part in it."""
+
+import numpy as np
+import pytest
+
+from pml_posets import _nearest_classes, _validation
+from pml_posets.grouping import RelaxedAssignment, SurrogateGrouping, relaxed_assignment, surrogate
+from pml_posets.posets import Posets
+from pml_posets.samplers.pseudo_label import PseudoLabelSampler
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Searches among all samples, and scans of whole tables of features for finite values."""
+    counts = {"searches": 0, "scans": 0}
+    for module in (surrogate, relaxed_assignment, _nearest_classes):
+        plain = module.search
+
+        def search(features, k, plain=plain, **options):
+            counts["searches"] += len(features) == 400
+            return plain(features, k, **options)
+
+        monkeypatch.setattr(module, "search", search)
+    finite = np.isfinite
+
+    def isfinite(array, *args, **options):
+        counts["scans"] += np.shape(array) == (400, 8)
+        return finite(array, *args, **options)
+
+    monkeypatch.setattr(_validation.np, "isfinite", isfinite)
+    return counts
+
+
+def data():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 50, 400)
+    features = rng.normal(size=(50, 8))[truth] + 0.2 * rng.normal(size=(400, 8))
+    return features.astype(np.float32), rng.integers(0, 100, 400)
+
+
+@pytest.mark.parametrize("assignment", [None, RelaxedAssignment()])
+@pytest.mark.parametrize("by_source", [False, True])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_one_search_and_one_scan(counted, assignment, by_source, mirror):
+    features, sources = data()
+    mirrored = features[:, ::-1].copy() if mirror else None
+    sampler = PseudoLabelSampler(
+        features,
+        batch_size=32,
+        assignment=assignment,
+        sources=sources if by_source else None,
+        mirrored=mirrored,
+    )
+    for _ in range(2):
+        counted.update(searches=0, scans=0)
+        posets = sampler.regroup(features, mirrored)
+        assert counted == {"searches": 1, "scans": 2 if mirror else 1}
+        assert posets.num_classes > 10
+
+
+def test_the_shared_search_changes_no_poset():
+    features, sources = data()
+    for options in ({}, {"one_per_source": False}):
+        grouping = SurrogateGrouping(**options)
+        sampler = PseudoLabelSampler(features, batch_size=32, sources=sources, grouping=grouping)
+        labels = SurrogateGrouping(**options).fit_predict(features, sources=sources)
+        expected = Posets.build(features, labels, sources=sources)
+        assert sampler.posets.equals(expected)

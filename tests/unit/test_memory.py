@@ -1,0 +1,97 @@
+"""What a y-step is expected to need, and what the machine or its container has left."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from pml_posets import _memory as memory
+from pml_posets.grouping.surrogate import SurrogateGrouping
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine with 8 GiB in all and 6 to be had, and a container to be described by the test."""
+    (tmp_path / "meminfo").write_text("MemTotal: 8388608 kB\nMemFree: 5 kB\nMemAvailable: 6291456 kB\n")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    names = [tuple(names) for _, *names in memory._CGROUPS]
+    monkeypatch.setattr(memory, "_CGROUPS", tuple((tmp_path, *pair) for pair in names))
+
+    def contained(version, limit, used, **stat):
+        limit_file, used_file = names[version]
+        (tmp_path / limit_file).write_text(f"{limit}\n")
+        (tmp_path / used_file).write_text(f"{used}\n")
+        (tmp_path / "memory.stat").write_text("".join(f"{name} {value}\n" for name, value in stat.items()))
+
+    return contained
+
+
+@pytest.mark.parametrize(
+    ("version", "stat"),
+    [
+        (0, {"anon": 90 * MIB, "active_file": 300 * MIB, "inactive_file": 600 * MIB}),
+        (1, {"total_inactive_file": 600 * MIB, "total_active_file": 300 * MIB, "inactive_file": 7}),
+    ],
+)
+def test_pages_of_files_are_not_in_use(machine, version, stat):
+    machine(version, 1024 * MIB, 1000 * MIB, **stat)
+    assert memory.available_bytes() == 924 * MIB
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        memory.warn_if_short(900 * MIB, "a y-step")
+
+
+def test_without_a_limit_the_machine_counts(machine):
+    assert memory.available_bytes() == 6144 * MIB
+    machine(0, "max", 1000 * MIB, active_file=0)
+    assert memory.available_bytes() == 6144 * MIB
+    machine(1, 2**63 - 4096, 1000 * MIB, total_active_file=0)
+    assert memory.available_bytes() == 6144 * MIB
+
+
+def test_a_shortage_is_warned_of_and_only_the_impossible_refused(machine):
+    machine(0, 1024 * MIB, 1000 * MIB, active_file=0, inactive_file=0)
+    with pytest.warns(ResourceWarning, match="a y-step needs about 104,857,600 bytes, and 25,165,824 seem"):
+        memory.warn_if_short(100 * MIB, "a y-step")
+    with pytest.warns(ResourceWarning, match="seem to be available"):
+        memory.warn_if_short(5000 * MIB, "a y-step", certain=1024 * MIB)
+    text = "takes 1,073,741,825 bytes at least, and this machine has 1,073,741,824 in all: give shorter"
+    with pytest.raises(MemoryError, match=text):
+        memory.warn_if_short(5000 * MIB, "a y-step", certain=1024 * MIB + 1)
+
+
+def test_the_ranks_of_a_machine_share_it(machine, monkeypatch):
+    monkeypatch.setattr(memory, "world_size", lambda: 4)
+    memory.warn_if_short(1500 * MIB, "a y-step")
+    with pytest.warns(ResourceWarning):
+        memory.warn_if_short(1600 * MIB, "a y-step")
+
+
+def test_the_unknown_is_not_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(memory, "_CGROUPS", ())
+    assert memory.available_bytes() is None
+    memory.warn_if_short(10**18, "a y-step", certain=10**18)
+
+
+def test_a_grouping_warns_and_goes_on(machine):
+    features = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
+    machine(0, 1024 * MIB, 1024 * MIB, active_file=0, inactive_file=0)
+    with pytest.warns(ResourceWarning, match="a y-step of 200 x 8 features needs about"):
+        labels = SurrogateGrouping().fit_predict(features)
+    machine(0, 1024 * MIB, 1024 * MIB, active_file=1000 * MIB, inactive_file=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(SurrogateGrouping().fit_predict(features), labels)
+    machine(0, 1000, 0, active_file=0, inactive_file=0)
+    with pytest.raises(MemoryError, match="this machine has 1,000 in all"):
+        SurrogateGrouping().fit(features)
+
+
+def test_what_is_needed_grows_with_samples_and_dimensions():
+    small = memory.y_step_bytes(1000, 64)
+    assert memory.y_step_bytes(2000, 64) == 2 * small
+    assert memory.y_step_bytes(1000, 64, 64) - small == memory.list_bytes(1000, 32) == 13 * 1000 * 32
+    assert memory.y_step_bytes(113_516, 4096) < 4 * 113_516 * 4096
