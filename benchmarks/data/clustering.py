@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch.utils.data import Dataset
 
+from benchmarks.data.files import check_index
 from benchmarks.data.labelled_images import LabelledImages, load_folder, numbered
 from benchmarks.data.zero_shot import load_omniglot
 from pml_posets.data.cache import digest
@@ -43,9 +44,7 @@ class ArrayImages(Dataset[Any]):
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> Image.Image:
-        if not 0 <= index < len(self):
-            raise IndexError(f"images are 0 to {len(self) - 1}, asked for {index}")
-        return Image.fromarray(self.pixels[index])
+        return Image.fromarray(self.pixels[check_index(index, len(self), "images")])
 
     @property
     def data_id(self) -> str:
@@ -102,7 +101,7 @@ def _of_torchvision(kind: str, root: Path, download: bool) -> LabelledImages:
             parts = [found(str(root), train, download=download) for train in (True, False)]
             pixels = np.concatenate([part.data for part in parts])
             labels, classes = np.concatenate([part.targets for part in parts]), parts[0].classes
-    except (RuntimeError, FileNotFoundError) as error:
+    except (RuntimeError, OSError, ValueError, LookupError, pickle.UnpicklingError) as error:
         raise FileNotFoundError(
             f"{kind} is not in {root}, or damaged ({error}): unpack it there as torchvision does, or give "
             "--download"

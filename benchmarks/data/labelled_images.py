@@ -1,4 +1,4 @@
-"""Images with classes: folders of them; `voc_data` reads PASCAL VOC."""
+"""Images with classes, and the reader of folders of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from benchmarks.data.files import files_id, left_out
 from pml_posets.data.cache import digest
 from pml_posets.data.datasets import ImageList, image_files
 
@@ -63,10 +64,7 @@ class LabelledImages:
             f"{self.name}: {len(self)} images of {len(self.classes)} classes, {len(self.train)} to learn "
             f"from, {len(self.test)} to test on"
         ]
-        for reason, names in self.excluded.items():
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            lines.append(f"  left out, {reason}: {len(names)} ({shown})")
-        return "\n".join(lines)
+        return "\n".join([*lines, *left_out(self.excluded)])
 
     def settings(self) -> dict[str, Any]:
         """What tells these data from others, for results."""
@@ -109,12 +107,6 @@ class ImageFiles(ImageList):
     def data_id(self) -> str:
         """A digest that changes with the files."""
         return files_id(self.paths)
-
-
-def files_id(paths: Sequence[Path]) -> str:
-    """A digest that changes with the files: their names, sizes, times of change."""
-    states = [path.stat() for path in dict.fromkeys(paths)]
-    return str(digest([str(path) for path in paths], [[s.st_size, s.st_mtime_ns] for s in states]))
 
 
 def numbered(names: Sequence[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
@@ -212,28 +204,28 @@ def load_folder(root: Path, split: Split, skip_unreadable: bool = False) -> Labe
 def _listed(root: Path) -> tuple[list[Path], list[str]]:
     """Files and classes of labels.csv."""
     table = root / "labels.csv"
-    paths: list[Path] = []
-    names: list[str] = []
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"file", "class"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{table} must have the columns file and class, got {reader.fieldnames}")
-        for row in reader:
-            line = f"line {reader.line_num} of {table}"
-            if not row["file"] or not row["class"]:
-                raise ValueError(f"{line} names no {'class' if row['file'] else 'file'}")
-            places = [folder / row["file"] for folder in (root, root / "images")]
-            path = next((path for path in places if path.is_file()), None)
-            if path is None:
-                raise FileNotFoundError(
-                    f"{line} names {row['file']}, which is neither in {root} nor in images/"
-                )
-            paths.append(path)
-            names.append(row["class"])
-    if len(set(paths)) != len(paths):
-        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
-        raise ValueError(f"{table} names {_within(root, twice)} more than once")
-    return paths, names
+    paths: dict[Path, str] = {}
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"file", "class"} <= set(reader.fieldnames or ()):
+                raise ValueError(f"{table} must have the columns file and class, got {reader.fieldnames}")
+            for row in reader:
+                line = f"line {reader.line_num} of {table}"
+                if not row["file"] or not row["class"]:
+                    raise ValueError(f"{line} names no {'class' if row['file'] else 'file'}")
+                options = [folder / row["file"] for folder in (root, root / "images")]
+                path = next((path for path in options if os.path.isfile(path)), None)
+                if path is None:
+                    raise FileNotFoundError(
+                        f"{line} names {row['file'][:200]}, which is neither in {root} nor in images/"
+                    )
+                if path in paths:
+                    raise ValueError(f"{table} names {_within(root, path)} more than once")
+                paths[path] = row["class"]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{table} is damaged or no table ({error}): write it as UTF-8 text") from error
+    return list(paths), list(paths.values())
 
 
 def _by_folder(root: Path) -> tuple[list[Path], list[str]]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.data.files import read_matlab
 from benchmarks.data.people import SLACK, People, PoseData
 from benchmarks.measures.skeletons import MPII_SKELETON
 from pml_posets._random import derive_seeds
@@ -152,14 +153,7 @@ def _read_people(path: Path) -> _Found:
 
 
 def _read_release(path: Path) -> Any:
-    from scipy.io import loadmat
-
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no annotation file {path}: give mpii_human_pose_v1_u12_1.mat")
-    try:
-        content = loadmat(path, struct_as_record=False, squeeze_me=True)
-    except Exception as error:  # scipy raises anything on damage
-        raise ValueError(f"{path} is damaged or no MATLAB file ({error}): download it anew") from error
+    content = read_matlab(path, struct_as_record=False, squeeze_me=True)
     if not _structs(content.get("RELEASE")):
         names = [name for name in content if not name.startswith("__")]
         raise ValueError(f"{path} holds no struct RELEASE, only {', '.join(names) or 'nothing'}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch.utils.data import Dataset
 
+from benchmarks.data.files import check_index, files_id
 from benchmarks.data.olympic_files import (
     LABEL_FOLDER,
     LIST_FOLDERS,
@@ -93,9 +94,7 @@ class OlympicFrames(Dataset[Any]):
         return len(self.tree)
 
     def __getitem__(self, index: int) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(f"frames are 0 to {len(self) - 1}, asked for {index}")
-        image = self.tree.open_frame(index)
+        image = self.tree.open_frame(check_index(index, len(self), "frames"))
         if self.tree.boxes is not None:
             image = crop_box(image, self.tree.boxes[index], self.box_scale, self.square)
         return image if self.transform is None else self.transform(image)
@@ -104,18 +103,14 @@ class OlympicFrames(Dataset[Any]):
     def data_id(self) -> str:
         """A digest that changes with the frames (names, sizes, times of change), the boxes and the transform.
 
-        For `pml_posets.cache.FeatureCache` and `HOGLDA.transform(..., data_id=...)`.
+        For `FeatureCache` and `HOGLDA.transform(..., data_id=...)`.
         """
-        files = [
-            *(path for path in self.tree.paths if path),
-            *(str(f.path) for f in self.tree.seq_files.values()),
-        ]
-        states = [os.stat(path) for path in files]
-        boxes = np.zeros(0) if self.tree.boxes is None else self.tree.boxes
+        tree = self.tree
+        videos = [file.path for file in tree.seq_files.values()]
         return digest(
-            files,
-            [[state.st_size, state.st_mtime_ns] for state in states],
-            [self.tree.categories, self.tree.names, self.tree.sequences, self.tree.frame_numbers, boxes],
+            files_id([*(Path(path) for path in tree.paths if path), *videos]),
+            [tree.categories, tree.names, tree.sequences, tree.frame_numbers],
+            np.zeros(0) if tree.boxes is None else tree.boxes,
             [repr(self.transform), self.box_scale, self.square],
         )
 
@@ -178,6 +173,39 @@ def load_tree(
     """
     root = Path(root)
     problems = Problems()
+    lists, labels = _read_annotation(root, categories, problems)
+    boxes = read_boxes(root, lists, problems) if has_boxes(root) else None
+    joints = read_joints(root, lists, problems)
+    frames = _Frames()
+    if require_frames:
+        if any((root / name).is_dir() for name in ("frames", *lists)):
+            for category, listed in lists.items():
+                _find_frames(root, category, listed, frames, problems, skip_unreadable)
+        else:
+            problems.add(f"no frames: expected {root / 'frames'} with a folder a category")
+    problems.raise_if_any(root)
+    tree = _assemble(root, lists, labels, source_rule)
+    numbers = {name: i for i, name in enumerate(tree.sequence_names)}
+    tree = replace(
+        tree,
+        boxes=boxes,
+        joints=None if joints is None else joints[0],
+        joint_names=() if joints is None else joints[1],
+        paths=tuple(frames.paths),
+        seq_files={numbers[name]: file for name, file in frames.seq_files.items()},
+    )
+    if skip_unreadable and require_frames:
+        bad = {**find_unreadable(tree, num_workers), **frames.missing}
+        if bad:
+            order = sorted(bad)
+            tree = tree.without(order, [f"{tree.describe(i)}: {bad[i]}" for i in order])
+    return tree
+
+
+def _read_annotation(
+    root: Path, categories: Sequence[str] | None, problems: Problems
+) -> tuple[dict[str, FrameList], dict[str, RetrievalLabels]]:
+    """Frame lists and label files of the categories that were asked for."""
     if not root.is_dir():
         raise TreeError(f"{root} is no folder: expected one with frames/, image_pathes/ and {LABEL_FOLDER}/")
     list_paths, label_paths = find_categories(root)
@@ -188,42 +216,18 @@ def load_tree(
     wanted = sorted(set(categories)) if categories is not None else sorted({*list_paths, *label_paths})
     if categories is not None and not wanted:
         raise ValueError("categories must name at least one category, got none")
-    for there, what in ((list_paths, "frame list"), (label_paths, "label file")):
-        absent = [name for name in wanted if name not in there] if there else []
+    for paths, what in ((list_paths, "frame list"), (label_paths, "label file")):
+        absent = [name for name in wanted if name not in paths] if paths else []
         if absent:
             problems.add(f"categories without a {what}", *absent)
-
     lists = {name: read_frame_list(list_paths[name], problems) for name in wanted if name in list_paths}
     labels: dict[str, RetrievalLabels] = {}
     for name, frames in lists.items():
         if name in label_paths and frames.names:
-            found = read_labels(label_paths[name], len(frames.names), problems)
-            if found is not None:
-                labels[name] = found
-    boxes = read_boxes(root, lists, problems) if has_boxes(root) else None
-    joints = read_joints(root, lists, problems)
-    missing: dict[int, str] = {}
-    paths: list[str] = []
-    seq_files: dict[str, SeqFile] = {}
-    if require_frames:
-        paths, seq_files, missing = _find_frames(root, lists, problems, skip_unreadable)
-    problems.raise_if_any(root)
-    tree = _assemble(root, lists, labels, source_rule)
-    place = {name: i for i, name in enumerate(tree.sequence_names)}
-    tree = replace(
-        tree,
-        boxes=boxes,
-        joints=None if joints is None else joints[0],
-        joint_names=() if joints is None else joints[1],
-        paths=tuple(paths),
-        seq_files={place[name]: file for name, file in seq_files.items()},
-    )
-    if skip_unreadable and require_frames:
-        bad = missing | {i: why for i, why in find_unreadable(tree, num_workers).items() if i not in missing}
-        if bad:
-            order = sorted(bad)
-            tree = tree.without(order, [f"{tree.describe(i)}: {bad[i]}" for i in order])
-    return tree
+            read = read_labels(label_paths[name], len(frames.names), problems)
+            if read is not None:
+                labels[name] = read
+    return lists, labels
 
 
 def _assemble(
@@ -232,86 +236,83 @@ def _assemble(
     labels: dict[str, RetrievalLabels],
     source_rule: Callable[[str, str], str],
 ) -> OlympicTree:
-    sequence_place: dict[str, int] = {}
-    source_place: dict[str, int] = {}
-    sequences, sources = [], []
-    for category, frames in lists.items():
-        source_names = {name: source_rule(category, name) for name in dict.fromkeys(frames.sequences)}
-        for name in frames.sequences:
-            sequences.append(sequence_place.setdefault(f"{category}/{name}", len(sequence_place)))
-            sources.append(source_place.setdefault(source_names[name], len(source_place)))
+    pairs = [(category, name) for category, frames in lists.items() for name in frames.sequences]
+    of_pair = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
+    source_of_pair = {pair: source_rule(*pair) for pair in of_pair}
+    source_names = {name: number for number, name in enumerate(dict.fromkeys(source_of_pair.values()))}
+    counts = [len(frames.names) for frames in lists.values()]
     return OlympicTree(
         root=root,
         categories=tuple(lists),
-        offsets=np.concatenate([[0], np.cumsum([len(f.names) for f in lists.values()])]).astype(np.int64),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         names=tuple(name for frames in lists.values() for name in frames.names),
-        sequence_names=tuple(sequence_place),
-        sequences=np.array(sequences, dtype=np.int64),
+        sequence_names=tuple("/".join(pair) for pair in of_pair),
+        sequences=np.array([of_pair[pair] for pair in pairs], dtype=np.int64),
         frame_numbers=np.concatenate([frames.numbers for frames in lists.values()]),
-        source_names=tuple(source_place),
-        sources=np.array(sources, dtype=np.int64),
+        source_names=tuple(source_names),
+        sources=np.array([source_names[source_of_pair[pair]] for pair in pairs], dtype=np.int64),
         labels=labels,
     )
 
 
+@dataclass
+class _Frames:
+    """Paths of all frames, .seq files by `<category>/<sequence>`, reasons of missing frames by index."""
+
+    paths: list[str] = field(default_factory=list)
+    seq_files: dict[str, SeqFile] = field(default_factory=dict)
+    missing: dict[int, str] = field(default_factory=dict)
+
+
 def _find_frames(
-    root: Path, lists: dict[str, FrameList], problems: Problems, skip_missing: bool
-) -> tuple[list[str], dict[str, SeqFile], dict[int, str]]:
-    """Paths of all frames, .seq files by `<category>/<sequence>`, and what is missing by dataset index."""
-    paths: list[str] = []
-    seq_files: dict[str, SeqFile] = {}
-    missing: dict[int, str] = {}
-    if not any((root / name).is_dir() for name in ("frames", *lists)):
-        problems.add(f"no frames: expected {root / 'frames'} with a folder a category")
-        return paths, seq_files, missing
-    for category, frames in lists.items():
-        folders = [folder for folder in (root / "frames" / category, root / category) if folder.is_dir()]
-        if not folders and frames.names:
-            problems.add("categories without a folder of frames", category)
-            paths.extend([""] * len(frames.names))
-            continue
-        found = {name: _locate(folders, name) for name in dict.fromkeys(frames.sequences)}
-        lost = [name for name, place in found.items() if place is None]
-        broken = [place for place in found.values() if isinstance(place, str)]
-        if lost and (not skip_missing or len(lost) == len(found)):
-            problems.add(f"sequences of {category} with neither a folder of frames nor a .seq file", *lost)
-        if broken and not skip_missing:
-            problems.add(".seq files that cannot be read", *broken)
-        absent = []
-        for name, sequence, number in zip(frames.names, frames.sequences, frames.numbers, strict=True):
-            place = found[sequence]
-            path, reason = "", None
-            if isinstance(place, SeqFile):
-                seq_files[f"{category}/{sequence}"] = place
-                if number >= len(place):
-                    reason = f"{place.path.name} has only {len(place)} frames"
-                    absent.append(f"{category}/{name} ({reason})")
-            elif isinstance(place, dict):
-                path = place.get(name.split("/")[1]) or place.get(Path(name).stem, "")
-                if not path:
-                    reason = "missing"
-                    absent.append(f"{category}/{name}")
-            else:
-                reason = place or "its sequence is missing"
-            if reason is not None:
-                missing[len(paths)] = reason
-                path = str(root / "frames" / category / name)
-            paths.append(path)
-        if absent and not skip_missing:
-            problems.add(f"frames of {category} are missing", *absent)
-    return paths, seq_files, missing
+    root: Path, category: str, listed: FrameList, frames: _Frames, problems: Problems, skip_missing: bool
+) -> None:
+    """Add the frames of a category."""
+    folders = [folder for folder in (root / "frames" / category, root / category) if folder.is_dir()]
+    if not folders and listed.names:
+        problems.add("categories without a folder of frames", category)
+        frames.paths.extend([""] * len(listed.names))
+        return
+    located = {name: _locate(folders, name) for name in dict.fromkeys(listed.sequences)}
+    lost = [name for name, where in located.items() if where is None]
+    broken = [where for where in located.values() if isinstance(where, str)]
+    if lost and (not skip_missing or len(lost) == len(located)):
+        problems.add(f"sequences of {category} with neither a folder of frames nor a .seq file", *lost)
+    if broken and not skip_missing:
+        problems.add(".seq files that cannot be read", *broken)
+    absent = []
+    for name, sequence, number in zip(listed.names, listed.sequences, listed.numbers, strict=True):
+        where, path, reason = located[sequence], "", None
+        if isinstance(where, SeqFile):
+            frames.seq_files[f"{category}/{sequence}"] = where
+            if number >= len(where):
+                reason = f"{where.path.name} has only {len(where)} frames"
+                absent.append(f"{category}/{name} ({reason})")
+        elif isinstance(where, dict):
+            path = where.get(name.split("/")[1]) or where.get(Path(name).stem, "")
+            if not path:
+                reason = "missing"
+                absent.append(f"{category}/{name}")
+        else:
+            reason = where or "its sequence is missing"
+        if reason is not None:
+            frames.missing[len(frames.paths)] = reason
+            path = str(root / "frames" / category / name)
+        frames.paths.append(path)
+    if absent and not skip_missing:
+        problems.add(f"frames of {category} are missing", *absent)
 
 
 def _locate(folders: list[Path], sequence: str) -> dict[str, str] | SeqFile | str | None:
     """A sequence's image files by name and by stem; or its .seq file, or what is wrong with it; or None."""
     for folder in folders:
         for path in (folder / f"{sequence}.seq", folder / sequence / f"{sequence}.seq"):
-            if path.is_file():
+            if os.path.isfile(path):
                 try:
                     return SeqFile(path)
                 except (OSError, ValueError) as error:
                     return str(error)
-        if (folder / sequence).is_dir():
+        if os.path.isdir(folder / sequence):
             with os.scandir(folder / sequence) as entries:
                 files = {e.name: e.path for e in entries if e.name.lower().endswith(SUFFIXES)}
             return {Path(name).stem: path for name, path in files.items()} | files

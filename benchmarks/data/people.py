@@ -1,7 +1,4 @@
-"""People with annotated joints: crops to read, joints in them, and what was left out, by name.
-
-The readers of the data sets are in `pose_data` and `mpii_data`.
-"""
+"""People with annotated joints: crops to read, joints in them, and what was left out, by name."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch.utils.data import Dataset
 
+from benchmarks.data.files import check_index, files_id, left_out
 from benchmarks.data.olympic import crop_box
 from benchmarks.measures.skeletons import Skeleton
 from pml_posets.data.cache import digest
@@ -28,7 +26,6 @@ SLACK = 3.0
 """How far a joint may lie outside its image and still count, pixels: annotators click beside the border."""
 MIN_SPAN = 6.0
 """People whose joints span fewer pixels are left out."""
-_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +90,7 @@ class PoseData:
             f"{self.name}: {len(self)} people, {len(self.train)} to learn from, {len(self.test)} to test on, "
             f"{len(self.skeleton.joints)} joints, {self.visible.mean():.1%} of them annotated"
         ]
-        for reason, names in self.excluded.items():
-            shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-            lines.append(f"  left out, {reason}: {len(names)} ({shown})")
-        return "\n".join(lines)
+        return "\n".join([*lines, *left_out(self.excluded)])
 
     def settings(self) -> dict[str, Any]:
         """What tells these data from others, for results."""
@@ -177,12 +171,7 @@ class PersonCrops(Dataset[Any]):
     @property
     def data_id(self) -> str:
         """A digest that changes with the files (names, sizes, times of change) and the boxes."""
-        states = [os.stat(path) for path in dict.fromkeys(self.paths)]
-        return digest(
-            [str(path) for path in self.paths],
-            [[state.st_size, state.st_mtime_ns] for state in states],
-            np.zeros(0) if self.boxes is None else self.boxes,
-        )
+        return digest(files_id(self.paths), np.zeros(0) if self.boxes is None else self.boxes)
 
 
 class JoinedImages(Dataset[Any]):
@@ -196,8 +185,7 @@ class JoinedImages(Dataset[Any]):
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(f"images are 0 to {len(self) - 1}, asked for {index}")
+        check_index(index, len(self), "images")
         part = int(np.searchsorted(self._ends, index, side="right"))
         return self.parts[part][index - (int(self._ends[part - 1]) if part else 0)]
 

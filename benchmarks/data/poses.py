@@ -1,4 +1,4 @@
-"""Readers of Leeds Sports Pose, its extended training set, and the drawn figures; `mpii_data` reads MPII.
+"""Readers of Leeds Sports Pose, its extended training set, and the drawn figures; `mpii` reads MPII.
 
 <root>/images/im0001.jpg, ...    im00001.jpg in the extended set
 <root>/joints.mat                the original release: joints (3, 14, N), or (14, 3, N), in pixels
@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.data.files import read_arrays, read_matlab
 from benchmarks.data.olympic import OlympicFrames, load_tree
 from benchmarks.data.people import SLACK, People, PoseData
 from benchmarks.figures.dataset import load_truth
 from benchmarks.measures.skeletons import LSP_SKELETON, Skeleton
-from pml_posets._io import read_npz
 
 __all__ = ["FIGURE_SKELETON", "PoseData", "load_figures", "load_lsp", "load_lspet"]
 
@@ -150,16 +150,14 @@ def _load_leeds(root: Path, name: str, third_is_visible: bool, skip_unreadable: 
 
 def _read_crop_joints(path: Path) -> npt.NDArray[np.float64]:
     """(N, 14, 3) of joints.npz."""
-    found = read_npz(path)
-    if "joints" not in found:
-        raise ValueError(f"{path} holds no joints, only {', '.join(found) or 'nothing'}: expected (N, 14, 3)")
-    joints = found["joints"]
+    arrays = read_arrays(path, ("joints",), ("joint_names",))
+    joints = arrays["joints"]
     if joints.ndim != 3 or joints.shape[1:] != (14, 3) or not np.issubdtype(joints.dtype, np.floating):
         raise ValueError(
             f"joints of {path} must have shape (N, 14, 3) of x, y and a flag, got {joints.shape} "
             f"{joints.dtype}"
         )
-    order = tuple(str(name) for name in found.get("joint_names", LSP_SKELETON.joints))
+    order = tuple(str(name) for name in np.ravel(arrays.get("joint_names", LSP_SKELETON.joints)))
     if order != LSP_SKELETON.joints:
         raise ValueError(f"the joints of {path} are {order}: expected {LSP_SKELETON.joints}")
     return joints.astype(np.float64)
@@ -167,13 +165,7 @@ def _read_crop_joints(path: Path) -> npt.NDArray[np.float64]:
 
 def _read_mat_joints(path: Path) -> npt.NDArray[np.float64]:
     """(N, 14, 3) of the original release's joints.mat."""
-    from scipy.io import loadmat
-
-    try:
-        content = loadmat(path)
-    except Exception as error:  # scipy raises anything on damage
-        raise ValueError(f"{path} is damaged or no MATLAB file ({error}): download it anew") from error
-    joints = np.asarray(content.get("joints", np.zeros(0)))
+    joints = np.asarray(read_matlab(path).get("joints", np.zeros(0)))
     joints = joints[:, :, None] if joints.ndim == 2 else joints  # MATLAB drops an axis of length 1
     if joints.ndim != 3 or sorted(joints.shape[:2]) != [3, 14] or joints.dtype.kind not in "fiu":
         raise ValueError(

@@ -1,6 +1,6 @@
 """Random access to the frames of a .seq video (StreamPix, Piotr Dollar's toolbox), raw or JPEG.
 
-A .seq file is a header and then single frames. Raw frames lie at fixed distances; JPEG frames have a length,
+A .seq file is a header and then single frames. Raw frames lie at fixed distances. JPEG frames have a length,
 a time stamp and padding whose size differs between writers, so the start of every frame is looked up once.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import os
 import struct
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 MAGIC = 0xFEED
@@ -27,9 +28,9 @@ _WINDOW = 1 << 16
 class SeqFile:
     """The frames of one .seq file.
 
-    The file is opened anew for every frame, so that one object may be shared by threads and copied into
-    worker processes. The frame count in the header is not trusted: what lies in the file counts, and a last
-    frame that was cut off is left out (`truncated`).
+    The file is opened for every frame, so that one object may be shared by threads and copied into worker
+    processes. The frame count in the header is not trusted: what lies in the file counts, and a last frame
+    that was cut off is left out (`truncated`).
 
     Args:
         path: the file.
@@ -37,16 +38,17 @@ class SeqFile:
     Attributes:
         path: the file.
         width, height: of a frame, in pixels.
-        offsets: (F,) int64, where the image data of each frame starts, in bytes.
-        lengths: (F,) int64, its length in bytes.
+        offsets: F positions of the image data of each frame, in bytes; of raw frames a range.
         truncated: the file ends inside a frame.
 
     Raises:
         ValueError: no .seq file, a pixel format that is not supported, a damaged header, not one whole frame.
         FileNotFoundError: no such file.
 
-    Source: format of Piotr Dollar's toolbox (little-endian; colour raw frames hold blue, green, red).
+    Source: format of Piotr Dollar's toolbox (little-endian; color raw frames hold blue, green, red).
     """
+
+    offsets: Sequence[int]
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -55,13 +57,13 @@ class SeqFile:
             header = file.read(_HEADER_END)
             if len(header) < _HEADER_END or struct.unpack_from("<I", header)[0] != MAGIC:
                 raise ValueError(f"{self.path} is no .seq file: it does not start with a .seq header")
-            (header_size,) = struct.unpack_from("<I", header, 32)
-            self.width, self.height, bits, _, _, self.format, _, _, true_size = struct.unpack_from(
+            (start,) = struct.unpack_from("<I", header, 32)
+            self.width, self.height, bits, _, _, self.format, _, _, step = struct.unpack_from(
                 "<9I", header, 548
             )
-            if not _HEADER_END <= header_size <= self.size or not self.width or not self.height:
+            if not _HEADER_END <= start <= self.size or not self.width or not self.height:
                 raise ValueError(
-                    f"{self.path} has a damaged .seq header: {header_size} bytes of header in a file of "
+                    f"{self.path} has a damaged .seq header: {start} bytes of header in a file of "
                     f"{self.size}, frames of {self.width} x {self.height}"
                 )
             if self.format in RAW_FORMATS:
@@ -70,13 +72,13 @@ class SeqFile:
                     raise ValueError(
                         f"{self.path}: {bits} bits a pixel, expected {8 * channels} (format {self.format})"
                     )
-                self.offsets, self.lengths, self.truncated = self._raw_index(header_size, channels, true_size)
+                self.offsets, self.truncated = self._raw_index(start, step)
             elif self.format in JPEG_FORMATS:
-                self.offsets, self.lengths, self.truncated = self._jpeg_index(file, header_size)
+                self.offsets, self.truncated = self._jpeg_index(file, start)
             else:
                 known = sorted([*RAW_FORMATS, *JPEG_FORMATS])
                 raise ValueError(f"{self.path}: image format {self.format} is not one of {known}")
-        if len(self.offsets) == 0:
+        if not self.offsets:
             raise ValueError(f"{self.path} holds no whole frame ({self.size} bytes)")
 
     def __len__(self) -> int:
@@ -87,53 +89,56 @@ class SeqFile:
 
         Raises:
             IndexError: no such frame.
-            ValueError: the frame cannot be decoded.
+            ValueError: the frame cannot be decoded, or is larger than the header says.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has frames 0 to {len(self) - 1}, asked for {index}")
-        length = int(self.lengths[index])
+        jpeg = self.format in JPEG_FORMATS
         with open(self.path, "rb") as file:
-            file.seek(int(self.offsets[index]))
-            data = file.read(length)
+            file.seek(self.offsets[index] - 4 * jpeg)
+            length = int.from_bytes(file.read(4), "little") - 4 if jpeg else self._raw_length
+            data = file.read(max(0, min(length, self.size)))
         if len(data) < length:
             raise ValueError(f"{self.path} has become shorter: frame {index} ends beyond its end")
-        if self.format in JPEG_FORMATS:
-            try:
-                with Image.open(io.BytesIO(data)) as image:
-                    return image.convert("RGB")
-            except (OSError, SyntaxError) as error:
-                raise ValueError(f"{self.path}: frame {index} cannot be decoded: {error}") from error
-        pixels = np.frombuffer(data, dtype=np.uint8)
-        if RAW_FORMATS[self.format] == 1:
-            return Image.fromarray(pixels.reshape(self.height, self.width)).convert("RGB")
-        return Image.fromarray(np.ascontiguousarray(pixels.reshape(self.height, self.width, 3)[:, :, ::-1]))
+        if jpeg:
+            return self._decode(data, index)
+        pixels = np.frombuffer(data, dtype=np.uint8).reshape(self.height, self.width, -1)
+        if pixels.shape[2] == 1:
+            return Image.fromarray(pixels[:, :, 0]).convert("RGB")
+        return Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1]))
 
-    def _raw_index(
-        self, start: int, channels: int, step: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
-        length = self.width * self.height * channels
+    def _decode(self, data: bytes, index: int) -> Image.Image:
+        try:
+            with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+                if image.width > 2 * self.width or image.height > 2 * self.height:
+                    raise ValueError(f"it is {image.size}, the header says {(self.width, self.height)}")
+                return image.convert("RGB")
+        except Exception as error:  # decoders raise anything
+            raise ValueError(f"{self.path}: frame {index} cannot be decoded: {error}") from error
+
+    @property
+    def _raw_length(self) -> int:
+        return self.width * self.height * RAW_FORMATS[self.format]
+
+    def _raw_index(self, start: int, step: int) -> tuple[range, bool]:
+        length, room = self._raw_length, self.size - start
         if step < length:
             raise ValueError(f"{self.path}: frames {step} bytes apart cannot hold {length} bytes of pixels")
-        room = self.size - start
         count = (room - length) // step + 1 if room >= length else 0
-        left = room - count * step  # may be negative: the padding of the last frame need not be there
-        return start + step * np.arange(count), np.full(count, length), left > 0
+        # What is left may be negative: the padding of the last frame need not be there.
+        return range(start, start + count * step, step), room > count * step
 
-    def _jpeg_index(
-        self, file: io.BufferedReader, start: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
-        offsets, lengths, truncated = [], [], False
+    def _jpeg_index(self, file: io.BufferedReader, start: int) -> tuple[array[int], bool]:
+        offsets = array("q")
         at = self._next_jpeg(file, start)
         while at is not None:
             file.seek(at)
             (length,) = struct.unpack("<I", file.read(4))
             if at + length > self.size:
-                truncated = True
-                break
+                return offsets, True
             offsets.append(at + 4)
-            lengths.append(length - 4)
             at = self._next_jpeg(file, at + length + _TIME_STAMP, at + length)
-        return np.array(offsets, dtype=np.int64), np.array(lengths, dtype=np.int64), truncated
+        return offsets, False
 
     def _next_jpeg(self, file: io.BufferedReader, guess: int, earliest: int | None = None) -> int | None:
         """Where the next frame's length stands: at the guess, or wherever a JPEG starts after `earliest`."""
@@ -145,11 +150,11 @@ class SeqFile:
         while at < self.size:
             file.seek(at)
             block = file.read(_WINDOW)
-            found = block.find(_JPEG_START, 4)
-            while found >= 0:
-                if struct.unpack_from("<I", block, found - 4)[0] > 8:
-                    return at + found - 4
-                found = block.find(_JPEG_START, found + 1)
+            start = block.find(_JPEG_START, 4)
+            while start >= 0:
+                if struct.unpack_from("<I", block, start - 4)[0] > 8:
+                    return at + start - 4
+                start = block.find(_JPEG_START, start + 1)
             if len(block) < _WINDOW:
                 return None
             at += _WINDOW - 6  # a start that straddles two blocks is seen in the second

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from benchmarks.data.labelled_images import LabelledImages, check_known, files_id, numbered
+from benchmarks.data.files import files_id
+from benchmarks.data.labelled_images import LabelledImages, check_known, numbered
 from pml_posets.data.cache import digest
 from pml_posets.data.datasets import ImageList, UnreadableImageError
+
+_LARGEST = 10**6  # side of an image, px, and size of an annotation, bytes
 
 
 class BoxCrops(Dataset[Any]):
@@ -30,7 +33,7 @@ class BoxCrops(Dataset[Any]):
         boxes: (N, 4) int left, top, right, bottom in pixels; right and bottom are not in the box.
 
     Raises:
-        UnreadableImageError: on access, if a file cannot be read; the message names it.
+        UnreadableImageError: on access, if a file cannot be read or its box is far larger than the image.
     """
 
     def __init__(self, paths: Sequence[Path], boxes: npt.NDArray[np.int64]) -> None:
@@ -41,7 +44,13 @@ class BoxCrops(Dataset[Any]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Any:
-        return self._files[index].crop(tuple(int(side) for side in self.boxes[index]))
+        image, (left, top, right, bottom) = self._files[index], self.boxes[index].tolist()
+        if right - left > 2 * image.width or bottom - top > 2 * image.height:
+            raise UnreadableImageError(
+                f"the box {left, top, right, bottom} does not fit {self.paths[index]} of {image.size}: its "
+                "annotation is damaged, unpack it again"
+            )
+        return image.crop((left, top, right, bottom))
 
     @property
     def data_id(self) -> str:
@@ -86,7 +95,7 @@ def load_voc(
     if wrong and not skip_unreadable:
         path, why = next(iter(wrong.items()))
         raise UnreadableImageError(
-            f"cannot read the image {path}: {why}; unpack it anew, or leave such images out "
+            f"cannot read the image {path}: {why}; unpack it again, or leave such images out "
             "(--skip-unreadable)"
         )
     rows: list[tuple[Path, list[int], str, str, bool]] = []
@@ -95,7 +104,7 @@ def load_voc(
             if path in wrong:
                 leave_out("image missing or damaged", path.stem)
                 continue
-            if skip_unreadable and not note.is_file():
+            if skip_unreadable and not os.path.exists(note):
                 leave_out("image without annotation", path.stem)
                 continue
             for number, (name, box, difficult) in enumerate(_objects(note), 1):
@@ -131,7 +140,7 @@ def _voc(root: Path, year: str, part: str, download: bool) -> Any:
         return VOCDetection(str(root), year=year, image_set=part, download=download)
     except ValueError as error:
         raise ValueError(f"there is no image set {part} of PASCAL VOC {year}: {error}") from error
-    except (RuntimeError, FileNotFoundError) as error:
+    except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
             f"PASCAL VOC {year} {part} is not in {root} ({error}): unpack it so that "
             f"{root}/VOCdevkit/VOC{year} is there, or give --download"
@@ -142,7 +151,7 @@ def _unreadable(paths: Sequence[Path], decode: bool) -> dict[Path, str]:
     """Files that are missing or, if they are decoded, damaged; with the reason."""
     if decode:
         return dict(ImageList(paths, skip_unreadable=True).unreadable)
-    return {path: "there is no such file" for path in paths if not path.is_file()}
+    return {path: "there is no such file" for path in paths if not os.path.isfile(path)}
 
 
 def _objects(note: Path) -> list[tuple[str, list[int], bool]]:
@@ -151,9 +160,14 @@ def _objects(note: Path) -> list[tuple[str, list[int], bool]]:
     What of a box lies outside the image, by the size that the annotation gives, is cut off.
     """
     try:
-        root = ElementTree.parse(note).getroot()
+        if os.path.getsize(note) > _LARGEST:
+            raise ValueError(f"{os.path.getsize(note)} bytes are too many for the objects of an image")
+        text = note.read_bytes()
+        if b"<!DOCTYPE" in text.replace(b"\0", b"").upper():
+            raise ValueError("it defines entities, which may be endless")
+        root = ElementTree.fromstring(text)
         size = [int(root.findtext(f"size/{side}", "0")) for side in ("width", "height")]
-        most = [side if side > 0 else sys.maxsize for side in size] * 2
+        most = [side if 0 < side < _LARGEST else _LARGEST for side in size] * 2
         found = []
         for one in root.iter("object"):
             left, top, right, bottom = (
@@ -167,7 +181,7 @@ def _objects(note: Path) -> list[tuple[str, list[int], bool]]:
         return found
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"the annotation {note} is not there: unpack it anew, or leave its image out (--skip-unreadable)"
+            f"the annotation {note} is not there: unpack it again, or leave its image out (--skip-unreadable)"
         ) from error
-    except (ElementTree.ParseError, ValueError, OverflowError) as error:
-        raise ValueError(f"the annotation {note} is damaged ({error}): unpack it anew") from error
+    except (ElementTree.ParseError, OSError, ValueError, OverflowError, LookupError) as error:
+        raise ValueError(f"the annotation {note} is damaged ({error}): unpack it again") from error

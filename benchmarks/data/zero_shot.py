@@ -10,6 +10,7 @@ a folder        see `labelled_images.load_folder`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch.utils.data import Dataset
 
+from benchmarks.data.files import check_index, read_arrays, read_lines, read_matlab
 from benchmarks.data.labelled_images import ImageFiles, LabelledImages, load_folder
 from benchmarks.data.olympic import OlympicFrames, load_tree
 from pml_posets.data.cache import digest
@@ -68,11 +70,13 @@ def load_cub(root: Path, skip_unreadable: bool = False) -> LabelledImages:
     """
     root = Path(root)
     files = _pairs(root / "images.txt")
-    classes = {number: int(text) for number, text in _pairs(root / "image_class_labels.txt").items()}
+    classes = {n: _number(text) for n, text in _pairs(root / "image_class_labels.txt").items()}
+    if -1 in classes.values():
+        raise ValueError(f"image_class_labels.txt of {root} has a class that is no number: unpack it again")
     if files.keys() != classes.keys():
         raise ValueError(
             f"images.txt and image_class_labels.txt of {root} name other images: {len(files)} and "
-            f"{len(classes)}; unpack it anew"
+            f"{len(classes)}; unpack it again"
         )
     paths = [root / "images" / files[number] for number in files]
     ids = np.array([classes[number] for number in files])
@@ -89,7 +93,7 @@ def load_cars(root: Path, skip_unreadable: bool = False) -> LabelledImages:
     root = Path(root)
     devkit = root / "devkit" if (root / "devkit").is_dir() else root
     if (root / "cars_annos.mat").is_file():
-        content = _mat(root / "cars_annos.mat")
+        content = read_matlab(root / "cars_annos.mat", squeeze_me=True)
         places, ids = _cars(content, root, "relative_im_path", root / "cars_annos.mat")
         titles = _titles(content)
     else:
@@ -101,10 +105,10 @@ def load_cars(root: Path, skip_unreadable: bool = False) -> LabelledImages:
                     f"there is neither {root}/cars_annos.mat nor {file}.mat in {devkit}: give the folder of "
                     "Cars-196 with its annotation, or its images in a folder a class (--dataset folder)"
                 )
-            found, of_part = _cars(_mat(table), root / f"cars_{part}", "fname", table)
+            found, of_part = _cars(read_matlab(table, squeeze_me=True), root / f"cars_{part}", "fname", table)
             places, ids = [*places, *found], np.concatenate([ids, of_part])
         meta = devkit / "cars_meta.mat"
-        titles = _titles(_mat(meta)) if meta.is_file() else {}
+        titles = _titles(read_matlab(meta, squeeze_me=True)) if meta.is_file() else {}
     return _split("cars196", root, places, ids, titles, _first_half(ids), skip_unreadable)
 
 
@@ -120,11 +124,11 @@ def load_sop(root: Path, skip_unreadable: bool = False) -> LabelledImages:
     learned: list[bool] = []
     for part in ("train", "test"):
         table = root / f"Ebay_{part}.txt"
-        rows = _lines(table)
+        rows = [line.split() for line in read_lines(table) if line.strip()]
         if not rows or rows[0] != ["image_id", "class_id", "super_class_id", "path"]:
             raise ValueError(f"{table} must begin with: image_id class_id super_class_id path")
         for number, row in enumerate(rows[1:], 2):
-            if len(row) != 4 or not row[1].isdecimal():
+            if len(row) != 4 or _number(row[1]) < 0:
                 raise ValueError(f"line {number} of {table} must be four entries, a number second, got {row}")
             paths.append(root / row[3])
             ids.append(int(row[1]))
@@ -147,9 +151,8 @@ class PackedDrawings(Dataset[Any]):
         return len(self.packed)
 
     def __getitem__(self, index: int) -> Image.Image:
-        if not 0 <= index < len(self):
-            raise IndexError(f"drawings are 0 to {len(self) - 1}, asked for {index}")
-        ink = np.unpackbits(self.packed[index], axis=1)[:, : self.width]
+        rows = self.packed[check_index(index, len(self), "drawings")]
+        ink = np.unpackbits(rows, axis=1)[:, : self.width]
         return Image.fromarray((255 * (1 - ink)).astype(np.uint8)).convert("RGB")
 
     @property
@@ -168,31 +171,31 @@ def load_omniglot(root: Path) -> LabelledImages:
         FileNotFoundError, ValueError: if it is missing, damaged, or lacks an array.
     """
     path = Path(root) / "omniglot.npz" if Path(root).is_dir() else Path(root)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: give the folder of omniglot.npz")
-    needed = ("packed", "shape", "labels", "class_names", "evaluation", "names")
-    try:
-        with np.load(path) as file:
-            found = {name: file[name] for name in file.files}
-    except Exception as error:  # numpy and zipfile raise anything on damage
-        raise ValueError(f"{path} is damaged or no .npz file ({error}): copy it anew") from error
-    if missing := [name for name in needed if name not in found]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}, it has {', '.join(found) or 'nothing'}")
-    count, labels, evaluation = len(found["packed"]), found["labels"], found["evaluation"].astype(bool)
-    classes = [str(name) for name in found["class_names"]]
-    for name in ("labels", "evaluation", "names"):
-        if found[name].shape != (count,):
-            raise ValueError(f"{name} of {path} must have shape ({count},), got {found[name].shape}")
+    arrays = read_arrays(path, ("packed", "shape", "labels", "class_names", "evaluation", "names"))
+    packed, labels, classes = arrays["packed"], arrays["labels"], arrays["class_names"].astype(str)
+    width = int(arrays["shape"].reshape(-1)[-1]) if arrays["shape"].dtype.kind in "iu" else 0
+    if packed.ndim != 3 or packed.dtype != np.uint8 or packed.shape[2] != -(-width // 8) or classes.ndim != 1:
+        raise ValueError(
+            f"packed of {path} must be (N, H, ceil(W / 8)) uint8 for W = {width}, got {packed.shape} "
+            f"{packed.dtype}; class_names must be a list, got {classes.shape}"
+        )
+    count = len(packed)
+    for name, kinds in (("labels", "iu"), ("evaluation", "b"), ("names", "U")):
+        if arrays[name].shape != (count,) or arrays[name].dtype.kind not in kinds:
+            raise ValueError(
+                f"{name} of {path} must have shape ({count},), got {arrays[name].shape} {arrays[name].dtype}"
+            )
     if count and not 0 <= labels.min() <= labels.max() < len(classes):
         raise ValueError(f"labels of {path} must be in 0..{len(classes) - 1}, up to {labels.max()} there")
+    evaluation, names = arrays["evaluation"], arrays["names"]
     return LabelledImages(
         name="omniglot",
-        images=PackedDrawings(found["packed"], int(found["shape"][-1])),
+        images=PackedDrawings(packed, width),
         labels=labels.astype(np.int64),
-        classes=tuple(classes),
+        classes=tuple(classes.tolist()),
         train=np.flatnonzero(~evaluation),
         test=np.flatnonzero(evaluation),
-        names=tuple(f"{classes[c]}/{name}" for c, name in zip(labels, found["names"], strict=True)),
+        names=tuple(f"{classes[c]}/{name}" for c, name in zip(labels, names, strict=True)),
     )
 
 
@@ -230,7 +233,7 @@ def _split(
     skip_unreadable: bool,
 ) -> LabelledImages:
     """Images of listed files; classes in order of their ids."""
-    missing = [] if skip_unreadable else [path for path in paths if not path.is_file()]
+    missing = [] if skip_unreadable else [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(paths)} images of {name} are missing, the first is {missing[0]}: unpack "
@@ -242,7 +245,7 @@ def _split(
     found, labels = np.unique(ids[kept], return_inverse=True)
 
     def within(path: Path) -> str:
-        return path.relative_to(root).as_posix()
+        return Path(os.path.relpath(path, root)).as_posix()
 
     return LabelledImages(
         name=name,
@@ -262,28 +265,20 @@ def _first_half(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return np.asarray(places < (len(found) + 1) // 2)
 
 
-def _lines(table: Path) -> list[list[str]]:
-    if not table.is_file():
-        raise FileNotFoundError(f"there is no {table}: give the unpacked folder of the data, as published")
-    return [line.split() for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _number(text: str) -> int:
+    """A number from 0 that int64 holds; -1 for anything else."""
+    return int(text) if text.isdecimal() and len(text) < 19 else -1
 
 
 def _pairs(table: Path) -> dict[int, str]:
     """The lines "number text" of a table."""
-    rows = _lines(table)
-    for line, row in enumerate(rows, 1):
-        if len(row) != 2 or not row[0].isdecimal():
+    pairs: dict[int, str] = {}
+    for line, text in enumerate(read_lines(table), 1):
+        row = text.split()
+        if len(row) != 2 or _number(row[0]) < 0:
             raise ValueError(f"line {line} of {table} must be a number and an entry, got {row}")
-    return {int(number): text for number, text in rows}
-
-
-def _mat(path: Path) -> Mapping[str, Any]:
-    from scipy.io import loadmat
-
-    try:
-        return loadmat(path, squeeze_me=True)
-    except Exception as error:  # scipy raises anything on damage
-        raise ValueError(f"{path} is damaged or no MATLAB file ({error}): download it anew") from error
+        pairs[int(row[0])] = row[1]
+    return pairs
 
 
 def _cars(
@@ -297,7 +292,11 @@ def _cars(
             f"annotations of {table} must have the columns {column} and class, got {', '.join(columns)}: "
             "the test half needs cars_test_annos_withlabels.mat"
         )
-    return [folder / str(name) for name in rows[column]], np.array([int(c) for c in rows["class"]], np.int64)
+    try:
+        ids = np.array([int(c) for c in rows["class"]], np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the classes of {table} must be numbers ({error}): download it again") from error
+    return [folder / str(name) for name in rows[column]], ids
 
 
 def _titles(content: Mapping[str, Any]) -> dict[int, str]:

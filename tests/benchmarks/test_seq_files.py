@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -107,9 +108,46 @@ def test_a_jpeg_that_cannot_be_decoded(tmp_path):
     path = write_seq(tmp_path / "j.seq", PICTURES, 201)
     file = SeqFile(path)
     data = bytearray(path.read_bytes())
-    start = int(file.offsets[2])
-    data[start + 3 : start + int(file.lengths[2])] = bytes(int(file.lengths[2]) - 3)
+    start = file.offsets[2]
+    (length,) = struct.unpack_from("<I", data, start - 4)
+    data[start + 3 : start + length - 4] = bytes(length - 7)
     path.write_bytes(data)
     with pytest.raises(ValueError, match="frame 2 cannot be decoded"):
         SeqFile(path).read(2)
     assert SeqFile(path).read(3).size == (36, 24)
+
+
+def test_the_index_of_tiny_frames_takes_no_memory(tmp_path):
+    path = write_seq(tmp_path / "t.seq", [picture(7, (1, 1))] * 2, 100, raw_padding=0)
+    path.write_bytes(path.read_bytes()[:1024] + bytes(7 * 2_000_000))
+    tracemalloc.start()
+    file = SeqFile(path)
+    assert len(file) == 2_000_000
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+    assert file.read(1_999_999).size == (1, 1)
+
+
+def test_the_index_of_tiny_jpegs_takes_less_memory_than_they(tmp_path):
+    path = write_seq(tmp_path / "j.seq", PICTURES[:1], 201)
+    tiny = struct.pack("<I", 9) + b"\xff\xd8\xff\0\0" + bytes(6)  # claims nothing but a start
+    path.write_bytes(path.read_bytes()[:1024] + tiny * 20_000)
+    tracemalloc.start()
+    file = SeqFile(path)
+    assert tracemalloc.get_traced_memory()[1] < file.size
+    tracemalloc.stop()
+    assert len(file) == 20_000
+    with pytest.raises(ValueError, match="frame 3 cannot be decoded"):
+        file.read(3)
+
+
+def test_a_jpeg_larger_than_the_header_says_is_not_decoded(tmp_path):
+    path = write_seq(tmp_path / "j.seq", [picture(0, (36, 24)), picture(0, (3000, 2000))], 201)
+    with pytest.raises(ValueError, match=r"frame 1 cannot be decoded: it is \(3000, 2000\), the header says"):
+        SeqFile(path).read(1)
+    huge = bytearray(path.read_bytes())
+    at = huge.index(b"\xff\xc0")  # the sizes of the first frame
+    huge[at + 5 : at + 9] = b"\xff\xff\xff\xff"
+    path.write_bytes(huge)
+    with pytest.raises(ValueError, match="frame 0 cannot be decoded"):
+        SeqFile(path).read(0)

@@ -82,7 +82,7 @@ def test_a_damaged_annotation_is_named(tmp_path, sets, damage):
     note = write_voc(tmp_path, sets) / "Annotations" / "000001.xml"
     note.write_text(damage(note.read_text()))
     for skip in (False, True):
-        with pytest.raises(ValueError, match=rf"the annotation {note} is damaged \(.*\): unpack it anew"):
+        with pytest.raises(ValueError, match=rf"the annotation {note} is damaged \(.*\): unpack it again"):
             load_voc(tmp_path, "2007", "trainval", "test", skip_unreadable=skip)
 
 
