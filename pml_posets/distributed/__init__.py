@@ -2,39 +2,39 @@
 
 from .process_group import (
     RankError,
+    abort_on_error,
     all_gather_equal,
     all_gather_objects,
     all_gather_rows,
+    all_reduce_sum,
     barrier,
     broadcast_object,
     broadcast_tensors,
     from_environment,
-    guarded,
     is_main,
     rank,
-    total,
     world_size,
 )
-from .sharing import from_main, main_first, shard, shared_work, shares_work, together
+from .sharing import from_main, main_first, shard, share_errors, shared_work, shares_work
 
 __all__ = [
     "RankError",
+    "abort_on_error",
     "all_gather_equal",
     "all_gather_objects",
     "all_gather_rows",
+    "all_reduce_sum",
     "barrier",
     "broadcast_object",
     "broadcast_tensors",
     "from_environment",
     "from_main",
-    "guarded",
     "is_main",
     "main_first",
     "rank",
     "shard",
+    "share_errors",
     "shared_work",
     "shares_work",
-    "together",
-    "total",
     "world_size",
 ]

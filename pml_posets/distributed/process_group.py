@@ -18,17 +18,17 @@ import torch.distributed as dist
 
 __all__ = [
     "RankError",
+    "abort_on_error",
     "all_gather_equal",
     "all_gather_objects",
     "all_gather_rows",
+    "all_reduce_sum",
     "barrier",
     "broadcast_object",
     "broadcast_tensors",
     "from_environment",
-    "guarded",
     "is_main",
     "rank",
-    "total",
     "world_size",
 ]
 
@@ -127,7 +127,7 @@ def all_gather_rows(block: Rows) -> Rows:
 
     Raises:
         TypeError: if the block is neither.
-        ValueError: on all ranks, if the blocks do not fit together.
+        ValueError: on all ranks, if the blocks do not agree in width and dtype.
         RankError: if another rank has failed.
 
     Example:
@@ -138,67 +138,37 @@ def all_gather_rows(block: Rows) -> Rows:
         raise TypeError(f"a block of rows must be an array or a tensor (n, ...), got {type(block).__name__}")
     if world_size() == 1:
         return block
-    of_arrays = isinstance(block, np.ndarray)
+    is_array = isinstance(block, np.ndarray)
     name = block.dtype.str if isinstance(block, np.ndarray) else str(block.dtype).removeprefix("torch.")
-    heads = all_gather_objects((len(block), tuple(block.shape[1:]), name, of_arrays))
-    filled = [head for head in heads if head[0]]
+    headers = all_gather_objects((len(block), tuple(block.shape[1:]), name, is_array))
+    filled = [header for header in headers if header[0]]
     if not filled:
         return block
-    kind: tuple[int, tuple[int, ...], str, bool] = filled[0]
-    if any(head[1:] != filled[0][1:] for head in filled):
-        found = "; ".join(f"rank {r}: {head[:3]}" for r, head in enumerate(heads))
-        raise ValueError(f"blocks of rows must agree in width and dtype, got (rows, width, dtype) {found}")
-    shape: tuple[int, ...] = (sum(head[0] for head in heads), *kind[1])
-    whole: Any
-    if kind[3]:
-        whole = np.empty(shape, np.dtype(kind[2]))
-        flat = torch.from_numpy(whole.reshape(-1).view(np.uint8))
-    else:
-        place = block.device if isinstance(block, torch.Tensor) else torch.device("cpu")
-        whole = torch.empty(shape, dtype=getattr(torch, kind[2]), device=place)
-        flat = whole.reshape(-1).view(torch.uint8)
-    sent = flat.to(_carrier(flat))
-    bytes_of_row, start = len(flat) // shape[0], 0
-    with _collective():
-        for source, head in enumerate(heads):
-            part = sent[start : start + head[0] * bytes_of_row]
-            start += len(part)
-            if source == rank() and len(part):
-                part.copy_(_as_bytes(block))
-            for piece in part.split(_PIECE):
-                if len(piece):
-                    dist.broadcast(piece, src=source)
-    if sent.device != flat.device:
-        flat.copy_(sent)
-    return whole
-
-
-def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
-    """Give tensors (weights, buffers) the values they have on rank 0, in place, bit for bit.
-
-    Args:
-        tensors: of the same shapes and dtypes on every rank.
-
-    Raises:
-        RankError: if another rank has failed.
-    """
-    given = list(tensors)
-    if world_size() == 1 or not given:
-        return
-    place = _carrier(given[0])
-    sizes = [tensor.numel() * tensor.element_size() for tensor in given]
-    with _collective(), torch.no_grad():
-        flat = torch.cat([_as_bytes(tensor).to(place) for tensor in given])
-        for piece in flat.split(_PIECE):
-            dist.broadcast(piece, src=0)
-        if not is_main():
-            for tensor, part in zip(given, flat.split(sizes), strict=True):
-                received = part.clone().view(tensor.dtype)  # a clone lies where numbers may begin
-                tensor.copy_(received.reshape(tensor.shape))
+    if any(header[1:] != filled[0][1:] for header in filled):
+        listed = "; ".join(f"rank {r}: {header[:3]}" for r, header in enumerate(headers))
+        raise ValueError(f"blocks of rows must agree in width and dtype, got (rows, width, dtype) {listed}")
+    width: tuple[int, ...] = filled[0][1]
+    name, is_array = filled[0][2:]
+    counts = [header[0] for header in headers]
+    device = block.device if isinstance(block, torch.Tensor) else torch.device("cpu")
+    sample = (
+        np.empty((1, *width), np.dtype(name))
+        if is_array
+        else torch.empty((1, *width), dtype=getattr(torch, name))
+    )
+    padded = torch.zeros((max(counts), _as_bytes(sample).numel()), dtype=torch.uint8, device=device)
+    if len(block):
+        padded[: len(block)] = _as_bytes(block).view(len(block), -1)
+    pieces = [all_gather_equal(piece) for piece in padded.split(max(1, _PIECE // max(1, padded.shape[1])))]
+    padded = torch.cat([piece.unflatten(0, (len(counts), -1)) for piece in pieces], dim=1)
+    whole = torch.cat([rows[:count] for rows, count in zip(padded, counts, strict=True)]).flatten()  # bytes
+    shape = (sum(counts), *width)
+    result: Any = whole.numpy().view(name) if is_array else whole.view(getattr(torch, name))
+    return result.reshape(shape)
 
 
 def all_gather_equal(x: torch.Tensor) -> torch.Tensor:
-    """As `all_gather_rows`, of tensors of one shape on all ranks, in a single step.
+    """As `all_gather_rows`, of tensors of one shape on all ranks, in a single exchange.
 
     Args:
         x: (n, ...) of any dtype on any device.
@@ -211,14 +181,15 @@ def all_gather_equal(x: torch.Tensor) -> torch.Tensor:
     """
     if world_size() == 1:
         return x
-    whole = torch.empty((world_size(), *x.shape), dtype=x.dtype, device=_carrier(x))
+    gathered = torch.empty((world_size(), *x.shape), dtype=x.dtype, device=_carrier(x))
     with _collective():
-        parts = [part.reshape(-1).view(torch.uint8) for part in whole]
-        dist.all_gather(parts, _as_bytes(x).to(whole.device))
-    return whole.to(x.device).flatten(0, 1)
+        dist.all_gather(
+            [part.reshape(-1).view(torch.uint8) for part in gathered], _as_bytes(x).to(gathered.device)
+        )
+    return gathered.to(x.device).flatten(0, 1)
 
 
-def total(x: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(x: torch.Tensor) -> torch.Tensor:
     """The sum over the ranks of tensors of one shape, without gradients; the same bits on all of them.
 
     Raises:
@@ -226,17 +197,36 @@ def total(x: torch.Tensor) -> torch.Tensor:
     """
     if world_size() == 1:
         return x
-    sent = x.detach().clone().to(_carrier(x))
+    summed = x.detach().clone().to(_carrier(x))
     with _collective():
-        dist.all_reduce(sent)
-    return sent.to(x.device)
+        dist.all_reduce(summed)
+    return summed.to(x.device)
+
+
+def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
+    """Give tensors (weights, buffers) the values they have on rank 0, in place, bit for bit.
+
+    Args:
+        tensors: of the same shapes and dtypes on every rank.
+
+    Raises:
+        RankError: if another rank has failed.
+    """
+    if world_size() == 1:
+        return
+    with _collective(), torch.no_grad():
+        for tensor in tensors:
+            sent = tensor.detach().contiguous().to(_carrier(tensor))
+            dist.broadcast(sent, src=0)
+            if not is_main():
+                tensor.copy_(sent)
 
 
 # --- Start and end
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
+def abort_on_error() -> Iterator[None]:
     """An error of one rank inside ends the process group, so that no other waits for this one in vain.
 
     The others find out in their next exchange, and raise `RankError` with the reason. The group is then lost
@@ -275,21 +265,21 @@ def from_environment(
         RankError: if another rank fails.
 
     Example:
-        >>> with from_environment("cpu") as place:
-        ...     place, world_size()
+        >>> with from_environment("cpu") as device:
+        ...     device, world_size()
         (device(type='cpu'), 1)
     """
     joins = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    place = _own_device(device, int(os.environ.get("LOCAL_RANK", "0")) if joins else None)
+    chosen = _own_device(device, int(os.environ.get("LOCAL_RANK", "0")) if joins else None)
     if not joins:
-        yield place
+        yield chosen
         return
     _left.clear()
-    backend = "gloo" if place.type == "cpu" else "cpu:gloo,cuda:nccl"
+    backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
-        with guarded():
-            yield place
+        with abort_on_error():
+            yield chosen
             barrier()
     finally:
         if _initialized():
@@ -306,21 +296,21 @@ def _initialized() -> bool:
 def _own_device(device: str | torch.device | None, local_rank: int | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device(device)
-    if place.type != "cuda" or local_rank is None:
-        return place
-    if place.index is not None and int(os.environ["WORLD_SIZE"]) > 1:
-        raise ValueError(f'each process takes a GPU of its own: give the device "cuda", not "{place}"')
+    chosen = torch.device(device)
+    if chosen.type != "cuda" or local_rank is None:
+        return chosen
+    if chosen.index is not None and int(os.environ["WORLD_SIZE"]) > 1:
+        raise ValueError(f'each process takes a GPU of its own: give the device "cuda", not "{chosen}"')
     count = torch.cuda.device_count()
-    if place.index is None:
+    if chosen.index is None:
         if local_rank >= count:
             raise ValueError(
                 f"there are {count} GPUs here for process {local_rank + 1}: start torchrun with "
                 f'--nproc-per-node={max(count, 1)}, or take the device "cpu"'
             )
-        place = torch.device("cuda", local_rank)
-    torch.cuda.set_device(place)
-    return place
+        chosen = torch.device("cuda", local_rank)
+    torch.cuda.set_device(chosen)
+    return chosen
 
 
 def _carrier(tensor: torch.Tensor) -> torch.device:
@@ -361,13 +351,14 @@ def _reason() -> str | None:
 
 
 def _leave(error: BaseException) -> None:
-    place = rank(), world_size()
-    if not _initialized():  # an inner guard has left already
+    """Tell the others why, end the group, and remember which rank this was."""
+    if not _initialized():  # an inner block has left already
         return
+    here = rank(), world_size()
     if not isinstance(error, RankError):
         with suppress(Exception):
             dist.distributed_c10d._get_default_store().set(
-                _REASON, f"rank {place[0]} has failed: {type(error).__name__}: {error}"
+                _REASON, f"rank {here[0]} has failed: {type(error).__name__}: {error}"
             )
     abort = getattr(dist.distributed_c10d, "_abort_process_group", dist.destroy_process_group)
     with suppress(Exception):
@@ -375,4 +366,4 @@ def _leave(error: BaseException) -> None:
     if _initialized():
         with suppress(Exception):
             dist.destroy_process_group()
-    _left.append(place)
+    _left.append(here)

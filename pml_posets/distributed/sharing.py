@@ -1,7 +1,7 @@
-"""Work that the ranks share, or that one of them does for all; by `distributed`.
+"""Work that the ranks share, or that one of them does for all.
 
-Work is shared only where a script says so (`shared_work`): by default a search or an extraction is done whole
-by whoever calls it, so that rank 0 may call it alone.
+Work is shared only where a script says so (`shared_work`): by default the process that calls a
+search or an extraction does all of it, so that rank 0 may call it alone.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import TypeVar
 
 from .process_group import RankError, all_gather_objects, broadcast_object, is_main, rank, world_size
 
-__all__ = ["from_main", "main_first", "shard", "shared_work", "shares_work", "together"]
+__all__ = ["from_main", "main_first", "shard", "share_errors", "shared_work", "shares_work"]
 
 Result = TypeVar("Result")
 
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
 
 
-def shard(count: int, number: int | None = None, parts: int | None = None) -> range:
-    """The share of a rank in so many things: contiguous, in order of the ranks, of equal size up to 1.
+def shard(count: int, number: int | None = None, num_shares: int | None = None) -> range:
+    """The share of a rank in `count` items: contiguous, in order of the ranks, of equal size up to 1.
 
     Args:
-        count: how many things, from 0.
-        number: whose share, from 0. Default: that of this rank.
-        parts: how many shares. Default: the world size.
+        count: number of items, from 0.
+        number: rank whose share is asked for, from 0. Default: this rank.
+        num_shares: Default: the world size.
 
     Returns:
-        The numbers of the things; empty for the last ranks where there are fewer things than ranks.
+        The indices of the items; empty for the last ranks where there are fewer items than ranks.
 
     Raises:
         ValueError: if a number is out of range.
@@ -38,10 +38,13 @@ def shard(count: int, number: int | None = None, parts: int | None = None) -> ra
         >>> [list(shard(5, r, 3)) for r in range(3)]
         [[0, 1], [2, 3], [4]]
     """
-    number, parts = rank() if number is None else number, world_size() if parts is None else parts
-    if count < 0 or not 0 <= number < parts:
-        raise ValueError(f"shard needs count >= 0 and 0 <= number < parts, got {count}, {number}, {parts}")
-    least, more = divmod(count, parts)
+    number = rank() if number is None else number
+    num_shares = world_size() if num_shares is None else num_shares
+    if count < 0 or not 0 <= number < num_shares:
+        raise ValueError(
+            f"shard needs count >= 0 and 0 <= number < num_shares, got {count}, {number}, {num_shares}"
+        )
+    least, more = divmod(count, num_shares)
     start = number * least + min(number, more)
     return range(start, start + least + (number < more))
 
@@ -91,23 +94,20 @@ def from_main(function: Callable[[], Result]) -> Result:
         return function()
     result, error = None, None
     if is_main():
-        token = _sharing.set(False)
         try:
-            result = function()
-        except Exception as found:
-            error = found
-        finally:
-            _sharing.reset(token)
-    told, copy = broadcast_object((_told(error), result))
+            result = _alone(function)
+        except Exception as raised:
+            error = raised
+    text, copy = broadcast_object((_text(error), result))
     if error is not None:
         raise error
-    if told is not None:
-        raise RankError(f"rank 0 has failed: {told}")
+    if text is not None:
+        raise RankError(f"rank 0 has failed: {text}")
     return copy  # type: ignore[return-value]
 
 
 def main_first(function: Callable[[], Result]) -> Result:
-    """Let rank 0 call a function, and then the others: what it has written to files they find there.
+    """Let rank 0 call a function, and then the others, which find the files that it has written.
 
     Only inside `shared_work`; elsewhere it is called at once. Nothing in it is shared.
 
@@ -127,27 +127,23 @@ def main_first(function: Callable[[], Result]) -> Result:
     """
     if not shares_work():
         return function()
-    made: list[Result] = []
-    from_main(lambda: made.append(function()))
-    with together():
+    results: list[Result] = []
+    from_main(lambda: results.append(function()))
+    with share_errors():
         if not is_main():
-            token = _sharing.set(False)
-            try:
-                made.append(function())
-            finally:
-                _sharing.reset(token)
-    return made[0]
+            results.append(_alone(function))
+    return results[0]
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def share_errors() -> Iterator[None]:
     """An error of one rank inside becomes an error of all at the end; nothing inside may be an exchange.
 
     Raises:
         RankError: on the ranks that went well, if another did not.
 
     Example:
-        >>> with together():
+        >>> with share_errors():
         ...     value = 1
     """
     if world_size() == 1:
@@ -156,15 +152,23 @@ def together() -> Iterator[None]:
     error: Exception | None = None
     try:
         yield
-    except Exception as found:
-        error = found
-    found_by = enumerate(all_gather_objects(_told(error)))
+    except Exception as raised:
+        error = raised
+    texts = all_gather_objects(_text(error))
     if error is not None:
         raise error
-    for number, told in found_by:
-        if told is not None:
-            raise RankError(f"rank {number} has failed: {told}")
+    for number, text in enumerate(texts):
+        if text is not None:
+            raise RankError(f"rank {number} has failed: {text}")
 
 
-def _told(error: BaseException | None) -> str | None:
+def _alone(function: Callable[[], Result]) -> Result:
+    token = _sharing.set(False)
+    try:
+        return function()
+    finally:
+        _sharing.reset(token)
+
+
+def _text(error: BaseException | None) -> str | None:
     return None if error is None else f"{type(error).__name__}: {error}"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..distributed.process_group import all_gather_rows, is_main
-from ..distributed.sharing import shard, shares_work, together
+from ..distributed.sharing import shard, share_errors, shares_work
 
 Rows = NDArray[np.float32]
 
@@ -40,7 +40,7 @@ def collect_rows(
         samples = samples[own.start * batch_size : own.stop * batch_size]
     views: list[Rows] = []
     start = 0
-    with together() if shares_work() else nullcontext():
+    with share_errors() if shares_work() else nullcontext():
         for batch in batches(samples):
             views = views or [np.empty((len(samples), part.shape[1]), np.float32) for part in batch]
             for view, part in zip(views, batch, strict=True):

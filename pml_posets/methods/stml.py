@@ -12,7 +12,7 @@ from torch import nn
 
 from .._validation import as_count
 from ..data.augmentation import BatchAugmentation
-from ..training.averaging import MovingAverage
+from ..training.averaging import moving_average
 from ._networks import at_least_float32, check_images, pooled_features
 
 __all__ = [
@@ -226,7 +226,7 @@ class STMLObjective(nn.Module):
             than k images.
 
     Source: "Self-Taught Metric Learning without Labels" (CVPR 2022).
-    Differs from the paper: the decay rises to its final value over the first updates (see `MovingAverage`).
+    Differs from the paper: the decay rises to its final value over the first updates (see `moving_average`).
     Which head the teacher has, the mean of the two L_RC and w are not known to us for certain.
 
     Example:
@@ -270,8 +270,10 @@ class STMLObjective(nn.Module):
         weight = next((p for p in models["trunk"].parameters()), None)
         if weight is not None:
             self.wide.to(weight.device)
-        self._average = MovingAverage({"trunk": models["trunk"], "wide": self.wide}, decay)
-        self.teacher = nn.ModuleDict(self._average.models)
+        self.decay = float(decay)
+        student = {"trunk": models["trunk"], "wide": self.wide}
+        self._averages = {name: moving_average(model, decay) for name, model in student.items()}
+        self.teacher = nn.ModuleDict({name: mean.module for name, mean in self._averages.items()})
 
     def train(self, mode: bool = True) -> STMLObjective:
         """As of any module, but the teacher stays in evaluation mode."""
@@ -300,7 +302,8 @@ class STMLObjective(nn.Module):
     def _follow(self, trunk: nn.Module) -> None:
         """Move the teacher towards the student."""
         try:
-            self._average.update({"trunk": trunk, "wide": self.wide})
+            self._averages["trunk"].update_parameters(trunk)
+            self._averages["wide"].update_parameters(self.wide)
         except (KeyError, RuntimeError) as error:
             raise ValueError(
                 f"the trunk is not the one that the teacher was copied from ({error}): give the objective "
@@ -325,17 +328,18 @@ class STMLObjective(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """How often the teacher has followed, beside its weights."""
-        return {"num_updates": self._average.num_updates}
+        return {"num_updates": int(self._averages["wide"].n_averaged) - 1}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take it back."""
-        self._average.num_updates = int(state["num_updates"])
+        for mean in self._averages.values():
+            mean.n_averaged.fill_(int(state["num_updates"]) + 1)
 
     def extra_repr(self) -> str:
         """What the module's repr says beside its parts."""
         names = ("k", "sigma", "delta", "divergence_weight", "temperature", "same_view")
         return ", ".join(
-            [f"decay={self._average.decay}", *(f"{name}={getattr(self, name)}" for name in names)]
+            [f"decay={self.decay}", *(f"{name}={getattr(self, name)}" for name in names)]
         )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._validation import as_count, as_features, check_option
 from ..distributed.process_group import all_gather_rows, is_main
-from ..distributed.sharing import shard, shares_work, together
+from ..distributed.sharing import shard, share_errors, shares_work
 from ._measuring import Answer, is_unsure, measure, measure_all
 from ._proposals import MAX_EXCLUDED, FaissProposer, TileProposer, all_pairs
 from ._queries import Block, Queries
@@ -124,7 +124,7 @@ def search(
     chunks = shard(num_chunks) if shares_work() else range(num_chunks)  # whole chunks: the same numbers
     mine = order[chunks.start * chunk_size : chunks.stop * chunk_size]
     parts = [(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32), np.zeros((0, k), bool))]
-    shared = together() if shares_work() else nullcontext()
+    shared = share_errors() if shares_work() else nullcontext()
     with shared, torch.no_grad(), torch.autocast(place.type, enabled=False), _full_precision():
         finder = _Finder(table, asked.codes, k, approximate, use_faiss, place, seed)
         if queries is None and not shares_work():

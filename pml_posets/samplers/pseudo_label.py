@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler
 
 from .._classes import relabel
 from .._random import derive_seeds, preserved_randomness, seed_everything
+from .._sketch import sketch
 from .._validation import ArrayLike, as_count, as_features, as_labels, as_mirrored, checked
 from ..neighbors.nearest import Neighbors
 from ..posets import Posets
@@ -103,6 +104,7 @@ class PseudoLabelSampler(BatchSampler):
 
     Attributes:
         epoch: number of the next pass, from 0.
+        fingerprint: a number for each row of the features given, by which a checkpoint knows them.
 
     Raises:
         TypeError, ValueError: for arguments out of range or that do not match each other, or fewer samples
@@ -181,6 +183,8 @@ class PseudoLabelSampler(BatchSampler):
         default = max(1, self.num_samples // self.batch_size)
         self.num_batches = default if num_batches is None else as_count(num_batches, "num_batches")
         self._waiting: Any = (features, as_mirrored(mirrored, features))
+        given = dict(zip(("features", "mirrored"), self._waiting, strict=True))
+        self.fingerprint = {name: sketch(rows) for name, rows in given.items() if rows is not None}
         self._posets: Posets | None = None
 
     @property

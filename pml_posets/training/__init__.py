@@ -1,10 +1,11 @@
 """Rounds: grouping and network take turns, inside the trainers of pytorch-metric-learning."""
 
-from .joint import JointTrainer, keep_groups
+from .averaging import moving_average
+from .joint import JointTrainer
 from .objectives import trainer_with_objectives
 
 __all__ = [
     "JointTrainer",
-    "keep_groups",
+    "moving_average",
     "trainer_with_objectives",
 ]

@@ -2,64 +2,42 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from pytorch_metric_learning.trainers import MetricLossOnly, TrainWithClassifier
-from pytorch_metric_learning.trainers.base_trainer import BaseTrainer
-from torch.utils.data import BatchSampler
 
-from .._io import check_folder
-from .._random import derive_seeds, preserved_randomness, seed_everything
+from .._random import preserved_randomness
 from .._validation import as_count
 from ..data.datasets import IndexedDataset
-from ..distributed.process_group import all_gather_objects, guarded, is_main, world_size
-from ..distributed.sharing import from_main, shared_work
-from ..losses.poset import PosetLoss
-from ..losses.pseudo_label import PseudoLabelLoss, PseudoLabelMiner, WeightedLosses
-from ..miners import NearestMedoidMiner
+from ..distributed.process_group import abort_on_error, is_main, world_size
 from ..posets import Posets
-from ..samplers._batches import SeededBatches
 from ..samplers.pseudo_label import PseudoLabelSampler
-from ._parallel import (
-    check_parts,
-    own_positions,
-    same_groups,
-    same_weights,
-    shared_groups,
-    trainer_over_ranks,
+from ._checks import (
+    check_datasets,
+    check_names,
+    check_options,
+    check_sampler,
+    check_trainer_class,
+    check_weights,
 )
-from ._parts import TrainingParts
+from ._components import Components
+from ._ranks import check_splittable, trainer_over_ranks
 from ._records import LossRecord
-from .averaging import MovingAverage
-from .checkpoints import check_settings, load_checkpoint, save_checkpoint
-from .objectives import PML_LOSSES, check_objective, trainer_with_objectives
+from ._saving import Saved
+from ._trial import check_extraction, check_training_batch
+from .averaging import moving_average
+from .objectives import PML_LOSSES, trainer_with_objectives
 
-__all__ = ["JointTrainer", "PseudoLabelLoss", "PseudoLabelMiner", "keep_groups"]
+__all__ = ["JointTrainer"]
 
-_STEP, _SAMPLES, _HEADS, _GROUPS = range(4)  # what a derived seed is for
-_SAMPLER_SETTINGS = (
-    "batch_size",
-    "num_batches",
-    "num_nearest",
-    "samples_per_class",
-    "unassigned_fraction",
-    "random_fraction",
-    "views",
-    "seed",
-)
+keep_groups: Any = "fixed"
+"""The name that version 0.1.0 had for feature_fn="fixed"."""
 
 
-def keep_groups(joint: JointTrainer) -> None:
-    """A `feature_fn` that leaves the groups of the first round as they are: fixed groups, no y-step."""
-
-
-class JointTrainer:
+class JointTrainer(Saved):
     """Trains a network and the surrogate classes it is trained on in turns, for a number of rounds.
 
     A round is a y-step (Eq. 5: features of the current network, new groups, medoids and posets) and a
@@ -75,19 +53,26 @@ class JointTrainer:
     the classification loss, only the assigned ones. Without any of them L1 is 0. Wrap a loss yourself for
     another choice.
 
-    **Parts that hang on the number of classes** (a classifier, a loss with proxies) are given as functions
-    num_classes -> module. They are made anew when the number of classes changes, or when most samples change
-    their class; their optimizers must be functions too.
+    **Class heads** (a classifier, a loss with proxies) are given as functions num_classes -> module, their
+    optimizers as functions too. After a y-step the classes are matched with those of the round before by the
+    samples they share; a class that goes on keeps its rows of the head and what the optimizer knows of them,
+    a new class gets new ones. Heads given as modules must have enough outputs; their rows move likewise.
 
     **Randomness** is derived from (seed, iteration) and, for augmentation, the position in the batch; the
-    global generators are given back as they were. With an `output_dir` everything is written to
-    `checkpoint.pt` there after each y-step, each round and every `checkpoint_every` iterations, whole or not
-    at all. A run killed at any time and resumed ends, on a CPU, with the very weights of the uninterrupted
-    one, with any number of workers.
+    global generators are restored at the end. With an `output_dir` everything is written to `checkpoint.pt`
+    there after each y-step, each round and every `checkpoint_every` iterations, whole or not at all. A run
+    killed at any time and resumed ends, on a CPU, with the very weights of the uninterrupted one, with any
+    number of workers. A Ctrl-C takes effect after the step under way; `train()` then goes on from there.
+
+    **A run is resumed only by itself**: the checkpoint knows the settings of all parts, the first features,
+    and of the data the number of samples, the names of files and some images; whatever differs is listed, and
+    the file stays as it is. Classes of your own count by their constructor's arguments, if these are kept as
+    attributes of the same names, and by attributes that are floats or strings; name the rest in `settings`.
 
     **Several processes**, started by torchrun and joined by `pml_posets.distributed.from_environment` before
     this object is made: every rank makes the same object and calls `train`, and `load` if it is called.
-    `batch_size` is that of the joint batch; `pml_posets.parallel` says what is equal to one process. Rank 0
+    `batch_size` is that of the joint batch. Dropout and augmentation inside the trunk and the statistics of
+    batch norm are those of each rank's share; all else is that of one process. Rank 0
     alone writes and shows progress; hooks are called on every rank, and False from any ends the run. A
     checkpoint is resumed by any number of ranks. An error on one rank ends all.
 
@@ -101,12 +86,13 @@ class JointTrainer:
             `RotationObjective`. One with a method `bind(posets)` is told the posets of each round.
         dataset: yields images or (image, ...), augmented; its order is that of the sampler's features.
         mining_funcs: {"tuple_miner": ...}. Default: none.
-        loss_weights: for each loss, {"classifier_loss": 1.0, "metric_loss": lambda}. Default: 1 each.
+        loss_weights: for each loss, from 0, {"classifier_loss": 1.0, "metric_loss": lambda}. Default: 1 each.
         lr_schedulers: by PML's names: schedulers, or functions optimizer -> scheduler. An epoch is a round.
         num_rounds: m. Default 10 (the paper's).
         iterations_per_round: Default: one epoch of the sampler. The paper: 20,000.
         feature_fn: called as feature_fn(joint) at each y-step but the first: returns (N, D) features, or a
-            pair with those of the mirrored images; None keeps the groups (`keep_groups`). Default: `extract`.
+            pair with those of the mirrored images; None keeps the groups. Default: `extract`. "fixed": no
+            y-step but the first, the groups stay.
             To mix similarities, stack unit features: with np.hstack([a * joint.extract(), b * hog]) squared
             distances add up with weights a^2 and b^2.
         feature_dataset: the same samples without augmentation, for `extract`. Default: `dataset`.
@@ -121,10 +107,11 @@ class JointTrainer:
         autocast: torch.bfloat16 computes losses and networks in mixed precision. Default None: none.
         record_every: iterations a row of `history` averages over. Default 50.
         progress: show a progress bar. Default True.
-        trainer_class: any PML trainer class. Default: as said above.
+        trainer_class: MetricLossOnly, TrainWithClassifier or a subclass of PML's BaseTrainer. Default: as
+            said above.
         **trainer_options: of PML's trainers: end_of_iteration_hook, end_of_epoch_hook (after each round;
             False ends the run), dataloader_num_workers (default 0 here), gradient_clippers, freeze_these,
-            data_device (default: that of the trunk), collate_fn, ...
+            data_device (default: that of the trunk), dtype, collate_fn, ...
 
     Attributes:
         round: the current round, from 0 (PML's `trainer.epoch` is round + 1).
@@ -135,7 +122,8 @@ class JointTrainer:
             over the rounds.
 
     Raises:
-        TypeError, ValueError: for arguments that are wrong or do not match each other.
+        TypeError, ValueError: for arguments that are wrong or do not match each other, weights that no
+            optimizer holds, and PML's trainers of other losses (`CascadedEmbeddings` and the like).
 
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.4.
     Differs from the paper: L1 and L2 are means over the samples they concern, not over the whole batch.
@@ -172,7 +160,7 @@ class JointTrainer:
         lr_schedulers: Mapping[str, Any] | None = None,
         num_rounds: int = 10,
         iterations_per_round: int | None = None,
-        feature_fn: Callable[[JointTrainer], Any] | None = None,
+        feature_fn: Callable[[JointTrainer], Any] | Literal["fixed"] | None = None,
         feature_dataset: Any = None,
         feature_options: Mapping[str, Any] | None = None,
         start_of_round_hook: Callable[[JointTrainer], Any] | None = None,
@@ -187,78 +175,58 @@ class JointTrainer:
         trainer_class: type[Any] | None = None,
         **trainer_options: Any,
     ) -> None:
-        needed = ("posets", "regroup", "set_epoch", "state_dict", "load_state_dict")
-        if not isinstance(sampler, BatchSampler) or not all(hasattr(type(sampler), name) for name in needed):
-            raise TypeError(
-                f"sampler must be a PseudoLabelSampler, or a BatchSampler with {', '.join(needed)}, "
-                f"got {type(sampler).__name__}"
-            )
+        super().__init__()
+        check_sampler(sampler)
         self.sampler = sampler
         self.dataset = dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
         self.feature_dataset = self.dataset.dataset if feature_dataset is None else feature_dataset
-        for name, data in (("dataset", self.dataset), ("feature_dataset", self.feature_dataset)):
-            if len(data) != sampler.num_samples:
-                raise ValueError(
-                    f"{name} must have {sampler.num_samples} samples like the sampler's features, got "
-                    f"{len(data)}: was it filtered after the features were extracted?"
-                )
+        check_datasets(sampler.num_samples, dataset=self.dataset, feature_dataset=self.feature_dataset)
         self.num_rounds = as_count(num_rounds, "num_rounds")
-        self.iterations_per_round = (
-            len(sampler)
-            if iterations_per_round is None
-            else as_count(iterations_per_round, "iterations_per_round")
-        )
+        length = len(sampler) if iterations_per_round is None else iterations_per_round
+        self.iterations_per_round = as_count(length, "iterations_per_round")
         self.checkpoint_every = as_count(checkpoint_every, "checkpoint_every")
         self.seed = as_count(seed, "seed", least=0)
+        self._losses = LossRecord(as_count(record_every, "record_every"))
         if autocast not in (None, torch.bfloat16):
             raise ValueError(
                 f"autocast must be torch.bfloat16 or None (PML scales no losses), got {autocast}"
             )
         self.autocast = autocast
-        self.feature_fn = JointTrainer.extract if feature_fn is None else feature_fn
+        self.feature_fn = _checked_feature_fn(feature_fn)
         self.feature_options = dict(feature_options or {})
         self.start_of_round_hook = start_of_round_hook
         self.checkpoint_path = None if output_dir is None else Path(output_dir) / "checkpoint.pt"
         self.settings = dict(settings or {})
         self.progress = progress and is_main()
+        self._choose_trainer(trainer_class, trainer_options, models, loss_funcs, mining_funcs or {})
+        self.loss_weights = check_weights(loss_weights, loss_funcs)
+        frozen = tuple(self.trainer_options.get("freeze_these", ()))
+        self._components = Components(
+            models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss, frozen
+        )
+        self.models, self.loss_funcs = self._components.models, self._components.loss_funcs
+        self.optimizers, self.lr_schedulers = self._components.optimizers, self._components.lr_schedulers
+        self._ema_decay = ema_decay
+        averaged = [] if ema_decay is None else [n for n in ("trunk", "embedder") if n in self.models]
+        self._averages = {name: moving_average(self.models[name], ema_decay or 0.0) for name in averaged}
+        trunk_device = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
+        self.device = torch.device(self.trainer_options.setdefault("data_device", trunk_device))
 
-        if not isinstance(models.get("trunk"), torch.nn.Module):
-            raise TypeError('models must have a module "trunk"')
-        self.mining_funcs = {name: self._adapt_miner(miner) for name, miner in (mining_funcs or {}).items()}
-        self._parts = TrainingParts(models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss)
-        self.models, self.loss_funcs = self._parts.models, self._parts.loss_funcs
-        self.optimizers, self.lr_schedulers = self._parts.optimizers, self._parts.lr_schedulers
-        self.loss_weights = {name: 1.0 for name in loss_funcs} if loss_weights is None else dict(loss_weights)
-        if sorted(self.loss_weights) != sorted(loss_funcs):
-            raise ValueError(
-                f"loss_weights must have the keys of loss_funcs, {sorted(loss_funcs)}, "
-                f"got {sorted(self.loss_weights)}"
-            )
-        self._average: MovingAverage | None = None
+    def _choose_trainer(
+        self,
+        trainer_class: type[Any] | None,
+        options: Mapping[str, Any],
+        models: Mapping[str, Any],
+        loss_funcs: Mapping[str, Any],
+        mining_funcs: Mapping[str, Any],
+    ) -> None:
+        chosen = check_trainer_class(trainer_class, models)
+        self.trainer_options = {"dataloader_num_workers": 0, **check_options(chosen, options)}
+        check_names(chosen, models, loss_funcs, mining_funcs, self.trainer_options.get("freeze_these", ()))
+        self.mining_funcs = {name: self._adapt_miner(miner) for name, miner in mining_funcs.items()}
         objectives = [name for name in loss_funcs if name not in PML_LOSSES]
-        for name in objectives:
-            if name in self.loss_funcs:
-                check_objective(name, self.loss_funcs[name], optimizers)
-        if ema_decay is not None:
-            used = {name: model for name, model in self.models.items() if name in ("trunk", "embedder")}
-            self._average = MovingAverage(used, ema_decay)
-        default_class = TrainWithClassifier if "classifier" in models else MetricLossOnly
-        chosen = default_class if trainer_class is None else trainer_class
-        self.trainer_options = _checked_options(chosen, trainer_options)
-        check_parts(sampler, chosen, self.mining_funcs, objectives)
+        check_splittable(self.sampler, chosen, self.mining_funcs, objectives)
         self.trainer_class = trainer_with_objectives(objectives, trainer_over_ranks(chosen))
-        self._num_ranks = world_size()
-        first = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
-        self.device = torch.device(self.trainer_options.setdefault("data_device", first))
-        self.trainer_options.setdefault("dataloader_num_workers", 0)
-
-        self.trainer: Any = None
-        self.round = 0
-        self.iteration = 0
-        self._losses = LossRecord(as_count(record_every, "record_every"))
-        self._grouped = False
-        self._stopped = False
-        self._owns_checkpoint = False
 
     # --- What users call
 
@@ -266,13 +234,14 @@ class JointTrainer:
         """Run all rounds that are still to be run.
 
         Args:
-            resume: True: go on from the checkpoint in `output_dir`, if there is one. Default False: begin, or
-                go on with what this object has begun.
+            resume: True: go on from the checkpoint in `output_dir`; where there is none, warn and begin.
+                Default False: begin, or go on with what this object has begun.
 
         Raises:
             FileExistsError: if there is a checkpoint of another run and resume is False.
             OSError: if the output folder cannot be written to or is too full.
-            ValueError: for a damaged checkpoint or one of another run; if a grouping forms no class.
+            TypeError: if a batch of images does not go through networks or feature extraction.
+            ValueError: for a damaged checkpoint or one of another run; if a grouping forms no class, or one.
             FloatingPointError: if a loss becomes NaN or infinite.
             RankError: if another of several ranks fails.
             RuntimeError: if the number of ranks is another than when this object was made.
@@ -282,15 +251,19 @@ class JointTrainer:
                 f"there were {self._num_ranks} ranks when this was made, now there are {world_size()}: "
                 "start the process group first"
             )
-        with guarded():
+        with abort_on_error():
             self._open(resume)
+            if not (self.finished or self._tried):
+                check_training_batch(self)
+                check_extraction(self)
+                self._tried = True
             self._train()
 
     def _train(self) -> None:
         from tqdm.auto import tqdm
 
-        total = self.num_rounds * self.iterations_per_round
-        bar = tqdm(total=total, initial=self.global_iteration, unit="step", disable=not self.progress)
+        steps = self.num_rounds * self.iterations_per_round
+        bar = tqdm(total=steps, initial=self.global_iteration, unit="step", disable=not self.progress)
         with preserved_randomness(), bar:
             while not self.finished:
                 bar.set_description(f"round {self.round + 1} of {self.num_rounds}")
@@ -321,7 +294,8 @@ class JointTrainer:
     @property
     def evaluation_models(self) -> dict[str, torch.nn.Module]:
         """Trunk and embedder to be used: their moving averages with `ema_decay`, else themselves."""
-        models = self.models if self._average is None else self._average.models
+        averages = {name: average.module for name, average in self._averages.items()}
+        models = {**self.models, **averages}
         return {"trunk": models["trunk"], "embedder": models.get("embedder", torch.nn.Identity())}
 
     def extract(self, dataset: Any = None, **options: Any) -> Any:
@@ -337,7 +311,9 @@ class JointTrainer:
         """
         from ..features.network import extract
 
-        network = torch.nn.Sequential(*self.evaluation_models.values())
+        dtype = self.trainer_options.get("dtype")
+        casts = [] if dtype is None else [_Cast(dtype)]
+        network = torch.nn.Sequential(*casts, *self.evaluation_models.values())
         defaults = {
             "num_workers": self.trainer_options["dataloader_num_workers"],
             "device": self.device,
@@ -348,252 +324,24 @@ class JointTrainer:
         data = self.feature_dataset if dataset is None else dataset
         return extract(network, data, **{**defaults, **self.feature_options, **options})
 
-    def save(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Write the state of the whole run; `train` does so by itself if there is an `output_dir`.
 
-        Args:
-            path: the file. Default: checkpoint.pt in `output_dir`.
+class _Cast(torch.nn.Module):
+    """Images in the dtype of the trainer, which casts them before the trunk."""
 
-        Raises:
-            OSError: if it cannot be written; an older file is then as it was.
-            ValueError: if there is neither path nor output_dir.
-        """
-        path = self.checkpoint_path if path is None else path
-        if path is None:
-            raise ValueError("save needs a path, as there is no output_dir")
-        save_checkpoint(
-            path,
-            {
-                "settings": self._all_settings(),
-                "position": [self.round, self.iteration, self._grouped, self._stopped],
-                "sampler": self.sampler.state_dict(),
-                "parts": self._parts.state_dict(),
-                "miners": {
-                    k: m.state_dict() for k, m in self.mining_funcs.items() if hasattr(m, "state_dict")
-                },
-                "average": None if self._average is None else self._average.state_dict(),
-                "losses": self._losses.state_dict({"round": self.round, "iteration": self.global_iteration}),
-            },
-        )
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Take the state of a run back; `train` then goes on from there.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged or belongs to another run.
-        """
-        content = from_main(lambda: load_checkpoint(path))
-        try:
-            check_settings(content["settings"], self._all_settings(), path)
-            self.sampler.load_state_dict(content["sampler"])
-            self._install(self.sampler.posets, new_classes=True)
-            self._parts.load_state_dict(content["parts"])
-            for name, state in content["miners"].items():
-                self.mining_funcs[name].load_state_dict(state)
-            if self._average is not None:
-                self._average.load_state_dict(content["average"])
-            self.round, self.iteration, self._grouped, self._stopped = content["position"]
-            self._losses.load_state_dict(content["losses"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"the checkpoint {path} does not fit the parts of this run ({error}): "
-                "use the same models, losses and optimizers, or another folder"
-            ) from error
-
-    # --- The two steps
-
-    def _y_step(self) -> None:
-        """New groups from the features of the current network, and all that hangs on them."""
-        seed_everything(derive_seeds(self.seed, _GROUPS, self.round)[0])
-        previous = shared_groups(self.sampler)
-        if self.round > 0:
-            with shared_work():
-                found = self.feature_fn(self)
-                if found is not None:
-                    self.sampler.regroup(*(found if isinstance(found, tuple) else (found,)))
-                    same_groups(self.sampler)
-                    self._parts.forget_memories()
-        posets = self.sampler.posets
-        if posets.num_classes == 0 and not any(map(_learns_without_classes, self.loss_funcs.values())):
-            raise ValueError(
-                f"the grouping formed no class of {posets.num_samples} samples in round {self.round}, so "
-                "there is nothing to learn: loosen it (smaller min_size, larger top_fraction)"
-            )
-        self._install(posets, new_classes=self.trainer is None or not _same_classes(previous, posets))
-        self._grouped = True
-        if self.start_of_round_hook is not None:
-            self.start_of_round_hook(self)
-        self._save_if_wanted()
-
-    def _theta_step(self, bar: Any) -> None:
-        """The rest of a round's iterations: what PML's `train` does in an epoch, begun at any iteration."""
-        trainer, length = self.trainer, self.iterations_per_round
-        trainer.epoch = self.round + 1
-        trainer.set_to_train()
-        last = (self.round + 1) * length
-        trainer.sampler = SeededBatches(
-            self.sampler, (self.seed, _SAMPLES), self.global_iteration, last, self._positions
-        )
-        trainer.initialize_dataloader()
-        for trainer.iteration in range(self.iteration, length):
-            seed_everything(derive_seeds(self.seed, _STEP, self.global_iteration)[0])
-            trainer.forward_and_backward()
-            if self._average is not None:
-                self._average.update(self.models)
-            self._record(bar)
-            trainer.end_of_iteration_hook(trainer)
-            trainer.step_lr_schedulers(end_of_epoch=False)
-            self.iteration += 1
-            if self.iteration % self.checkpoint_every == 0 and self.iteration < length:
-                self._save_if_wanted()
-        trainer.dataloader_iter = trainer.dataloader = None  # ends the workers
-        trainer.step_lr_schedulers(end_of_epoch=True)
-        trainer.zero_losses()
-        self._same_weights()
-        if any(all_gather_objects(trainer.end_of_epoch_hook(trainer) is False)):
-            self._stopped = True
-        self.round, self.iteration, self._grouped = self.round + 1, 0, False
-        self._save_if_wanted()
-
-    def _install(self, posets: Posets, new_classes: bool) -> None:
-        """Fit the parts, the dataset and the adapters to these posets."""
-        if new_classes:
-            seed = derive_seeds(self.seed, _HEADS, self.round)[0]
-            self._parts.fit(posets.num_classes, seed, self.device)
-        outputs = getattr(self.models.get("classifier"), "out_features", None)
-        if outputs is not None and outputs < posets.num_classes:
-            raise ValueError(
-                f"the classifier has {outputs} outputs for {posets.num_classes} classes: give it as a "
-                "function num_classes -> module, and its optimizer as a function parameters -> optimizer"
-            )
-        self.dataset.flips = posets.flips if posets.flips.any() else None
-        for part in (*self.loss_funcs.values(), *self.mining_funcs.values()):
-            if hasattr(part, "bind"):  # an objective need not have it
-                part.bind(posets)
-        if self.trainer is None:
-            self.trainer = self._make_trainer()
-        self._same_weights()
-
-    @property
-    def _positions(self) -> Any:
-        """Where this rank's samples stand in the batches; None for one process."""
-        if self._num_ranks == 1:
-            return None
-        return own_positions(self.sampler.batch_size, getattr(self.sampler, "views", 1))
-
-    def _same_weights(self) -> None:
-        means = {} if self._average is None else self._average.models
-        same_weights([*self.models.values(), *self.loss_funcs.values(), *means.values()])
-
-    def _make_trainer(self) -> Any:
-        trainer = self.trainer_class(
-            models=self.models,
-            optimizers=self.optimizers,
-            batch_size=self.sampler.batch_size,
-            loss_funcs=self.loss_funcs,
-            dataset=self.dataset,
-            mining_funcs=self.mining_funcs,
-            iterations_per_epoch=self.iterations_per_round,
-            loss_weights=self.loss_weights,
-            lr_schedulers=self.lr_schedulers,
-            **self.trainer_options,
-        )
-        if self.autocast is not None:
-            under = torch.autocast(self.device.type, dtype=self.autocast)
-            trainer.calculate_loss = under(trainer.calculate_loss)
-        trainer.joint = self
-        return trainer
-
-    def _adapt_loss(self, name: str, loss: torch.nn.Module) -> torch.nn.Module:
-        if hasattr(loss, "bind") or name not in PML_LOSSES:
-            return loss
-        mined = isinstance(self.mining_funcs.get("tuple_miner"), NearestMedoidMiner)
-        knows = name == "metric_loss" and (mined or any(isinstance(m, PosetLoss) for m in loss.modules()))
-        return PseudoLabelLoss(loss, unassigned="keep" if knows else "drop")
-
-    def _adapt_miner(self, miner: Any) -> Any:
-        return miner if hasattr(miner, "bind") else PseudoLabelMiner(miner)
-
-    # --- Records and files
-
-    def _record(self, bar: Any) -> None:
-        last = self.iteration + 1 == self.iterations_per_round
-        where = {"round": self.round, "iteration": self.global_iteration + 1}
-        self._losses.add(self.trainer.losses, where, last)
-        bar.update(1)
-        if self.history and self.history[-1]["iteration"] == where["iteration"]:
-            loss, classes = self.history[-1]["total_loss"], self.posets.num_classes
-            bar.set_postfix(loss=f"{loss:.4f}", classes=classes, refresh=False)
-
-    def _open(self, resume: bool) -> None:
-        path = self.checkpoint_path
-        if path is None:
-            if resume:
-                raise ValueError("resume=True needs an output_dir, where the checkpoint is")
-            return
-        weights = [w for model in self.models.values() for w in model.state_dict().values()]
-        size = 6 * sum(w.numel() * w.element_size() for w in weights)
-        from_main(lambda: check_folder(path.parent, num_bytes=size))
-        if not self._owns_checkpoint and from_main(path.exists):
-            if not resume:
-                raise FileExistsError(
-                    f"{path} holds a run already: call train(resume=True) to go on with it, remove it, or "
-                    "choose another output_dir"
-                )
-            self.load(path)
-        self._owns_checkpoint = True
-
-    def _save_if_wanted(self) -> None:
-        self._same_weights()
-        if self.checkpoint_path is not None:
-            from_main(self.save)
-
-    def _all_settings(self) -> dict[str, Any]:
-        """What tells this run from others, flat; num_rounds is not in it: a run may be prolonged."""
-        ours = {
-            "num_samples": self.sampler.num_samples,
-            "iterations_per_round": self.iterations_per_round,
-            "seed": self.seed,
-            "trainer": self.trainer_class.__name__,
-            "ema_decay": None if self._average is None else self._average.decay,
-            "autocast": self.autocast and str(self.autocast),
-            "loss_weights": self.loss_weights,
-        }
-        sampler = {f"sampler {name}": getattr(self.sampler, name, None) for name in _SAMPLER_SETTINGS}
-        losses = {name: type(getattr(loss, "inner", loss)).__name__ for name, loss in self.loss_funcs.items()}
-        given = {name: value for name, value in losses.items() if name not in self._parts.made_anew}
-        trunk = self.models["trunk"]
-        sizes = {"trunk": f"{type(trunk).__name__}, {sum(p.numel() for p in trunk.parameters())} weights"}
-        user = {f"your {name}": _plain(value) for name, value in self.settings.items()}
-        return {**ours, **sampler, **given, **sizes, **user}
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self.dtype)
 
 
-def _same_classes(before: Posets, after: Posets) -> bool:
-    """True if class ids still mean the same: as many, and at least half of the samples keep theirs."""
-    if before is after or before.num_classes != after.num_classes:
-        return before is after
-    both = (before.labels >= 0) & (after.labels >= 0)
-    return bool(both.any() and np.mean(before.labels[both] == after.labels[both]) >= 0.5)
-
-
-def _learns_without_classes(loss: torch.nn.Module) -> bool:
-    if isinstance(loss, WeightedLosses):
-        return any(map(_learns_without_classes, loss.losses.values()))
-    return not isinstance(loss, PseudoLabelLoss) or loss.unassigned == "own"
-
-
-def _checked_options(trainer_class: type[Any], options: dict[str, Any]) -> dict[str, Any]:
-    known = {*inspect.signature(trainer_class).parameters, *inspect.signature(BaseTrainer).parameters}
-    ours = {"sampler", "batch_size", "iterations_per_epoch", "data_and_label_getter"}
-    for name in options:
-        if name in ours or name not in known:
-            near = ", ".join(sorted(known - ours - {"self", "args", "kwargs"}))
-            raise TypeError(
-                f"{name!r} is no option of JointTrainer or {trainer_class.__name__}: these are {near}"
-            )
-    return dict(options)
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
+def _checked_feature_fn(given: Any) -> Callable[[JointTrainer], Any] | None:
+    """The function, None for fixed groups."""
+    if given is None:
+        return JointTrainer.extract
+    if isinstance(given, str) and given == "fixed":
+        return None
+    if not callable(given):
+        raise TypeError(f'feature_fn must be a function of the trainer, or "fixed", got {given!r}')
+    return given

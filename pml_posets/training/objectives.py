@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pytorch_metric_learning.trainers import MetricLossOnly
 from pytorch_metric_learning.utils import common_functions as c_f
 
-__all__ = ["PML_LOSSES", "check_objective", "trainer_with_objectives"]
+__all__ = ["PML_LOSSES", "trainer_with_objectives"]
 
 PML_LOSSES = ("metric_loss", "classifier_loss")
 """The names that PML's trainers give to losses; any other name of a loss is an objective's."""
 
 
 class _WithObjectives:
-    """What is put before a PML trainer class."""
+    """A mixin for PML trainer classes."""
 
     objective_names: tuple[str, ...] = ()
 
@@ -64,16 +63,3 @@ def trainer_with_objectives(names: Sequence[str], trainer_class: type[Any] = Met
         return trainer_class
     name = f"{trainer_class.__name__}WithObjectives"
     return type(name, (_WithObjectives, trainer_class), {"objective_names": tuple(names)})
-
-
-def check_objective(name: str, objective: torch.nn.Module, optimizers: Mapping[str, Any]) -> None:
-    """See that what an objective has to learn will be trained.
-
-    Raises:
-        ValueError: if it has weights and no optimizer.
-    """
-    if any(p.requires_grad for p in objective.parameters()) and f"{name}_optimizer" not in optimizers:
-        raise ValueError(
-            f"the objective {name} has weights to learn: optimizers needs {name}_optimizer, or freeze them "
-            "by requires_grad_(False)"
-        )

@@ -31,7 +31,7 @@ from pml_posets.losses.pseudo_label import PseudoLabelLoss
 from pml_posets.losses.wrappers import PosetCrossBatchMemory
 from pml_posets.miners import NearestMedoidMiner
 from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
-from pml_posets.training.joint import JointTrainer, keep_groups
+from pml_posets.training.joint import JointTrainer
 
 NUM, SIZE = 48, 16
 
@@ -110,7 +110,7 @@ def make(classifier=False, **changes):
 
 
 def weights(joint):
-    state = joint._parts.state_dict()
+    state = joint._components.state_dict()
     return {f"{name} {key}": w for name, s in state["models"].items() for key, w in s.items()}
 
 
@@ -293,7 +293,7 @@ def test_views_of_each_image_need_no_class():
         loss_funcs={"metric_loss": PseudoLabelLoss(Views(), unassigned="own")},
         grouping=GivenLabels(np.full(NUM, -1)),
         sampler_options={"views": 2},
-        feature_fn=keep_groups,
+        feature_fn="fixed",
     )
     joint.train()
     assert len(seen) == 10
@@ -314,11 +314,11 @@ def test_memories_are_emptied_when_groups_change():
     make(loss_funcs={"metric_loss": memory}, start_of_round_hook=hook).train()
     assert filled == [0, 0]
     filled.clear()
-    make(loss_funcs={"metric_loss": memory}, start_of_round_hook=hook, feature_fn=keep_groups).train()
+    make(loss_funcs={"metric_loss": memory}, start_of_round_hook=hook, feature_fn="fixed").train()
     assert filled[1] - filled[0] == 60
 
 
-def test_classifier_is_made_anew_only_when_classes_change():
+def test_classifier_grows_with_the_classes():
     seen = []
 
     def hook(joint):
@@ -341,7 +341,7 @@ def test_classifier_is_made_anew_only_when_classes_change():
     assert heads[2] is heads[3] is heads[4]
     assert heads[0] is not heads[1]
     assert len(set(map(id, optimizers))) == 1
-    assert momenta == (0, 0, 0, 2, 2)  # weight and bias, forgotten with the old head
+    assert momenta == (0, 2, 2, 2, 2)  # weight and bias, carried over with the rows
     assert rates == pytest.approx([0.1 * 0.5**r for r in range(5)])  # the schedule goes on
     assert joint.optimizers["trunk_optimizer"].param_groups[0]["lr"] == pytest.approx(0.05 * 0.1**5)
     assert {id(p) for g in optimizers[0].param_groups for p in g["params"]} == {
@@ -399,7 +399,7 @@ def test_feature_fn_mixes_or_keeps():
     joint.train()
     assert calls == [1, 2]
     assert joint.posets.num_classes == 4
-    fixed = make(feature_fn=keep_groups, num_rounds=3)
+    fixed = make(feature_fn="fixed", num_rounds=3)
     first = fixed.posets
     fixed.train()
     assert fixed.posets is first
@@ -578,8 +578,8 @@ def uninterrupted():
 def assert_same_run(joint, expected):
     assert joint.finished
     assert_same_weights(weights(joint), weights(expected))
-    mine, theirs = joint._average.state_dict(), expected._average.state_dict()
-    assert_same_weights(mine["models"]["trunk"], theirs["models"]["trunk"])
+    mine, theirs = joint._averages["trunk"].state_dict(), expected._averages["trunk"].state_dict()
+    assert_same_weights(mine, theirs)
     assert joint.history == expected.history
     assert joint.posets.equals(expected.posets)
 
@@ -610,21 +610,24 @@ def test_randomness_of_the_y_step_is_derived_too(tmp_path):
             return super().fit_predict(features, labels)
 
     make(feature_fn=noisy, grouping=Watching()).train()
-    make(feature_fn=noisy, num_rounds=1, output_dir=tmp_path).train()
+    make(feature_fn=noisy, grouping=Watching(), num_rounds=1, output_dir=tmp_path).train()
     torch.manual_seed(9)
     make(feature_fn=noisy, grouping=Watching(), output_dir=tmp_path).train(resume=True)
-    assert len(given) == 3
-    assert np.array_equal(given[1], given[2])
+    assert len(given) == 4  # two of the whole run, then one of each part
+    assert np.array_equal(given[1], given[3])
 
 
-@pytest.mark.parametrize("what", ["start_of_round_hook", "end_of_epoch_hook", "feature_fn"])
-def test_killed_between_the_steps(what, tmp_path, uninterrupted):
+@pytest.mark.parametrize("what", ["start_of_round_hook", "end_of_epoch_hook", "extract"])
+def test_killed_between_the_steps(what, tmp_path, uninterrupted, monkeypatch):
     def kill(thing):
         if (thing if what != "end_of_epoch_hook" else thing.joint).round == 1:
             raise Killed
 
+    hooks = {what: kill}
+    if what == "extract":
+        hooks = {"start_of_round_hook": lambda joint: monkeypatch.setattr(joint, "feature_fn", kill)}
     with pytest.raises(Killed):
-        full(output_dir=tmp_path, **{what: kill}).train()
+        full(output_dir=tmp_path, **hooks).train()
     joint = full(output_dir=tmp_path)
     joint.train(resume=True)
     assert_same_run(joint, uninterrupted)
@@ -642,7 +645,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, uninterrupted, monkeypat
     monkeypatch.setattr(os, "replace", kill)
     with pytest.raises(Killed):
         full(output_dir=tmp_path).train()
-    assert (tmp_path / "checkpoint.pt.tmp").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]  # no temporary file
     joint = full(output_dir=tmp_path)
     joint.train(resume=True)
     assert_same_run(joint, uninterrupted)
@@ -729,9 +732,15 @@ def test_an_old_run_is_not_overwritten(saved):
         ({"sampler_options": {"samples_per_class": 3}}, "there sampler samples_per_class=4, here 3"),
         ({"classifier": False}, "classifier_loss"),
         ({"ema_decay": None}, "there ema_decay=0.9, here None"),
-        ({"models": {"trunk": torch.nn.Sequential(network(), torch.nn.Linear(8, 8))}}, "here 'Sequential, "),
-        ({"optimizers": {"trunk_optimizer": torch.optim.Adam}}, "does not fit the parts"),
-        ({"lr_schedulers": {}}, "it has the lr_schedulers"),
+        (
+            {"models": {"trunk": torch.nn.Sequential(network(), torch.nn.Linear(8, 8))}},
+            "there trunk 0.type='Conv2d', here 'Sequential'",
+        ),
+        (
+            {"optimizers": {"trunk_optimizer": torch.optim.Adam}},
+            "there trunk_optimizer type='SGD', here 'Adam'",
+        ),
+        ({"lr_schedulers": {}}, "there trunk_scheduler_by_iteration T_max=15, here None"),
     ],
 )
 def test_a_checkpoint_of_another_run(changes, text, saved):
@@ -822,7 +831,10 @@ def test_heads_that_cannot_be_made_anew():
     with pytest.raises(TypeError, match="classifier_optimizer must be a function"):
         make(
             models={"trunk": network(), "classifier": lambda num_classes: head},
-            optimizers={"classifier_optimizer": torch.optim.SGD(head.parameters(), lr=0.1)},
+            optimizers={
+                "trunk_optimizer": sgd(),
+                "classifier_optimizer": torch.optim.SGD(head.parameters(), lr=0.1),
+            },
             loss_funcs={"classifier_loss": torch.nn.CrossEntropyLoss()},
         ).train()
     with pytest.raises(ValueError, match="classifier has weights to learn: optimizers needs"):

@@ -310,6 +310,7 @@ def test_a_weighted_sum_that_needs_classes_says_so_without_any(posets):
         return JointTrainer(
             models={"trunk": torch.nn.Linear(3, 6)},
             optimizers={"trunk_optimizer": lambda p: torch.optim.SGD(p, lr=0.1)},
+            freeze_these=("metric_loss",),
             sampler=PseudoLabelSampler(features, 4, grouping=GivenLabels([-1] * 10), num_batches=1),
             loss_funcs={"metric_loss": WeightedLosses(losses)},
             dataset=[torch.from_numpy(row) for row in features],

@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from pml_posets.training.averaging import MovingAverage
+from pml_posets.training.averaging import moving_average
 
 
 def test_against_a_plain_loop():
     generator = torch.Generator().manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    average = MovingAverage({"trunk": model, "embedder": torch.nn.Identity()}, decay=0.8)
+    average = moving_average(model, decay=0.8)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for step in range(1, 60):
         optimizer.zero_grad()
         model(torch.randn(5, 3, generator=generator)).square().sum().backward()
         optimizer.step()
-        average.update({"trunk": model, "embedder": torch.nn.Identity()})
+        average.update_parameters(model)
         decay = min(0.8, step / (step + 9))
         for name, value in model.state_dict().items():
             if value.is_floating_point():
@@ -24,25 +24,24 @@ def test_against_a_plain_loop():
             else:
                 expected[name] = value.clone()
     assert step / (step + 9) > 0.8  # both regimes were there
-    for name, value in average.models["trunk"].state_dict().items():
+    for name, value in average.module.state_dict().items():
         assert torch.allclose(value, expected[name], atol=1e-5), name
-    assert average.models["trunk"][1].num_batches_tracked == 59
-    assert not average.models["trunk"].training
-    assert not any(p.requires_grad for p in average.models["trunk"].parameters())
+    assert average.module[1].num_batches_tracked == 59
+    assert not average.module.training
+    assert not any(p.requires_grad for p in average.parameters())
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
 
 
 def test_state_comes_back():
-    first = MovingAverage({"trunk": torch.nn.Linear(2, 2)}, 0.9)
-    first.update({"trunk": torch.nn.Linear(2, 2)})
-    second = MovingAverage({"trunk": torch.nn.Linear(2, 2)}, 0.9)
+    first, second = moving_average(torch.nn.Linear(2, 2), 0.9), moving_average(torch.nn.Linear(2, 2), 0.9)
+    first.update_parameters(torch.nn.Linear(2, 2))
     second.load_state_dict(first.state_dict())
-    assert second.num_updates == 1
-    assert torch.equal(second.models["trunk"].weight, first.models["trunk"].weight)
+    assert second.n_averaged == first.n_averaged == 2
+    assert torch.equal(second.module.weight, first.module.weight)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_bad_decay(decay):
-    with pytest.raises(ValueError, match="at least 0 and below 1"):
-        MovingAverage({}, decay)
+    with pytest.raises(ValueError, match=r"decay of the average must be in \[0, 1\)"):
+        moving_average(torch.nn.Linear(1, 1), decay)

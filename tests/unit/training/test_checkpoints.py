@@ -62,7 +62,7 @@ class Code:
 
 def test_nothing_in_the_file_is_run(tmp_path):
     torch.save({"format": 1, "code": Code()}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="damaged or none"):
+    with pytest.raises(ValueError, match=r"a whole file, but no checkpoint.*posix\.mkdir"):
         load_checkpoint(tmp_path / "c.pt")
     assert not os.path.exists("/tmp/never-made")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import CrossBatchMemory, NTXentLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner
-from pytorch_metric_learning.trainers import CascadedEmbeddings
+from pytorch_metric_learning.trainers.base_trainer import BaseTrainer
 from ranks import run, values
 
 from pml_posets.distributed.process_group import RankError, is_main, rank
@@ -23,8 +23,8 @@ from pml_posets.losses.pseudo_label import PseudoLabelLoss, WeightedLosses
 from pml_posets.methods.udml_ss import RotationHead, RotationObjective
 from pml_posets.miners import NearestMedoidMiner
 from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
-from pml_posets.training import _parallel as parallel
-from pml_posets.training._parallel import own_positions
+from pml_posets.training import _ranks as parallel
+from pml_posets.training._ranks import rank_positions
 from pml_posets.training.joint import JointTrainer
 
 NUM, SIZE = 48, 8
@@ -111,7 +111,7 @@ def make(loss="posets", views=1, batch_norm=False, dropout=0.0, grouping=None, b
 
 
 def outcome(joint):
-    state = joint._parts.state_dict()
+    state = joint._components.state_dict()
     both = {**state["models"], **state["loss_funcs"]}
     weights = {f"{name} {key}": w.numpy() for name, part in both.items() for key, w in part.items()}
     return {"weights": weights, "history": joint.history, "labels": joint.posets.labels}
@@ -146,7 +146,7 @@ def assert_same(found, expected, rtol=1e-6, bits=False):
 
 @pytest.mark.parametrize(("size", "views", "ranks"), [(12, 1, 3), (12, 2, 2), (24, 3, 4), (6, 6, 1)])
 def test_parts_make_up_the_batch_and_hold_whole_views(size, views, ranks):
-    parts = [own_positions(size, views, number, ranks) for number in range(ranks)]
+    parts = [rank_positions(size, views, number, ranks) for number in range(ranks)]
     assert sorted(np.concatenate(parts).tolist()) == list(range(size))
     drawn = size // views
     for part in parts:
@@ -155,11 +155,15 @@ def test_parts_make_up_the_batch_and_hold_whole_views(size, views, ranks):
         assert (samples == samples[0]).all()
 
 
+class OwnTrainer(BaseTrainer):
+    """Computes its loss in a way of its own."""
+
+
 def test_batches_that_cannot_be_split():
     with pytest.raises(ValueError, match=r"a multiple of the number of ranks, 5, got 12"):
-        own_positions(12, 1, 0, 5)
+        rank_positions(12, 1, 0, 5)
     with pytest.raises(ValueError, match=r"the number of ranks times 2 views, 8, got 12"):
-        own_positions(12, 2, 0, 4)
+        rank_positions(12, 2, 0, 4)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +175,7 @@ def test_batches_that_cannot_be_split():
             ValueError,
             "a subset_batch_miner",
         ),
-        ({"trainer_class": CascadedEmbeddings}, TypeError, "several ranks need MetricLossOnly or a subclass"),
+        ({"trainer_class": OwnTrainer}, TypeError, "several ranks need MetricLossOnly or a subclass"),
         (
             {
                 "loss_funcs": {
@@ -182,7 +186,7 @@ def test_batches_that_cannot_be_split():
                 "loss_weights": None,
             },
             ValueError,
-            r"see the part of one rank alone: \['rotation'\] need one process",
+            r"see the share of one rank alone: \['rotation'\] need one process",
         ),
     ],
 )
@@ -329,12 +333,12 @@ def test_errors_of_ranks_are_runtime_errors():
 
 SCRIPT = """
 import sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {paths!r}
 import numpy as np
-import test_parallel
+import test_training
 from pml_posets.distributed.process_group import from_environment, is_main
 with from_environment("cpu"):
-    found = test_parallel.train({{}})
+    found = test_training.train({{}})
     if is_main():
         np.savez({path!r}, **found["weights"])
 """
@@ -342,9 +346,10 @@ with from_environment("cpu"):
 
 def test_torchrun(tmp_path, alone):
     root = Path(__file__).parents[2]
+    paths = [str(Path(__file__).parent), str(root / "tests" / "support"), str(root)]
     path = tmp_path / "weights.npz"
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(root / "tests"), root=str(root), path=str(path)))
+    script.write_text(SCRIPT.format(paths=paths, path=str(path)))
     command = [
         sys.executable,
         "-m",

@@ -12,24 +12,31 @@ from ranks import run, values
 from pml_posets.distributed import process_group as distributed
 from pml_posets.distributed.process_group import (
     RankError,
+    abort_on_error,
     all_gather_equal,
     all_gather_objects,
     all_gather_rows,
+    all_reduce_sum,
     broadcast_object,
     broadcast_tensors,
     from_environment,
-    guarded,
     is_main,
     rank,
-    total,
     world_size,
 )
-from pml_posets.distributed.sharing import from_main, main_first, shard, shared_work, shares_work, together
+from pml_posets.distributed.sharing import (
+    from_main,
+    main_first,
+    shard,
+    share_errors,
+    shared_work,
+    shares_work,
+)
 from pml_posets.features.hog_lda import HOGLDA
 from pml_posets.features.network import extract
 from pml_posets.grouping.surrogate import SurrogateGrouping
 from pml_posets.neighbors.nearest import search
-from pml_posets.training._parallel import average_gradients, gather_with_gradient
+from pml_posets.training._ranks import average_gradients, gather_with_gradient
 
 DTYPES = ["float32", "float64", "float16", "int64", "uint8", "bool"]
 
@@ -45,7 +52,7 @@ def test_shards_are_contiguous_and_even(count, parts):
 
 
 def test_bad_shards():
-    with pytest.raises(ValueError, match="0 <= number < parts, got 5, 2, 2"):
+    with pytest.raises(ValueError, match="0 <= number < num_shares, got 5, 2, 2"):
         shard(5, 2, 2)
     with pytest.raises(ValueError, match="got -1"):
         shard(-1)
@@ -62,7 +69,7 @@ def test_one_process_is_the_identity(monkeypatch):
     assert all_gather_rows(block) is block
     assert gather_with_gradient(x) is x
     assert all_gather_equal(x) is x
-    assert total(x) is x
+    assert all_reduce_sum(x) is x
     assert broadcast_object(x) is x
     assert all_gather_objects(4) == [4]
     assert from_main(lambda: 5) == 5
@@ -70,12 +77,12 @@ def test_one_process_is_the_identity(monkeypatch):
     average_gradients([torch.nn.Parameter(torch.ones(1))])
     broadcast_tensors([x])
     distributed.barrier()
-    with shared_work(), guarded(), together():
+    with shared_work(), abort_on_error(), share_errors():
         assert not shares_work()
         assert list(shard(3)) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("context", [guarded, together])
+@pytest.mark.parametrize("context", [abort_on_error, share_errors])
 def test_one_process_raises_its_own_errors(context):
     with pytest.raises(KeyError, match="mine"), context():
         raise KeyError("mine")
@@ -145,7 +152,7 @@ def exchange(sizes):
     broadcast_tensors([cold, model.num_batches_tracked.add_(rank())])
     found["weights"] = cold.sum().item(), int(model.num_batches_tracked)
     own = torch.tensor([[rank(), 0.5]], dtype=torch.bfloat16)
-    found["equal"] = all_gather_equal(own).tolist(), total(own.float()).tolist()
+    found["equal"] = all_gather_equal(own).tolist(), all_reduce_sum(own.float()).tolist()
     try:
         all_gather_rows(np.zeros((1, 2 + rank())))
     except ValueError as error:
@@ -171,7 +178,7 @@ def fails_on_the_last_alone():
 
 
 def fails_on_the_last():
-    with together():
+    with share_errors():
         fails_on_the_last_alone()
 
 
@@ -271,7 +278,7 @@ def shared_features(share):
     options = {"mirror": True, "batch_size": 4, "progress": False}
     rows = np.random.default_rng(0).normal(size=(61, 5)).astype(np.float32)
     found = {}
-    with shared_work() if share else together():
+    with shared_work() if share else share_errors():
         found["network"] = extract(network, Pictures(21), **options)
         found["one batch"] = extract(network, Pictures(3), **options)
         found["HOG"] = hog.transform(Pictures(21), **options)
@@ -304,7 +311,7 @@ def test_shared_work_is_that_of_one_process(world):
 
 
 def one_fails(how):
-    with guarded():
+    with abort_on_error():
         for turn in range(1000):
             if rank() == 1 and turn == 3:
                 if how == "kill":
@@ -330,7 +337,7 @@ def test_a_rank_that_fails_ends_all(how):
 
 def goes_on_alone():
     try:
-        with guarded():
+        with abort_on_error():
             if rank() == 1:
                 raise ValueError("no such class")
             distributed.barrier()

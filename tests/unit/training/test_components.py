@@ -4,7 +4,7 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
 
-from pml_posets.training._parts import TrainingParts
+from pml_posets.training._components import Components as TrainingParts
 
 
 def head_groups(parameters):
@@ -36,7 +36,7 @@ def step(parts):
 
 def test_an_optimizer_of_several_groups_takes_the_new_parameters():
     parts = make()
-    assert parts.made_anew == ["classifier"]
+    assert parts.of_classes == ["classifier"]
     assert "classifier" not in parts.models
     parts.fit(5, seed=0, device=torch.device("cpu"))
     optimizer, old = parts.optimizers["classifier_optimizer"], parts.models["classifier"]

@@ -1,14 +1,18 @@
-"""Rounds on several ranks: each takes its part of every joint batch, and all compute its loss alike.
+"""Rounds on several ranks: each embeds its share of every joint batch, and all compute its loss alike.
 
-A rank runs the network on its part; the embeddings of all ranks are put together, with gradients, in the
-order of the joint batch. From there on every rank does what one process would: the miner, every PML loss, a
-memory, the classifier see the whole batch and all its representatives. The gradients of all weights are then
-averaged over the ranks (see `gather_with_gradient`), which makes them those of one process.
+A rank runs the network on its share; the embeddings of all ranks are gathered, with gradients, in the order
+of the joint batch. From there on every rank does what one process would: the miner, every PML loss, a
+memory and the classifier see the whole batch and all its representatives. The gradients of all weights are
+then averaged over the ranks (see `gather_with_gradient`), which makes them those of one process.
 
-What differs from one process: batch norm takes the statistics of a rank's part (on GPUs
-`torch.nn.SyncBatchNorm.convert_sync_batchnorm` takes the joint ones); its running means are those of rank 0
-from every checkpoint and y-step on; dropout in trunk and embedder is drawn by rank. Augmentation is the same,
-except where a dataset augments a whole batch at once.
+What differs from one process:
+
+- batch norm takes the statistics of a rank's share (on GPUs `torch.nn.SyncBatchNorm.convert_sync_batchnorm`
+  takes those of the joint batch); its running means are those of rank 0 from every checkpoint and y-step on;
+- what trunk and embedder draw at random is drawn by each rank for its share: dropout, and the augmentation of
+  a `BatchAugmentation` in the trunk;
+- augmentation in the dataset is the same, except where a dataset augments a whole batch at once
+  (`__getitems__`).
 """
 
 from __future__ import annotations
@@ -24,36 +28,36 @@ from .._random import derive_seeds, seed_everything
 from ..distributed.process_group import (
     all_gather_equal,
     all_gather_objects,
+    all_reduce_sum,
     broadcast_object,
     broadcast_tensors,
     is_main,
     rank,
-    total,
     world_size,
 )
 from ..distributed.sharing import from_main, shared_work
 from ..posets import Posets
 
 __all__ = [
-    "check_parts",
-    "own_positions",
-    "same_groups",
-    "same_weights",
+    "broadcast_groups",
+    "broadcast_weights",
+    "check_splittable",
+    "rank_positions",
     "shared_groups",
     "trainer_over_ranks",
 ]
 
 
-def own_positions(
+def rank_positions(
     batch_size: int, views: int = 1, number: int | None = None, ranks: int | None = None
 ) -> np.ndarray:
-    """Where the part of a rank stands in the joint batch: the same share of each of its views.
+    """Positions of a rank's share in the joint batch: the same share of each of its views.
 
     Args:
         batch_size: B, of the joint batch: `views` times B / views samples, one view after another.
         views: Default 1.
-        number: whose part. Default: that of this rank.
-        ranks: into how many. Default: the world size.
+        number: the rank. Default: this one.
+        ranks: number of ranks. Default: the world size.
 
     Returns:
         (B / ranks,) int64, ascending.
@@ -62,7 +66,7 @@ def own_positions(
         ValueError: if the batch cannot be split evenly.
 
     Example:
-        >>> own_positions(8, 2, 0, 2).tolist(), own_positions(8, 2, 1, 2).tolist()
+        >>> rank_positions(8, 2, 0, 2).tolist(), rank_positions(8, 2, 1, 2).tolist()
         ([0, 1, 4, 5], [2, 3, 6, 7])
     """
     number, ranks = rank() if number is None else number, world_size() if ranks is None else ranks
@@ -72,32 +76,33 @@ def own_positions(
             f"the batches are split evenly over the ranks: batch_size must be a multiple of {what}, "
             f"{views * ranks}, got {batch_size}"
         )
-    places = np.arange(batch_size).reshape(views, ranks, -1)
-    return places[:, number].reshape(-1)
+    return np.arange(batch_size).reshape(views, ranks, -1)[:, number].reshape(-1)
 
 
-def check_parts(sampler: Any, trainer_class: type[Any], mining_funcs: Iterable[str], objectives: Any) -> None:
-    """See that a run can be done by several ranks, if there are several.
+def check_splittable(
+    sampler: Any, trainer_class: type[Any], mining_funcs: Iterable[str], objectives: Any
+) -> None:
+    """Check that a run can be done by several ranks, if there are several.
 
     Raises:
         TypeError: for a trainer class that computes embeddings its own way.
         ValueError: for batches that cannot be split; for a subset_batch_miner or objectives, which see the
-            part of one rank alone.
+            share of one rank alone.
     """
     if world_size() == 1:
         return
-    own_positions(sampler.batch_size, getattr(sampler, "views", 1))
+    rank_positions(sampler.batch_size, getattr(sampler, "views", 1))
     if not issubclass(trainer_class, MetricLossOnly):
         raise TypeError(
             f"several ranks need MetricLossOnly or a subclass of it, got {trainer_class.__name__}"
         )
     if "subset_batch_miner" in mining_funcs:
         raise ValueError(
-            "a subset_batch_miner picks from the part of one rank: use a tuple_miner, or one rank"
+            "a subset_batch_miner picks from the share of one rank: use a tuple_miner, or one rank"
         )
     if objectives:
         raise ValueError(
-            f"objectives run the networks themselves and would see the part of one rank alone: {objectives} "
+            f"objectives run the networks themselves and would see the share of one rank alone: {objectives} "
             "need one process"
         )
 
@@ -119,7 +124,7 @@ def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
 
     The gradient of this rank's rows is that of the loss, times the world size. So the mean over the ranks of
     the gradients of weights, `average_gradients`, is the gradient of the loss of the joint batch, both for
-    the weights before this function (each rank knows its part) and for those after it (each knows all).
+    the weights before this function (each rank knows its share) and for those after it (each knows all).
 
     Args:
         x: (n, ...), floating point with gradients, or integers; n must be the same on all ranks.
@@ -129,8 +134,6 @@ def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
 
     Raises:
         RankError: if another rank has failed.
-
-    Source: the paper has one process. Differs from the paper: in nothing known.
 
     Example:
         >>> x = torch.ones(2, 3, requires_grad=True)
@@ -143,7 +146,7 @@ def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace the gradients of weights by their mean over the ranks; where a rank has none, it counts as 0.
+    """Replace gradients by their mean over the ranks; where a rank has none, it counts as 0.
 
     Args:
         parameters: the same in the same order on every rank; those listed twice count once.
@@ -153,30 +156,27 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """
     if world_size() == 1:
         return
-    buckets: dict[Any, list[torch.nn.Parameter]] = {}
+    groups: dict[Any, list[torch.nn.Parameter]] = {}
     for parameter in dict.fromkeys(parameters):
         if parameter.requires_grad:
-            kind = torch.promote_types(parameter.dtype, torch.float32)
-            buckets.setdefault((kind, parameter.device), []).append(parameter)
-    for (kind, device), weights in buckets.items():
-        there = torch.tensor([w.grad is not None for w in weights], device=device).to(kind)
+            dtype = torch.promote_types(parameter.dtype, torch.float32)
+            groups.setdefault((dtype, parameter.device), []).append(parameter)
+    for (dtype, device), weights in groups.items():
         grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-        flat = torch.cat([there, *(grad.reshape(-1).to(kind) for grad in grads)])
-        flat = total(flat)
-        means = (flat[len(weights) :] / world_size()).split([w.numel() for w in weights])
-        for i, (weight, mean) in enumerate(zip(weights, means, strict=True)):
-            if weight.grad is None:
-                if not flat[i]:  # no rank has one
-                    continue
-                weight.grad = torch.empty_like(weight)
-            weight.grad.copy_(mean.reshape(weight.shape))
+        counts = torch.tensor([w.grad is not None for w in weights], device=device).to(dtype)
+        summed = all_reduce_sum(torch.cat([counts, *(grad.reshape(-1).to(dtype) for grad in grads)]))
+        counts, *sums = summed.split([len(weights), *(w.numel() for w in weights)])
+        for weight, count, total in zip(weights, counts.tolist(), sums, strict=True):
+            if count:  # else no rank has one
+                weight.grad = torch.empty_like(weight) if weight.grad is None else weight.grad
+                weight.grad.copy_((total / world_size()).reshape(weight.shape))
 
 
 class _OverRanks:
-    """What is put before a PML trainer class."""
+    """A mixin for PML trainer classes."""
 
     def calculate_loss(self, curr_batch: Any) -> None:
-        """The loss of the joint batch, of which `curr_batch` is this rank's part."""
+        """The loss of the joint batch, of which `curr_batch` is this rank's share."""
         images, indices = curr_batch
         super().calculate_loss((images, self._joint(torch.as_tensor(indices))))  # type: ignore[misc]
 
@@ -189,19 +189,19 @@ class _OverRanks:
         seed_everything(seed)  # what comes after is drawn alike
         return self._joint(embeddings)
 
-    def _joint(self, part: torch.Tensor) -> torch.Tensor:
-        joint = gather_with_gradient(part)
+    def _joint(self, share: torch.Tensor) -> torch.Tensor:
+        joint = gather_with_gradient(share)
         views = getattr(self.joint.sampler, "views", 1)  # type: ignore[attr-defined]
         if views == 1:
             return joint
-        order = np.concatenate([own_positions(len(joint), views, r) for r in range(world_size())])
+        order = np.concatenate([rank_positions(len(joint), views, r) for r in range(world_size())])
         return joint[torch.from_numpy(np.argsort(order)).to(joint.device)]
 
     def backward(self) -> None:
         """Gradients of one process with the joint batch."""
         super().backward()  # type: ignore[misc]
-        parts: Mapping[str, torch.nn.Module] = {**self.models, **self.loss_funcs}  # type: ignore[attr-defined]
-        average_gradients(weight for part in parts.values() for weight in part.parameters())
+        modules: Mapping[str, torch.nn.Module] = {**self.models, **self.loss_funcs}  # type: ignore[attr-defined]
+        average_gradients(weight for module in modules.values() for weight in module.parameters())
 
 
 def trainer_over_ranks(trainer_class: type[Any]) -> type[Any]:
@@ -222,28 +222,28 @@ def trainer_over_ranks(trainer_class: type[Any]) -> type[Any]:
     return type(trainer_class.__name__, (_OverRanks, trainer_class), {})
 
 
-def same_weights(modules: Iterable[torch.nn.Module]) -> None:
+def broadcast_weights(modules: Iterable[torch.nn.Module]) -> None:
     """Give weights and buffers the values they have on rank 0."""
     if world_size() > 1:
         broadcast_tensors(t for module in modules for t in (*module.parameters(), *module.buffers()))
 
 
 def shared_groups(sampler: Any) -> Posets:
-    """The posets of a sampler; where its first grouping is still to be made, the ranks share the work."""
-    made = all_gather_objects(getattr(sampler, "is_grouped", True))
+    """The posets of a sampler; the ranks share the work of the first grouping if none has done it yet."""
+    grouped = all_gather_objects(getattr(sampler, "is_grouped", True))
     if world_size() == 1:
         return sampler.posets
-    if any(made):  # some have it already, and will not take part
+    if any(grouped):  # these will not take part
         from_main(lambda: sampler.posets.num_classes)
     else:
         with shared_work():
             _ = sampler.posets
-    same_groups(sampler)
+    broadcast_groups(sampler)
     return sampler.posets
 
 
-def same_groups(sampler: Any) -> None:
-    """Give the sampler the posets of rank 0, whatever another machine has made of the same features."""
+def broadcast_groups(sampler: Any) -> None:
+    """Give the sampler the posets of rank 0, as another machine may group the same features otherwise."""
     if world_size() > 1:
         state = broadcast_object(sampler.state_dict() if is_main() else None)
         if not is_main():

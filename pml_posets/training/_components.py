@@ -1,0 +1,307 @@
+"""Networks, losses, optimizers and schedulers of a run; class heads follow the classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._random import derive_seeds, preserved_randomness, seed_everything
+from ._heads import carry_rows, carry_state, class_axes, class_axis
+from ._identity import describe
+
+__all__ = ["Components"]
+
+_PML_NAMES = ("trunk", "embedder", "classifier", "metric_loss", "classifier_loss")
+
+
+class Components:
+    """The dicts a PML trainer is made of, under PML's names, and their state.
+
+    A model or loss may be given as a function num_classes -> module, called for each new set of classes. Its
+    optimizer must then be given as a function parameters -> optimizer. The weights of classes that go on, and
+    what the optimizer knows of them (momentum), are carried over; the optimizer stays the same object, with
+    its learning rate and schedule.
+
+    Args:
+        models: modules or functions by name.
+        loss_funcs: modules or functions by name.
+        optimizers: optimizers, or functions parameters -> optimizer, by name ("trunk_optimizer").
+        lr_schedulers: schedulers, or functions optimizer -> scheduler, by name
+            ("trunk_scheduler_by_iteration"; also _by_epoch and _by_plateau).
+        adapt: applied to every loss before it goes into `loss_funcs`.
+        frozen: names of models and losses that are not to learn.
+
+    Attributes:
+        models, loss_funcs, optimizers, lr_schedulers: the current ones; the dicts stay the same objects.
+
+    Raises:
+        TypeError, ValueError: for names that belong to nothing, things that are neither, weights that no
+            optimizer holds, and optimizers of other weights.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Any],
+        loss_funcs: Mapping[str, Any],
+        optimizers: Mapping[str, Any],
+        lr_schedulers: Mapping[str, Any],
+        adapt: Callable[[str, torch.nn.Module], torch.nn.Module],
+        frozen: tuple[str, ...] = (),
+    ) -> None:
+        self.models: dict[str, torch.nn.Module] = {}
+        self.loss_funcs: dict[str, torch.nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.lr_schedulers: dict[str, Any] = {}
+        self._adapt, self._frozen = adapt, frozen
+        self._given_optimizers, self._given_schedulers = dict(optimizers), dict(lr_schedulers)
+        self._functions: dict[str, Callable[[int], Any]] = {}
+        self._modules: dict[str, torch.nn.Module] = {}  # losses before `adapt`
+        self._warned: set[str] = set()
+        self._is_model = {name: name in models for name in (*models, *loss_funcs)}
+        if both := sorted({*models} & {*loss_funcs}):
+            raise ValueError(f"models and loss_funcs both have the name {both[0]!r}: give the loss another")
+        self._check_names()
+        for name, given in {**models, **loss_funcs}.items():
+            if isinstance(given, torch.nn.Module):
+                self._insert(name, given)
+            elif callable(given) and not isinstance(given, type):
+                self._functions[name] = given
+            else:
+                raise TypeError(
+                    f"{name} must be a torch.nn.Module or a function num_classes -> module, got {given!r}"
+                )
+        self._check_weights()
+
+    @property
+    def of_classes(self) -> list[str]:
+        """Names of the models and losses that are given as functions of the number of classes."""
+        return list(self._functions)
+
+    # --- The number of classes
+
+    def fit(
+        self, num_classes: int, seed: int, device: torch.device, matches: np.ndarray | None = None
+    ) -> None:
+        """Make what is given as a function for this number of classes, with weights drawn from the seed.
+
+        Args:
+            num_classes: C.
+            seed: of the weights.
+            device: of the modules.
+            matches: (C,) of `match_classes`: what is known of these classes is carried over, also in class
+                heads that are given as modules. Default None: nothing is.
+        """
+        if matches is not None:
+            self._reorder(matches)
+        for i, (name, function) in enumerate(self._functions.items()):
+
+            def seeded(number: int, function: Any = function, i: int = i) -> Any:
+                with preserved_randomness():
+                    seed_everything(derive_seeds(seed, i)[0])
+                    return function(number)
+
+            module = seeded(num_classes)
+            if not isinstance(module, torch.nn.Module):
+                raise TypeError(f"the function for {name} must return a module, got {type(module).__name__}")
+            module, old = module.to(device), self._modules.get(name)
+            optimizer, states = self.optimizers.get(f"{name}_optimizer"), {}
+            if matches is not None and old is not None and old is not module:
+                axes = class_axes(seeded, module, num_classes)
+                if axes is None:
+                    self._warn(
+                        f"the classes have changed, and {name} begins again with new weights: which rows are "
+                        f"theirs is found out by a module for {num_classes + 1} classes, which its function "
+                        "does not return"
+                    )
+                else:
+                    states = carry_state(old, module, optimizer, axes, matches)
+            self._insert(name, module)
+            if optimizer is not None:
+                optimizer.state.update(states)
+        self._check_weights()
+
+    def _reorder(self, matches: np.ndarray) -> None:
+        """Move the rows of heads that are given as modules to where their classes have gone."""
+        for name, layer, outputs in self._fixed_heads():
+            if len(matches) > outputs:
+                continue  # refused by `check_outputs`
+            order = np.full(outputs, -1)
+            order[: len(matches)] = matches
+            order[order < 0] = np.setdiff1d(np.arange(outputs), matches)
+            if (order == np.arange(outputs)).all():
+                continue
+            axes = class_axis(layer, outputs)
+            if not axes:
+                self._warn(
+                    f"classes have other numbers now, and no axis of the weights of {name} is known to be "
+                    "theirs: give it as a function num_classes -> module"
+                )
+            for key, (axis, rows) in axes.items():
+                weight = dict(layer.named_parameters())[key]
+                state = self.optimizers[f"{name}_optimizer"].state.get(weight, {})
+                for tensor in (weight.data, *state.values()):
+                    if isinstance(tensor, torch.Tensor) and tensor.shape == weight.shape:
+                        carry_rows(tensor.clone(), tensor, axis, rows, order)
+
+    def _fixed_heads(self) -> Iterator[tuple[str, torch.nn.Module, int]]:
+        """Name, layer and number of outputs of each class head that is given as a module."""
+        for name, module in self._modules.items():
+            if name in self._functions:
+                continue
+            key = "out_features" if name == "classifier" else "num_classes"
+            layers = [m for m in module.modules() if isinstance(getattr(m, key, None), int)]
+            if layers and (name == "classifier" or not self._is_model[name]):
+                yield name, layers[-1], getattr(layers[-1], key)
+
+    def check_outputs(self, num_classes: int) -> None:
+        """Raise a ValueError for a class head given as a module that has too few outputs."""
+        for name, _, outputs in self._fixed_heads():
+            if outputs < num_classes:
+                raise ValueError(
+                    f"the {name} has {outputs} outputs for {num_classes} classes: give it as a "
+                    "function num_classes -> module, and its optimizer as a function parameters -> optimizer"
+                )
+
+    # --- Names and weights
+
+    def _check_names(self) -> None:
+        names = set(self._is_model)
+        for key in self._given_optimizers:
+            if key.removesuffix("_optimizer") not in names or not key.endswith("_optimizer"):
+                allowed = ", ".join(f"{name}_optimizer" for name in sorted(names))
+                raise ValueError(f"optimizers has the key {key!r}, which belongs to nothing: use {allowed}")
+        for key in self._given_schedulers:
+            name, _, kind = key.partition("_scheduler_by_")
+            if name not in names or kind not in ("iteration", "epoch", "plateau"):
+                raise ValueError(
+                    f"lr_schedulers has the key {key!r}, which belongs to nothing: use for example "
+                    f"{min(names)}_scheduler_by_iteration (or _by_epoch, _by_plateau)"
+                )
+            if f"{name}_optimizer" not in self._given_optimizers:
+                raise ValueError(f"lr_schedulers has {key!r}, but optimizers no {name}_optimizer")
+
+    def _check_weights(self) -> None:
+        """Check that optimizers hold the weights that are to learn, and no others."""
+        ours = {p for module in self._modules.values() for p in module.parameters()}
+        held: set[torch.nn.Parameter] = set()
+        for key, optimizer in self.optimizers.items():
+            weights = {p for group in optimizer.param_groups for p in group["params"]}
+            if foreign := len(weights - ours):
+                text = (
+                    f"{foreign} of the {len(weights)} weights in {key} are in no model and no loss: was it "
+                    "made for another network, or before this one was copied or replaced? Give it as a "
+                    "function parameters -> optimizer"
+                )
+                if foreign == len(weights):
+                    raise ValueError(text)
+                self._warn(text)
+            held |= weights
+        frozen = {p for name, m in self._modules.items() if name in self._frozen for p in m.parameters()}
+        for name, module in self._modules.items():
+            named = module.named_parameters()
+            learning = {key: p for key, p in named if p.requires_grad and p not in frozen}
+            missing = [key for key, p in learning.items() if p not in held]
+            what = f"the objective {name}" if name not in _PML_NAMES else name
+            advice = f"optimizers needs {name}_optimizer" + (
+                ", a function" if name in self._functions else ""
+            )
+            if missing and len(missing) == len(learning):
+                raise ValueError(
+                    f"{what} has weights to learn: {advice}, or freeze them by requires_grad_(False) or "
+                    f"freeze_these=({name!r},)"
+                )
+            if missing:
+                self._warn(
+                    f"no optimizer holds {len(missing)} of {len(learning)} weights of {name} (the first is "
+                    f"{missing[0]}): these do not learn"
+                )
+        if not self._functions and not any(p.requires_grad for p in ours - frozen):
+            raise ValueError("no weight of the models and losses requires a gradient, so nothing can learn")
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, stacklevel=5)
+
+    def _insert(self, name: str, module: torch.nn.Module) -> None:
+        self._modules[name] = module
+        if self._is_model[name]:
+            self.models[name] = module
+        else:
+            self.loss_funcs[name] = self._adapt(name, module)
+        key, parameters = f"{name}_optimizer", list(module.parameters())
+        given = self._given_optimizers.get(key)
+        if given is None:
+            return
+        if isinstance(given, torch.optim.Optimizer):
+            if name in self._functions:
+                raise TypeError(f"{name} is a function, so {key} must be a function parameters -> optimizer")
+            optimizer = given
+        elif callable(given):
+            optimizer = given(parameters)
+        else:
+            raise TypeError(
+                f"{key} must be an optimizer or a function parameters -> optimizer, got {given!r}"
+            )
+        if key not in self.optimizers:
+            self.optimizers[key] = optimizer
+            self._schedule(name, optimizer)
+            return
+        old = self.optimizers[key]
+        old.state.clear()
+        for group, fresh in zip(old.param_groups, optimizer.param_groups, strict=True):
+            group["params"] = fresh["params"]
+
+    def _schedule(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+        for key, given in self._given_schedulers.items():
+            if key.partition("_scheduler_by_")[0] == name:
+                is_function = isinstance(given, type) or not hasattr(given, "step")
+                self.lr_schedulers[key] = given(optimizer) if is_function else given
+
+    # --- State
+
+    def settings(self) -> dict[str, Any]:
+        """What tells the components of this run from those of another, flat, before they have learned."""
+        found: dict[str, Any] = {}
+        things = {**self._modules, **self.optimizers, **self.lr_schedulers}
+        for name, thing in things.items():
+            known = describe(thing, sizes=name not in self._functions)
+            found |= {f"{name} {key}": value for key, value in known.items()}
+        for name, function in self._functions.items():
+            found |= {f"{name} function {key}": value for key, value in describe(function).items()}
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        groups: list[Mapping[str, Any]] = [self.models, self.loss_funcs, self.optimizers, self.lr_schedulers]
+        states = [{name: part.state_dict() for name, part in group.items()} for group in groups]
+        return {
+            **dict(zip(("models", "loss_funcs", "optimizers", "lr_schedulers"), states, strict=True)),
+            "memories": [(memory.queue_idx, memory.has_been_filled) for memory in self._memories()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a state back into the same components; `fit` must have made the others before."""
+        for group in ("models", "loss_funcs", "optimizers", "lr_schedulers"):
+            own = getattr(self, group)
+            if sorted(state[group]) != sorted(own):
+                raise ValueError(f"it has the {group} {sorted(state[group])}, here are {sorted(own)}")
+            for name, part in own.items():
+                part.load_state_dict(state[group][name])
+        for memory, (queue_idx, filled) in zip(self._memories(), state["memories"], strict=True):
+            memory.queue_idx, memory.has_been_filled = queue_idx, filled
+
+    def forget_memories(self) -> None:
+        """Empty PML's cross-batch memories: class ids of one round mean nothing in the next."""
+        for memory in self._memories():
+            memory.reset_queue()
+
+    def _memories(self) -> list[Any]:
+        modules = [module for loss in self.loss_funcs.values() for module in loss.modules()]
+        return [
+            module for module in modules if hasattr(module, "reset_queue") and hasattr(module, "queue_idx")
+        ]

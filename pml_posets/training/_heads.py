@@ -1,0 +1,154 @@
+"""Class heads from one round to the next: which class is which, and where its weights go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array, hstack, identity
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+__all__ = ["carry_rows", "carry_state", "class_axes", "class_axis", "match_classes"]
+
+Axes = Mapping[str, tuple[int, int]]
+"""Name of a weight to the axis that the classes lie on, and its rows for each class."""
+
+
+def match_classes(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """For each class that of the round before which it goes on, so that most samples stay in theirs.
+
+    The assignment problem of `scipy.optimize.linear_sum_assignment` for the table of overlaps, solved by the
+    sparse method: a table of 20,000 x 20,000 classes has few entries that are not 0.
+
+    Args:
+        before: (N,) int64 labels of the round before, -1 for unassigned.
+        after: (N,) int64 labels of this round.
+
+    Returns:
+        (C,) int64 for the C classes of this round: a class of the round before with samples in common, none
+        of them twice, or -1.
+
+    Example:
+        >>> match_classes(np.array([0, 0, 1, 1, 2, 2]), np.array([1, 1, 0, 0, 2, -1]))
+        array([1, 0, 2])
+    """
+    old, new = int(before.max(initial=-1)) + 1, int(after.max(initial=-1)) + 1
+    both = (before >= 0) & (after >= 0)
+    if not both.any():
+        return np.full(new, -1)
+    pairs = (np.ones(both.sum()), (after[both], before[both]))
+    overlap = coo_array(pairs, shape=(new, old)).tocsr()  # (C, C of before)
+    none = identity(new, format="csr") / (2 * new)  # a column for each class that goes on none
+    rows, columns = min_weight_full_bipartite_matching(hstack([overlap, none]).tocsr(), maximize=True)
+    matches = np.full(new, -1)
+    matches[rows] = np.where(columns < old, columns, -1)
+    return matches
+
+
+def class_axes(function: Callable[[int], Any], module: torch.nn.Module, num_classes: int) -> Axes | None:
+    """Where the classes lie in the weights of a module that was made for a number of them.
+
+    Args:
+        function: num_classes -> module; called for one class more.
+        module: what it returned for `num_classes`.
+        num_classes: C.
+
+    Returns:
+        The weights whose shape depends on the number of classes; None if that cannot be found out.
+    """
+    try:
+        larger = function(num_classes + 1)
+        shapes = {name: weight.shape for name, weight in larger.state_dict().items()}
+    except Exception:  # a function that knows its own numbers of classes only
+        return None
+    axes = {}
+    for name, weight in module.state_dict().items():
+        other = shapes.get(name, torch.Size())
+        if larger is module or len(other) != weight.ndim:
+            return None
+        for axis, (size, grown) in enumerate(zip(weight.shape, other, strict=True)):
+            if size != grown:
+                axes[name] = axis, grown - size
+    fits = all(
+        module.state_dict()[name].shape[axis] == rows * num_classes for name, (axis, rows) in axes.items()
+    )
+    return axes if fits else None
+
+
+def carry_rows(
+    old: torch.Tensor, new: torch.Tensor, axis: int, rows: int, matches: np.ndarray
+) -> torch.Tensor:
+    """`new` with the rows of the classes that go on, from `old`.
+
+    Args:
+        old: (..., rows x C of before, ...), the classes on `axis`.
+        new: (..., rows x C, ...); changed in place.
+        axis: of the classes.
+        rows: of each class.
+        matches: (C,) of `match_classes`.
+    """
+    target = np.flatnonzero(matches >= 0)
+    offsets = np.arange(rows)
+    to, source = (
+        torch.from_numpy((c[:, None] * rows + offsets).reshape(-1)) for c in (target, matches[target])
+    )
+    with torch.no_grad():
+        picked = old.index_select(axis, source.to(old.device)).to(new)
+        new.index_copy_(axis, to.to(new.device), picked)
+    return new
+
+
+def carry_state(
+    old: torch.nn.Module,
+    new: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    axes: Axes,
+    matches: np.ndarray,
+) -> dict[torch.Tensor, dict[str, Any]]:
+    """Take weights and buffers of a head over into a new one.
+
+    Args:
+        old: the head of the round before.
+        new: of the same names; rows of classes without a match stay as they are.
+        optimizer: of the old head.
+        axes: of `class_axes`.
+        matches: (C,) of `match_classes`.
+
+    Returns:
+        What the optimizer knows of the new parameters: rows without a match are 0.
+    """
+
+    def carried(name: str, value: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+        if name in axes:
+            return carry_rows(value, fresh, *axes[name], matches)
+        return fresh.copy_(value) if value.shape == fresh.shape else fresh
+
+    states: dict[torch.Tensor, dict[str, Any]] = {}
+    before, parameters = old.state_dict(), dict(old.named_parameters())
+    with torch.no_grad():
+        for name, weight in new.state_dict().items():
+            if name in before:
+                carried(name, before[name], weight)
+        for name, parameter in new.named_parameters():
+            known = optimizer.state.get(parameters[name]) if optimizer and name in parameters else None
+            if known:
+                shape = parameters[name].shape
+                states[parameter] = {
+                    key: carried(name, value, torch.zeros_like(parameter, dtype=value.dtype))
+                    if isinstance(value, torch.Tensor) and value.shape == shape
+                    else value
+                    for key, value in known.items()
+                }
+    return states
+
+
+def class_axis(module: torch.nn.Module, num_outputs: int) -> Axes:
+    """Weights of one layer with a single axis of this size, for heads that are given as modules."""
+    axes = {}
+    for name, weight in module.named_parameters(recurse=False):
+        fitting = [axis for axis, size in enumerate(weight.shape) if size == num_outputs]
+        if len(fitting) == 1 or (fitting and isinstance(module, torch.nn.Linear)):
+            axes[name] = fitting[0], 1
+    return axes

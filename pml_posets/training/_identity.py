@@ -1,0 +1,206 @@
+"""What tells one run from another: its settings and its data, flat and comparable."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from .._random import derive_seeds
+from .._sketch import sketch
+from ..data.datasets import IndexedDataset
+from ..posets import Posets
+
+__all__ = ["describe", "describe_data"]
+
+_SAMPLES = 32  # of the data that are looked at
+_RUN_STATE = (Posets, Dataset, Sampler, torch.device, torch.Generator, torch.nn.Parameter)
+_NO_SETTINGS = {"training", "last_epoch", "verbose", "optimizer"}
+_LIBRARIES = ("pml_posets", "pytorch_metric_learning", "torch", "torchvision", "numpy", "sklearn")
+_NO_GROUP_SETTINGS = {"params", "lr", "initial_lr", "capturable", "foreach", "fused", "differentiable"}
+
+
+def describe_data(dataset: Any) -> dict[str, Any]:
+    """What is known of a dataset: how many samples, names of files, its `data_id`, and some of its images.
+
+    Args:
+        dataset: yields images, or tuples that start with one. Up to 32 samples are read, each under a fixed
+            seed, so that their augmentation counts too; where that changes from one reading to the next, the
+            images are left out.
+
+    Returns:
+        Plain values, and (n,) tensors for the images, by name.
+    """
+    inner = dataset.dataset if isinstance(dataset, IndexedDataset) else dataset
+    known: dict[str, Any] = {"samples": len(inner)}
+    for name in ("paths", "samples", "imgs"):
+        files = getattr(inner, name, None)
+        if isinstance(files, list | tuple) and files:
+            paths = [item[0] if isinstance(item, tuple) else item for item in files]
+            if all(isinstance(path, str | os.PathLike) for path in paths):
+                known["file names"] = _digest("\n".join(os.path.basename(path) for path in paths).encode())
+                break
+    indices = np.unique(np.linspace(0, len(inner) - 1, min(_SAMPLES, len(inner))).astype(int)).tolist()
+    images, again = _images(inner, indices), _images(inner, indices[:4])
+    if images is not None and again is not None and torch.equal(images[: len(again)], again):
+        known["images"] = images
+    return known
+
+
+def _images(dataset: Any, indices: list[int]) -> torch.Tensor | None:
+    """(n,) a number for each image; None if they are no arrays of finite numbers."""
+    indexed = IndexedDataset(dataset)
+    items = [indexed[index, derive_seeds(index)[0]][0] for index in indices]
+    try:
+        rows = [np.asarray(item, np.float32).reshape(1, -1) for item in items]
+        return torch.cat([sketch(row / row.size**0.5) for row in rows])
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def describe(thing: Any, sizes: bool = True) -> dict[str, Any]:
+    """The settings of an object and of all that it is made of, flat: {"distance.p": 2, ...}.
+
+    Settings are the constructor's arguments that the object keeps under their names (as scikit-learn, torch
+    and PML do), all its public attributes that are floats or strings, what `extra_repr` shows of a module,
+    the parameter groups of an optimizer, and the shapes of weights. Functions count by their names, the
+    numbers in their code and what they have closed over.
+
+    Args:
+        thing: a module, optimizer, scheduler, miner, sampler, estimator, function, or plain values.
+        sizes: also whole numbers and shapes. Default True; False for what is made for a number of classes.
+
+    Returns:
+        Plain values, and (n,) tensors for arrays of floats, by name.
+    """
+    known: dict[str, Any] = {}
+    pending = [*reversed(_parts_of(thing, sizes))] if _has_parts(thing) else [("value", thing)]
+    seen = {id(thing)}
+    while pending:
+        name, value = pending.pop()
+        value = value.item() if isinstance(value, np.generic) else value
+        if isinstance(value, _RUN_STATE) and not isinstance(value, torch.nn.Parameter):
+            continue
+        if not _has_parts(value):
+            if sizes or isinstance(value, float | str):
+                known.setdefault(name, _plain(value))
+        elif id(value) not in seen:
+            seen.add(id(value))
+            pending += [(f"{name}.{key}", part) for key, part in reversed(_parts_of(value, sizes))]
+    return known
+
+
+def _has_parts(value: Any) -> bool:
+    if isinstance(value, list | tuple | set | frozenset):
+        return not all(_is_plain(item) for item in value)
+    return not _is_plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    plain = (
+        bool,
+        int,
+        float,
+        str,
+        np.generic,
+        np.ndarray,
+        torch.Tensor,
+        torch.dtype,
+        torch.Size,
+        range,
+        os.PathLike,
+    )
+    return value is None or isinstance(value, plain)
+
+
+def _plain(value: Any) -> Any:
+    """A leaf as a checkpoint holds it."""
+    if isinstance(value, torch.nn.Parameter):
+        if isinstance(value, torch.nn.parameter.UninitializedParameter):
+            return "not made yet"
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return repr([_plain(item) for item in value])
+    if not isinstance(value, np.ndarray | torch.Tensor):
+        return str(value)
+    array = value.detach().cpu().float().numpy() if isinstance(value, torch.Tensor) else value
+    if array.dtype.kind == "f" and array.size and np.isfinite(array).all():
+        return sketch(array.reshape(len(array) if array.ndim else 1, -1))
+    kind = {"i": np.int64, "u": np.int64, "b": np.int64}.get(array.dtype.kind, str)
+    return _digest(f"{array.shape}".encode() + np.ascontiguousarray(array.astype(kind)).tobytes())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _parts_of(thing: Any, sizes: bool) -> list[tuple[str, Any]]:
+    """Names and values of an object's settings; values may have parts again."""
+    if isinstance(thing, Mapping):
+        return [(str(key), value) for key, value in thing.items()]
+    if isinstance(thing, list | tuple | set | frozenset):
+        return [(str(i), item) for i, item in enumerate(thing)]
+    if isinstance(thing, partial):
+        return [("function", thing.func), ("arguments", thing.args), ("keywords", thing.keywords)]
+    if inspect.isroutine(thing) or isinstance(thing, type):
+        return _parts_of_function(thing)
+    if isinstance(thing, torch.optim.Optimizer):
+        return [("type", type(thing).__qualname__), *_parts_of_optimizer(thing)]
+    parts: list[tuple[str, Any]] = [("type", type(thing).__qualname__)]
+    attributes = getattr(thing, "__dict__", {})
+    arguments = set(_arguments(type(thing)))
+    for key in arguments:
+        for kept in (f"{key}s", f"_{key}"):  # LambdaLR keeps lr_lambda as lr_lambdas
+            if key not in attributes and kept in attributes:
+                parts.append((key, attributes[kept]))
+    for key, value in attributes.items():
+        public = not (key in _NO_SETTINGS or key.startswith("_") or key.endswith("_"))
+        if public and (key in arguments or isinstance(value, float | str) or inspect.isroutine(value)):
+            parts.append((key, value))
+    if isinstance(thing, torch.nn.Module):
+        if sizes and (shown := thing.extra_repr()) and " at 0x" not in shown:
+            parts.append(("settings", shown))
+        parts += [*thing.named_parameters(recurse=False), *thing.named_children()]
+    return parts
+
+
+def _parts_of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
+    for i, group in enumerate(optimizer.param_groups):
+        where = f"group {i} " if len(optimizer.param_groups) > 1 else ""
+        rate = group.get("initial_lr", group.get("lr"))  # before any schedule
+        yield f"{where}lr", float(rate) if isinstance(rate, torch.Tensor) else rate
+        yield from ((f"{where}{key}", v) for key, v in group.items() if key not in _NO_GROUP_SETTINGS)
+
+
+def _parts_of_function(function: Any) -> list[tuple[str, Any]]:
+    parts: list[tuple[str, Any]] = [("name", getattr(function, "__name__", type(function).__qualname__))]
+    code = getattr(function, "__code__", None)
+    if code is not None and str(function.__module__).partition(".")[0] not in _LIBRARIES:
+        numbers = [c for c in code.co_consts if isinstance(c, int | float) and not isinstance(c, bool)]
+        parts += [("numbers", numbers), ("defaults", function.__defaults__)]
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            value = cell.cell_contents
+            if _is_plain(value) or inspect.isroutine(value) or is_dataclass(value):
+                parts.append((name, value))
+    owner = getattr(function, "__self__", None)
+    return parts if owner is None or inspect.ismodule(owner) else [*parts, ("of", owner)]
+
+
+def _arguments(kind: type) -> Iterator[str]:
+    """Names of what the constructors of a class and its bases take."""
+    for base in kind.__mro__[:-1]:
+        if "__init__" in vars(base):
+            try:
+                yield from list(inspect.signature(vars(base)["__init__"]).parameters)[1:]
+            except (TypeError, ValueError):  # of C
+                continue

@@ -1,0 +1,247 @@
+"""The two steps of a round: new groups, then training on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from .._random import derive_seeds, seed_everything
+from ..data.datasets import IndexedDataset
+from ..distributed.process_group import all_gather_objects, world_size
+from ..distributed.sharing import from_main, shared_work
+from ..losses.poset import PosetLoss
+from ..losses.pseudo_label import PseudoLabelLoss, PseudoLabelMiner, WeightedLosses
+from ..miners import NearestMedoidMiner
+from ..posets import Posets
+from ..samplers._batches import SeededBatches
+from ._components import Components
+from ._heads import match_classes
+from ._interrupts import finish_first
+from ._ranks import broadcast_groups, broadcast_weights, rank_positions, shared_groups
+from ._records import LossRecord
+from .objectives import PML_LOSSES
+
+__all__ = ["Rounds"]
+
+_STEP, _SAMPLES, _HEADS, _GROUPS = range(4)  # what a derived seed is for
+
+
+class Rounds:
+    """What `JointTrainer` does, on what it was given."""
+
+    sampler: Any
+    dataset: IndexedDataset
+    seed: int
+    iterations_per_round: int
+    checkpoint_every: int
+    checkpoint_path: Any
+    device: torch.device
+    autocast: torch.dtype | None
+    models: dict[str, torch.nn.Module]
+    loss_funcs: dict[str, torch.nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    lr_schedulers: dict[str, Any]
+    mining_funcs: dict[str, Any]
+    loss_weights: dict[str, float]
+    trainer_class: type[Any]
+    trainer_options: dict[str, Any]
+    feature_fn: Callable[[Any], Any] | None
+    start_of_round_hook: Callable[[Any], Any] | None
+    global_iteration: Any
+    save: Callable[[], None]
+    _described: Callable[[], dict[str, Any]]
+    _components: Components
+    _losses: LossRecord
+    _averages: dict[str, AveragedModel]
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+        self.round = 0
+        self.iteration = 0
+        self._num_classes = 0
+        self._num_ranks = world_size()
+        self._settings: dict[str, Any] | None = None
+        self._grouped = self._stopped = self._owns_checkpoint = self._tried = self._has_moved = False
+
+    # --- The y-step
+
+    def _y_step(self) -> None:
+        """New groups from the features of the current network; if anything fails, the old ones stay."""
+        seed_everything(derive_seeds(self.seed, _GROUPS, self.round)[0])
+        before = shared_groups(self.sampler)
+        state = self.sampler.state_dict()
+        try:
+            regrouped = self.round > 0 and self._regroup()
+            posets = self.sampler.posets
+            self._check_classes(posets)
+            with finish_first():
+                if regrouped:
+                    self._components.forget_memories()
+                self._install(posets, match_classes(before.labels, posets.labels) if regrouped else None)
+                self._grouped = True
+        except BaseException:
+            if not self._grouped:
+                self.sampler.load_state_dict(state)
+            raise
+        if self.start_of_round_hook is not None:
+            self.start_of_round_hook(self)
+        self._save_if_wanted()
+
+    def _regroup(self) -> bool:
+        if self.feature_fn is None:
+            return False
+        with shared_work():
+            features = self.feature_fn(self)
+            if features is None:
+                return False
+            self.sampler.regroup(*(features if isinstance(features, tuple) else (features,)))
+            broadcast_groups(self.sampler)
+        return True
+
+    def _check_classes(self, posets: Posets) -> None:
+        if posets.num_classes > 1 or any(map(_learns_without_classes, self.loss_funcs.values())):
+            return
+        formed, advice = "no class", "loosen it (smaller min_size, larger top_fraction)"
+        if posets.num_classes == 1:
+            formed, advice = "a single class", "tighten it (more clusters, smaller top_fraction)"
+        raise ValueError(
+            f"the grouping formed {formed} of {posets.num_samples} samples in round {self.round}, so "
+            f"there is nothing to learn: {advice}"
+        )
+
+    def _install(self, posets: Posets, matches: np.ndarray | None = None) -> None:
+        """Fit the components, the dataset and the adapters to these posets."""
+        same = matches is not None and np.array_equal(matches, np.arange(posets.num_classes))
+        if self.trainer is None or (matches is not None and not (same and self._num_classes == len(matches))):
+            seed = derive_seeds(self.seed, _HEADS, self.round)[0]
+            self._components.fit(posets.num_classes, seed, self.device, matches)
+        self._num_classes = posets.num_classes
+        self._components.check_outputs(posets.num_classes)
+        self.dataset.flips = posets.flips if posets.flips.any() else None
+        for part in (*self.loss_funcs.values(), *self.mining_funcs.values()):
+            if hasattr(part, "bind"):  # an objective need not have it
+                part.bind(posets)
+        if self.trainer is None:
+            self._described()
+            self.trainer = self._make_trainer()
+        self._broadcast_weights()
+
+    # --- The theta-step
+
+    def _theta_step(self, bar: Any) -> None:
+        """The rest of a round's iterations: what PML's `train` does in an epoch, begun at any iteration."""
+        trainer, length = self.trainer, self.iterations_per_round
+        trainer.epoch = self.round + 1
+        trainer.set_to_train()
+        last = (self.round + 1) * length
+        trainer.sampler = SeededBatches(
+            self.sampler, (self.seed, _SAMPLES), self.global_iteration, last, self._positions
+        )
+        trainer.initialize_dataloader()
+        try:
+            for trainer.iteration in range(self.iteration, length):
+                with finish_first():
+                    self._step(bar)
+                if self.iteration % self.checkpoint_every == 0 and self.iteration < length:
+                    self._save_if_wanted()
+        finally:
+            trainer.dataloader_iter = trainer.dataloader = None  # ends the workers
+        try:
+            with finish_first():
+                trainer.step_lr_schedulers(end_of_epoch=True)
+                trainer.zero_losses()
+                self._broadcast_weights()
+            if any(all_gather_objects(trainer.end_of_epoch_hook(trainer) is False)):
+                self._stopped = True
+        finally:  # also after an error of a hook: the steps of this round are done
+            self.round, self.iteration, self._grouped = self.round + 1, 0, False
+        self._save_if_wanted()
+
+    def _step(self, bar: Any) -> None:
+        trainer = self.trainer
+        seed_everything(derive_seeds(self.seed, _STEP, self.global_iteration)[0])
+        self._has_moved = False
+        try:
+            trainer.forward_and_backward()
+            for name, average in self._averages.items():
+                average.update_parameters(self.models[name])
+            self._record(bar)
+            trainer.end_of_iteration_hook(trainer)
+        finally:
+            if self._has_moved:  # also after an error of a hook: a step is done once
+                trainer.step_lr_schedulers(end_of_epoch=False)
+                self.iteration += 1
+
+    def _record(self, bar: Any) -> None:
+        last = self.iteration + 1 == self.iterations_per_round
+        where = {"round": self.round, "iteration": self.global_iteration + 1}
+        self._losses.add(self.trainer.losses, where, last)
+        bar.update(1)
+        rows = self._losses.rows
+        if rows and rows[-1]["iteration"] == where["iteration"]:
+            loss, classes = rows[-1]["total_loss"], self.sampler.posets.num_classes
+            bar.set_postfix(loss=f"{loss:.4f}", classes=classes, refresh=False)
+
+    @property
+    def _positions(self) -> np.ndarray | None:
+        """Positions of this rank's samples in the batches; None for one process."""
+        if self._num_ranks == 1:
+            return None
+        return rank_positions(self.sampler.batch_size, getattr(self.sampler, "views", 1))
+
+    def _broadcast_weights(self) -> None:
+        broadcast_weights([*self.models.values(), *self.loss_funcs.values(), *self._averages.values()])
+
+    def _save_if_wanted(self) -> None:
+        self._broadcast_weights()
+        if self.checkpoint_path is not None:
+            with finish_first():
+                from_main(self.save)
+
+    # --- What goes into a PML trainer
+
+    def _make_trainer(self) -> Any:
+        trainer = self.trainer_class(
+            models=self.models,
+            optimizers=self.optimizers,
+            batch_size=self.sampler.batch_size,
+            loss_funcs=self.loss_funcs,
+            dataset=self.dataset,
+            mining_funcs=self.mining_funcs,
+            iterations_per_epoch=self.iterations_per_round,
+            loss_weights=self.loss_weights,
+            lr_schedulers=self.lr_schedulers,
+            **self.trainer_options,
+        )
+        if self.autocast is not None:
+            under = torch.autocast(self.device.type, dtype=self.autocast)
+            trainer.calculate_loss = under(trainer.calculate_loss)
+        step_optimizers = trainer.step_optimizers
+
+        def noted() -> None:
+            self._has_moved = True
+            step_optimizers()
+
+        trainer.step_optimizers = noted
+        trainer.joint = self
+        return trainer
+
+    def _adapt_loss(self, name: str, loss: torch.nn.Module) -> torch.nn.Module:
+        if hasattr(loss, "bind") or name not in PML_LOSSES:
+            return loss
+        mined = isinstance(self.mining_funcs.get("tuple_miner"), NearestMedoidMiner)
+        knows = name == "metric_loss" and (mined or any(isinstance(m, PosetLoss) for m in loss.modules()))
+        return PseudoLabelLoss(loss, unassigned="keep" if knows else "drop")
+
+    def _adapt_miner(self, miner: Any) -> Any:
+        return miner if hasattr(miner, "bind") else PseudoLabelMiner(miner)
+
+
+def _learns_without_classes(loss: torch.nn.Module) -> bool:
+    if isinstance(loss, WeightedLosses):
+        return any(map(_learns_without_classes, loss.losses.values()))
+    return not isinstance(loss, PseudoLabelLoss) or loss.unassigned == "own"

@@ -1,0 +1,104 @@
+"""One batch through networks and feature extraction before a run begins, not after its first round."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pytorch_metric_learning.utils import common_functions as c_f
+from torch.utils.data import Subset, default_collate
+
+from .._random import preserved_randomness, seed_everything
+from .objectives import PML_LOSSES
+
+if TYPE_CHECKING:
+    from .joint import JointTrainer
+
+__all__ = ["check_extraction", "check_training_batch"]
+
+_IMAGES = 16  # looked at, spread over the data
+
+
+def check_training_batch(joint: JointTrainer) -> None:
+    """Put some images through the collate_fn and the networks, as a step does, without gradients.
+
+    Raises:
+        TypeError, ValueError: if the batch is no batch of images, or the networks return no embeddings.
+    """
+    options = joint.trainer_options
+    indices = _spread(len(joint.dataset))
+    learned = any(name in PML_LOSSES for name in joint.loss_weights)  # else objectives run the networks
+    models = [joint.models[name] for name in ("trunk", "embedder") if learned and name in joint.models]
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    with preserved_randomness(), torch.no_grad():
+        seed_everything(0)
+        batch = (options.get("collate_fn") or default_collate)(joint.dataset.__getitems__(indices))
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
+            raise TypeError(
+                "collate_fn must make (images, indices) of a list of (image, index), got "
+                f"{type(batch).__name__}"
+            )
+        images = c_f.to_device(
+            batch[0], device=joint.device, dtype=_checked_dtype(batch[0], options.get("dtype"))
+        )
+        try:
+            embeddings = images
+            for model in models:
+                embeddings = model.eval()(embeddings)
+        except RuntimeError as error:
+            if isinstance(images, torch.Tensor) and not images.is_floating_point():
+                raise TypeError(
+                    f"the trunk does not take images of {images.dtype}: let the dataset scale them to 0..1 "
+                    "(v2.ToDtype(torch.float32, scale=True)), or the trunk begin with BatchAugmentation"
+                ) from error
+            raise
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    if not isinstance(embeddings, torch.Tensor) or embeddings.ndim < 2 or len(embeddings) != len(indices):
+        got = tuple(embeddings.shape) if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
+        raise TypeError(
+            f"trunk and embedder must return ({len(indices)}, D) for {len(indices)} images, got {got}"
+        )
+
+
+def check_extraction(joint: JointTrainer) -> None:
+    """Extract features of some images as a y-step does, and of a single one if the last batch will hold one.
+
+    Raises:
+        TypeError, ValueError: as `pml_posets.features.extract`.
+    """
+    from .joint import JointTrainer
+
+    if joint.num_rounds == 1 or joint.feature_fn is None:
+        return
+    count = len(joint.feature_dataset)
+    try:
+        joint.extract(Subset(joint.feature_dataset, _spread(count)), progress=False, num_workers=0)
+        if count % joint.feature_options.get("batch_size", 128) == 1:
+            joint.extract(Subset(joint.feature_dataset, [count - 1]), progress=False, num_workers=0)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if joint.feature_fn is JointTrainer.extract:
+            if joint.trainer_options.get("collate_fn") is None:
+                raise
+            raise ValueError(
+                f"features are extracted without your collate_fn, which fails ({error}): give "
+                "feature_dataset, with images of one size, or a feature_fn"
+            ) from error
+        warnings.warn(f"extract would fail, if your feature_fn calls it: {error}", stacklevel=4)
+
+
+def _spread(count: int) -> list[int]:
+    return np.unique(np.linspace(0, count - 1, min(_IMAGES, count)).astype(int)).tolist()
+
+
+def _checked_dtype(images: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+    whole = isinstance(images, torch.Tensor) and not images.is_floating_point()
+    if whole and dtype is not None and dtype.is_floating_point:
+        raise ValueError(
+            f"dtype={dtype} would make numbers in 0..255 of images of {images.dtype}: let the dataset scale "
+            "them to 0..1 (v2.ToDtype(torch.float32, scale=True)), and leave dtype out"
+        )
+    return dtype
