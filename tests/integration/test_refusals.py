@@ -1,0 +1,675 @@
+"""A checkpoint is resumed by its own run alone, and whatever cannot be meant is refused before training."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning.losses import ContrastiveLoss, NormalizedSoftmaxLoss, NTXentLoss
+from pytorch_metric_learning.miners import MultiSimilarityMiner
+from pytorch_metric_learning.trainers import (
+    CascadedEmbeddings,
+    DeepAdversarialMetricLearning,
+    MetricLossOnly,
+    TwoStreamMetricLoss,
+)
+
+from pml_posets import extract
+from pml_posets.grouping.relaxed_assignment import RelaxedAssignment
+from pml_posets.grouping.surrogate import SurrogateGrouping
+from pml_posets.losses.poset import PosetLoss
+from pml_posets.losses.pseudo_label import PseudoLabelLoss
+from pml_posets.miners import NearestMedoidMiner
+from pml_posets.samplers.neighbor_batches import NeighborBatches
+from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
+from pml_posets.training.joint import JointTrainer
+
+NUM = 24
+LABELS = [0, 1, 2, -1] * 6
+
+
+def pictures(number=0, count=NUM):
+    return list(torch.rand(count, 1, 6, 6, generator=torch.Generator().manual_seed(number)))
+
+
+def trunk(p=0.0, width=8):
+    torch.manual_seed(1)
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(36, width), torch.nn.Dropout(p), torch.nn.Linear(width, 4)
+    )
+
+
+def sgd(**options):
+    return lambda parameters: torch.optim.SGD(parameters, **{"lr": 0.1, "momentum": 0.9, **options})
+
+
+def make(data=None, features=None, sampler_options=None, **changes):
+    data = pictures() if data is None else data
+    features = torch.stack(pictures()[: len(data)]).flatten(1) if features is None else features
+    options = {
+        "models": {"trunk": trunk()},
+        "optimizers": {"trunk_optimizer": sgd()},
+        "loss_funcs": {"metric_loss": PosetLoss(sigma=0.5)},
+        "dataset": data,
+        "num_rounds": 2,
+        "iterations_per_round": 3,
+        "progress": False,
+        **changes,
+    }
+    if "sampler" not in options:
+        kwargs = {"grouping": GivenLabels(LABELS[: len(data)]), "batch_size": 8, **(sampler_options or {})}
+        options["sampler"] = PseudoLabelSampler(features, **kwargs)
+    return JointTrainer(**options)
+
+
+def weights(joint):
+    return [w.clone() for model in joint.models.values() for w in model.state_dict().values()]
+
+
+def assert_equal(one, other):
+    assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+    assert one.history == other.history
+
+
+# --- Another run
+
+
+def schedule(gamma):
+    return {"trunk_scheduler_by_epoch": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, gamma)}
+
+
+class Augmented(torch.utils.data.Dataset):
+    def __init__(self, strength):
+        self.images, self.strength = pictures(), strength
+
+    def __len__(self):
+        return NUM
+
+    def __getitem__(self, index):
+        return self.images[index] + self.strength * torch.rand(())
+
+
+def neighbor_batches(**options):
+    features = torch.stack(pictures()).flatten(1)
+    return NeighborBatches(features, 12, samples_per_query=3, grouping=GivenLabels(LABELS), **options)
+
+
+def surrogate(**options):
+    return {"grouping": SurrogateGrouping(min_size=2, **options)}
+
+
+OTHERS = {
+    "images": ({}, {"data": pictures(1)}, "dataset images"),
+    "order": ({}, {"data": pictures()[::-1]}, "dataset images"),
+    "augmentation": ({"data": Augmented(0.1)}, {"data": Augmented(0.5)}, "dataset images"),
+    "feature dataset": ({}, {"feature_dataset": pictures(2)}, "feature_dataset images"),
+    "features": ({}, {"features": torch.randn(NUM, 36)}, "first features features=24 rows, here others in"),
+    "rows of features": (
+        {}, {"features": torch.stack(pictures()).flatten(1).flip(0)}, "first features features"
+    ),
+    "mirrored": (
+        {"sampler_options": {"mirrored": torch.ones(NUM, 36)}}, {}, "mirrored=24 rows, here None"
+    ),
+    "lr": ({}, {"optimizers": {"trunk_optimizer": sgd(lr=0.2)}}, "there trunk_optimizer lr=0.1, here 0.2"),
+    "momentum": ({}, {"optimizers": {"trunk_optimizer": sgd(momentum=0.8)}}, "trunk_optimizer momentum=0.9"),
+    "decay": ({}, {"optimizers": {"trunk_optimizer": sgd(weight_decay=1.0)}}, "weight_decay=0, here 1.0"),
+    "optimizer": ({}, {"optimizers": {"trunk_optimizer": torch.optim.Adam}}, "trunk_optimizer type='SGD'"),
+    "schedule": ({"lr_schedulers": schedule(0.5)}, {"lr_schedulers": schedule(0.6)}, "gamma=0.5, here 0.6"),
+    "no schedule": ({"lr_schedulers": schedule(0.5)}, {}, "trunk_scheduler_by_epoch gamma=0.5, here None"),
+    "sigma": ({}, {"loss_funcs": {"metric_loss": PosetLoss(sigma=0.4)}}, "metric_loss sigma=0.5, here 0.4"),
+    "margin": (
+        {"loss_funcs": {"metric_loss": ContrastiveLoss(neg_margin=1.0)}},
+        {"loss_funcs": {"metric_loss": ContrastiveLoss(neg_margin=0.5)}},
+        "metric_loss neg_margin=1.0, here 0.5",
+    ),
+    "loss": ({}, {"loss_funcs": {"metric_loss": ContrastiveLoss()}}, "metric_loss type='PosetLoss'"),
+    "unassigned": (
+        {"loss_funcs": {"metric_loss": PseudoLabelLoss(NTXentLoss(), unassigned="own")}},
+        {"loss_funcs": {"metric_loss": PseudoLabelLoss(NTXentLoss())}},
+        "metric_loss unassigned='own', here 'drop'",
+    ),
+    "weight": ({}, {"loss_weights": {"metric_loss": 0.5}}, "loss_weights"),
+    "miner": ({}, {"mining_funcs": {"tuple_miner": NearestMedoidMiner()}}, "tuple_miner type=None, here"),
+    "epsilon": (
+        {"mining_funcs": {"tuple_miner": MultiSimilarityMiner(0.1)}},
+        {"mining_funcs": {"tuple_miner": MultiSimilarityMiner(0.2)}},
+        "tuple_miner inner.epsilon=0.1, here 0.2",
+    ),
+    "num_nearest": ({}, {"sampler_options": {"num_nearest": 1}}, "sampler num_nearest=2, here 1"),
+    "grouping": ({}, {"sampler_options": surrogate()}, "sampler grouping.type='GivenLabels'"),
+    "labels": ({}, {"sampler_options": {"grouping": GivenLabels(LABELS[::-1])}}, "sampler grouping.labels"),
+    "top_fraction": (
+        {"sampler_options": surrogate(top_fraction=0.2)},
+        {"sampler_options": surrogate(top_fraction=0.3)},
+        "sampler grouping.top_fraction=0.2, here 0.3",
+    ),
+    "assignment": ({}, {"sampler_options": {"assignment": RelaxedAssignment()}}, "sampler assignment.type"),
+    "sources": ({}, {"sampler_options": {"sources": np.arange(NUM)}}, "sampler sources=None"),
+    "sampler": ({"sampler": neighbor_batches()}, {"sampler": neighbor_batches(views=1)}, "sampler views=2"),
+    "dropout": ({}, {"models": {"trunk": trunk(0.1)}}, "trunk 2.p=0.0, here 0.1"),
+    "width": ({}, {"models": {"trunk": trunk(width=9)}}, r"trunk 1.weight='\(8, 36\) float32', here"),
+    "feature_fn": ({}, {"feature_fn": "fixed"}, "feature_fn name='extract'"),
+    "mixture": (
+        {"feature_fn": lambda joint: 0.8 * joint.extract()},
+        {"feature_fn": lambda joint: 0.9 * joint.extract()},
+        "feature_fn numbers",
+    ),
+    "feature options": ({}, {"feature_options": {"normalize": False}}, "feature_options normalize=None"),
+    "freezing": ({}, {"freeze_trunk_batchnorm": True}, "freeze_trunk_batchnorm=None, here True"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_run_is_not_resumed(name, tmp_path):
+    first, second, text = OTHERS[name]
+    make(output_dir=tmp_path, **{"num_rounds": 1, "iterations_per_round": 1, **first}).train()
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match=rf"belongs to another run \(.*{text}.*another folder"):
+        make(output_dir=tmp_path, **{"iterations_per_round": 1, **second}).train(resume=True)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == content
+    make(output_dir=tmp_path, **{"iterations_per_round": 1, **first}).train(resume=True)
+
+
+def test_one_message_lists_all_differences(tmp_path):
+    make(output_dir=tmp_path, num_rounds=1).train()
+    other = make(
+        pictures(1), output_dir=tmp_path, seed=3, optimizers={"trunk_optimizer": sgd(lr=0.2)},
+        loss_funcs={"metric_loss": PosetLoss(sigma=0.1)}, sampler_options={"num_nearest": 1},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="another run") as error:
+        other.train(resume=True)
+    for text in (
+        "seed=0, here 3",
+        "lr=0.1, here 0.2",
+        "sigma=0.5, here 0.1",
+        "num_nearest=2",
+        "dataset images",
+    ):
+        assert text in str(error.value)
+
+
+def test_heads_are_compared_though_functions_make_them(tmp_path):
+    def with_head(lr=0.1, width=4):
+        return make(
+            output_dir=tmp_path, iterations_per_round=1,
+            models={"trunk": trunk(), "classifier": lambda n: torch.nn.Linear(width, n)},
+            optimizers={"trunk_optimizer": sgd(), "classifier_optimizer": sgd(lr=lr)},
+            loss_funcs={"classifier_loss": torch.nn.CrossEntropyLoss()},
+        )  # fmt: skip
+
+    with_head().train()
+    with pytest.raises(ValueError, match=r"\(there classifier_optimizer lr=0.1, here 0.3\)"):
+        with_head(lr=0.3).train(resume=True)
+    with_head().train(resume=True)
+
+
+def test_a_sample_more_is_another_data_set(tmp_path):
+    make(pictures()[:12], output_dir=tmp_path).train()
+    with pytest.raises(ValueError, match=r"there num_samples=12, here 13.*dataset samples=12, here 13"):
+        make(pictures()[:13], output_dir=tmp_path).train(resume=True)
+
+
+def test_a_moved_folder_and_rounding_are_no_difference(tmp_path):
+    from PIL import Image
+
+    from pml_posets.data.datasets import ImageList, image_files
+
+    def run(name, resume=False):
+        files = image_files(tmp_path / name)
+        data = ImageList(
+            files, transform=lambda im: torch.from_numpy(np.float32(im)[:6, :6, :1].copy()).permute(2, 0, 1)
+        )
+        features = torch.stack(pictures()).flatten(1)
+        noise = 1e-6 * torch.randn(features.shape) if resume else 0
+        make(data, features + noise, output_dir=tmp_path / "out").train(resume=resume)
+
+    (tmp_path / "a").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(NUM):
+        Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8)).save(tmp_path / "a" / f"{i:02d}.png")
+    run("a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    run("b", resume=True)
+    (tmp_path / "b" / "07.png").rename(tmp_path / "b" / "99.png")
+    with pytest.raises(ValueError, match="dataset file names"):
+        run("b", resume=True)
+
+
+def test_nothing_to_resume_is_said(tmp_path):
+    with pytest.warns(UserWarning, match=r"there is nothing to resume: no .*TYPO.checkpoint\.pt"):
+        make(output_dir=tmp_path / "TYPO").train(resume=True)
+
+
+# --- Checkpoints that can be read back
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizers": {"trunk_optimizer": sgd(lr=np.float64(0.1))}},
+        {"optimizers": {"trunk_optimizer": sgd(momentum=np.float32(0.5), weight_decay=np.int64(0))}},
+        {"lr_schedulers": schedule(np.float64(0.5))},
+        {"settings": {"size": np.int64(8), "scale": np.float32(0.5), "sizes": np.arange(3)}},
+        {"loss_weights": {"metric_loss": np.float64(0.5)}},
+        {"ema_decay": np.float64(0.9)},
+        {"loss_funcs": {"metric_loss": PosetLoss(sigma=np.float64(0.5))}},
+        {"seed": np.int64(3), "iterations_per_round": np.int32(3)},
+    ],
+)
+def test_numbers_of_numpy_come_back(changes, tmp_path):
+    whole = make(**changes)
+    whole.train()
+    make(output_dir=tmp_path, **{**changes, "num_rounds": 1}).train()
+    joint = make(output_dir=tmp_path, **changes)
+    joint.train(resume=True)
+    assert_equal(joint, whole)
+
+
+class WithState(PosetLoss):
+    """Keeps what a checkpoint cannot hold."""
+
+    def get_extra_state(self):
+        return {"rng": np.random.default_rng(0)}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_what_a_checkpoint_cannot_hold_is_named_before_training(tmp_path):
+    steps = []
+    joint = make(
+        loss_funcs={"metric_loss": WithState(sigma=0.5)},
+        output_dir=tmp_path,
+        end_of_iteration_hook=steps.append,
+    )
+    with pytest.raises(
+        TypeError, match=r"parts\['loss_funcs'\]\['metric_loss'\].*\['rng'\] is a numpy.random"
+    ):
+        joint.train()
+    assert steps == []
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Nothing learns
+
+
+def test_weights_that_no_optimizer_holds():
+    embedder = torch.nn.Linear(4, 4)
+    with pytest.raises(
+        ValueError, match="embedder has weights to learn: optimizers needs embedder_optimizer"
+    ):
+        make(models={"trunk": trunk(), "embedder": embedder})
+    with pytest.raises(ValueError, match="metric_loss has weights to learn"):
+        make(loss_funcs={"metric_loss": NormalizedSoftmaxLoss(3, 4)})
+    with pytest.raises(ValueError, match="trunk has weights to learn"):
+        make(models={"trunk": trunk(), "embedder": embedder}, optimizers={"embedder_optimizer": sgd()})
+    with pytest.raises(ValueError, match="requires a gradient, so nothing can learn"):
+        make(models={"trunk": trunk().requires_grad_(False)}, optimizers={})
+    network = trunk()
+    make(  # one optimizer may hold both, and what is frozen needs none
+        models={"trunk": network, "embedder": embedder},
+        optimizers={
+            "trunk_optimizer": torch.optim.SGD([*network.parameters(), *embedder.parameters()], lr=0.1)
+        },
+    )
+    make(
+        models={"trunk": trunk(), "embedder": embedder},
+        optimizers={"embedder_optimizer": sgd()},
+        freeze_these=("trunk",),
+    )
+    with pytest.warns(
+        UserWarning, match=r"no optimizer holds 2 of 4 weights of trunk \(the first is 1.weight\)"
+    ):
+        make(optimizers={"trunk_optimizer": lambda p: torch.optim.SGD(p[2:], lr=0.1)})
+
+
+def test_an_optimizer_of_other_weights():
+    other = torch.optim.SGD(trunk().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="4 of the 4 weights in trunk_optimizer are in no model and no loss"):
+        make(optimizers={"trunk_optimizer": other})
+    network, stray = trunk(), torch.nn.Parameter(torch.ones(1))
+    with pytest.warns(UserWarning, match="1 of the 5 weights in trunk_optimizer"):
+        make(
+            models={"trunk": network},
+            optimizers={"trunk_optimizer": torch.optim.SGD([*network.parameters(), stray], lr=0.1)},
+        )
+    with pytest.raises(ValueError, match="2 of the 2 weights in classifier_optimizer"):
+        make(
+            models={"trunk": trunk(), "classifier": lambda n: torch.nn.Linear(4, n)},
+            optimizers={
+                "trunk_optimizer": sgd(),
+                "classifier_optimizer": lambda p: torch.optim.SGD(torch.nn.Linear(4, 3).parameters(), lr=0.1),
+            },
+            loss_funcs={"classifier_loss": torch.nn.CrossEntropyLoss()},
+        ).train()
+
+
+@pytest.mark.parametrize("labels", [[0] * NUM, [0] * 20 + [-1] * 4])
+@pytest.mark.parametrize("loss", [PosetLoss(), NTXentLoss()])
+def test_a_grouping_of_one_class(labels, loss):
+    joint = make(loss_funcs={"metric_loss": loss}, sampler_options={"grouping": GivenLabels(labels)})
+    with pytest.raises(ValueError, match=r"formed a single class of 24 samples in round 0.*nothing to learn"):
+        joint.train()
+
+
+def test_a_grouping_that_collapses_later_leaves_the_groups():
+    class Collapsing:
+        def fit_predict(self, features, labels=None):
+            return np.arange(NUM) % 3 if labels is None else np.zeros(NUM, int)
+
+    joint = make(sampler_options={"grouping": Collapsing()})
+    with pytest.raises(ValueError, match="a single class of 24 samples in round 1"):
+        joint.train()
+    assert joint.posets.num_classes == 3
+
+
+# --- Errors before training, not after a round
+
+
+class Sized(torch.utils.data.Dataset):
+    def __len__(self):
+        return NUM
+
+    def __getitem__(self, index):
+        return torch.rand(1, 6, 6 + index % 3)
+
+
+def padded(items):
+    images, indices = zip(*items, strict=True)
+    return torch.stack(
+        [torch.nn.functional.pad(im, (0, 8 - im.shape[-1]))[..., :6] for im in images]
+    ), torch.tensor(indices)
+
+
+class Squeezing(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = trunk()
+
+    def forward(self, images):
+        return self.layers(images).squeeze()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"data": [im.numpy() for im in pictures()]}, TypeError, "image tensors"),
+        ({"data": Sized(), "collate_fn": padded}, ValueError, "extracted without your collate_fn"),
+        ({"data": Sized()}, RuntimeError, "equal size"),
+        (
+            {"models": {"trunk": Squeezing()}, "feature_options": {"batch_size": 23}},
+            TypeError,
+            r"\(1, \.\.\.\)",
+        ),
+        (
+            {"data": [(255 * im).byte() for im in pictures()]},
+            TypeError,
+            "trunk does not take images of torch.uint8",
+        ),
+        (
+            {"data": [(255 * im).byte() for im in pictures()], "dtype": torch.float32},
+            ValueError,
+            r"in 0\.\.255",
+        ),
+        (
+            {"models": {"trunk": torch.nn.Sequential(trunk(), torch.nn.Flatten(0))}},
+            TypeError,
+            r"must return \(16, D",
+        ),
+        ({"dtype": torch.float64}, RuntimeError, "dtype"),
+        (
+            {"collate_fn": lambda items: torch.stack([im for im, _ in items])},
+            TypeError,
+            r"make \(images, indices\)",
+        ),
+    ],
+)
+def test_bad_batches_are_errors_before_training(changes, error, text):
+    grouped = []
+
+    class Watching(GivenLabels):
+        def fit_predict(self, features):
+            grouped.append(len(features))
+            return super().fit_predict(features)
+
+    joint = make(sampler_options={"grouping": Watching(LABELS)}, **changes)
+    before = weights(joint)
+    with pytest.raises(error, match=text):
+        joint.train()
+    assert grouped == []
+    assert all(torch.equal(a, b) for a, b in zip(weights(joint), before, strict=True))
+    assert joint.models["trunk"].training
+
+
+def test_a_trunk_that_squeezes_a_batch_that_never_comes():
+    make(models={"trunk": Squeezing()}, feature_options={"batch_size": 8}).train()
+
+
+def test_a_feature_fn_of_ones_own_is_only_warned():
+    data = [im.numpy() for im in pictures()]
+    features = torch.stack(pictures()).flatten(1).numpy()
+    with pytest.warns(UserWarning, match="extract would fail, if your feature_fn calls it"):
+        make(data, feature_fn=lambda joint: features + joint.round).train()
+
+
+def test_float64_trains_and_extracts():
+    joint = make(models={"trunk": trunk().double()}, dtype=torch.float64)
+    joint.train()
+    expected = extract(joint.models["trunk"], [im.double() for im in pictures()], progress=False)
+    np.testing.assert_array_equal(joint.extract(), expected)
+
+
+def test_the_trial_changes_nothing():
+    norm = torch.nn.BatchNorm1d(4)
+    joint = make(models={"trunk": torch.nn.Sequential(trunk(), norm)}, num_rounds=1)
+    joint.train()
+    assert norm.num_batches_tracked == 3
+
+
+# --- Trainers, names and weights that are refused
+
+
+@pytest.mark.parametrize("kind", [CascadedEmbeddings, TwoStreamMetricLoss, DeepAdversarialMetricLearning])
+def test_trainers_of_other_losses(kind):
+    with pytest.raises(TypeError, match=f"does not support {kind.__name__}"):
+        make(trainer_class=kind)
+    with pytest.raises(TypeError, match=f"does not support {kind.__name__}"):
+        make(trainer_class=type("Own", (kind,), {}))
+
+
+@pytest.mark.parametrize("given", [torch.nn.Linear, "MetricLossOnly", MetricLossOnly.__init__])
+def test_what_is_no_trainer(given):
+    with pytest.raises(TypeError, match="trainer_class must be a class of PML trainers"):
+        make(trainer_class=given)
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, -1.0, float("nan"), float("inf"), "1", None, True])
+def test_bad_weights_of_losses(weight):
+    with pytest.raises((ValueError, TypeError), match="weight"):
+        make(loss_weights={"metric_loss": weight})
+
+
+@pytest.mark.parametrize("name", ["trunk", "embedder", "total_loss", "round", "iteration"])
+def test_names_of_losses_that_are_taken(name):
+    losses = {"metric_loss": PosetLoss(), name: torch.nn.Identity()}
+    models = {"trunk": trunk(), "embedder": torch.nn.Identity()}
+    with pytest.raises(ValueError, match=f"name '{name}'"):
+        make(models=models, loss_funcs=losses)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"models": {"trunk": trunk(), "embeder": torch.nn.Identity()}},
+            r"models has the names \['embeder'\]",
+        ),
+        ({"mining_funcs": {"miner": MultiSimilarityMiner()}}, r"mining_funcs has the names \['miner'\]"),
+        ({"freeze_these": ("trnk",)}, "freeze_these has"),
+        ({"loss_funcs": {"classifier_loss": torch.nn.CrossEntropyLoss()}}, 'models no "classifier"'),
+        (
+            {"models": {"trunk": trunk(), "classifier": torch.nn.Linear(4, 9)}},
+            'loss_funcs no "classifier_loss"',
+        ),
+    ],
+)
+def test_names_that_nothing_would_use(changes, text):
+    with pytest.raises(ValueError, match=text):
+        make(**changes)
+
+
+# --- Heads follow their classes
+
+
+class Changing:
+    """Classes by parity and thirds; in the next round class 1 is gone, and the others have other ids."""
+
+    rounds = (np.arange(NUM) % 4, np.array([2, -1, 0, 1])[np.arange(NUM) % 4], np.arange(NUM) % 4)
+
+    def __init__(self):
+        self.calls = 0
+
+    def fit_predict(self, features, labels=None):
+        self.calls += 1
+        return self.rounds[self.calls - 1]
+
+
+@pytest.mark.parametrize("as_function", [True, False])
+def test_heads_follow_their_classes(as_function):
+    seen = []
+
+    def note(joint):
+        head, optimizer = joint.models["classifier"], joint.optimizers["classifier_optimizer"]
+        momenta = [
+            optimizer.state.get(p, {}).get("momentum_buffer", torch.zeros(1)) for p in head.parameters()
+        ]
+        seen.append([tensor.detach().clone() for tensor in (head.weight, head.bias, *momenta)])
+
+    joint = make(
+        models={
+            "trunk": trunk(),
+            "classifier": (lambda n: torch.nn.Linear(4, n)) if as_function else torch.nn.Linear(4, 6),
+        },
+        optimizers={"trunk_optimizer": sgd(), "classifier_optimizer": sgd()},
+        loss_funcs={"classifier_loss": torch.nn.CrossEntropyLoss()},
+        sampler_options={"grouping": Changing()},
+        num_rounds=3,
+        start_of_round_hook=note,
+        end_of_epoch_hook=lambda trainer: note(trainer.joint),
+    )
+    joint.train()
+    _, ended, begun, ended_again, begun_again = seen[:5]  # begun, ended, begun, ...
+    for new, old in enumerate([2, 3, 0]):
+        for before, after in zip(ended, begun, strict=True):
+            assert torch.equal(after[new], before[old])
+        for before, after in zip(ended_again, begun_again, strict=True):
+            assert torch.equal(after[old], before[new])
+    if as_function:
+        assert not begun_again[2][1].any()  # nothing is known of the new class 1
+
+
+# --- Ctrl-C
+
+
+def interrupted_at(joint, where):
+    """Trains with one KeyboardInterrupt, and then to the end."""
+    with pytest.raises(KeyboardInterrupt):
+        joint.train()
+    where["armed"] = False
+    joint.train()
+
+
+@pytest.mark.parametrize("where", ["loss", "hook", "round hook", "start hook", "features", "save"])
+def test_an_interrupted_step_is_done_once(where, tmp_path, monkeypatch):
+    state = {"armed": True, "calls": 0}
+
+    def interrupt(*_):
+        state["calls"] += 1
+        if state["armed"] and state["calls"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def raising(*_):
+        state["calls"] += 1
+        if state["armed"] and state["calls"] == 2:
+            raise KeyboardInterrupt
+
+    class Loss(PosetLoss):
+        def forward(self, *args, **kwargs):
+            interrupt()
+            return super().forward(*args, **kwargs)
+
+    def features(joint):
+        found = joint.extract()
+        if where == "features":
+            state["calls"] = 1
+            interrupt()
+        return found
+
+    def options(changes=True):
+        chosen = {
+            "feature_fn": features,
+            "checkpoint_every": 1,
+            "loss_funcs": {"metric_loss": PosetLoss(sigma=0.5)},
+        }
+        if changes:
+            chosen |= {
+                "loss": {"loss_funcs": {"metric_loss": Loss(sigma=0.5)}},
+                "hook": {"end_of_iteration_hook": raising},
+                "round hook": {"end_of_epoch_hook": raising},
+                "start hook": {"start_of_round_hook": raising},
+            }.get(where, {})
+        return chosen
+
+    state["armed"] = False
+    whole = make(**options())
+    whole.train()
+    state.update(armed=True, calls=0)
+    joint = make(output_dir=tmp_path, **options())
+    if where == "save":
+        write, calls = torch.save, []
+
+        def save(content, file):
+            calls.append(1)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return write(content, file)
+
+        monkeypatch.setattr(torch, "save", save)
+    interrupted_at(joint, state)
+    assert_equal(joint, whole)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_comes_through_at_once():
+    from pml_posets.training._interrupts import finish_first
+
+    done = []
+
+    def interrupt(times):
+        with finish_first():
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+                done.append(times)
+            raise RuntimeError("a worker has ended by the same Ctrl-C")
+
+    for times, expected in ((1, [1]), (2, [1, 2])):
+        with pytest.raises(KeyboardInterrupt):
+            interrupt(times)
+        assert done == expected
+
+
+def test_interrupts_are_left_alone_in_other_threads():
+    from pml_posets.training._interrupts import finish_first
+
+    found = []
+
+    def run():
+        with finish_first():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [signal.default_int_handler]
