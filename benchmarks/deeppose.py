@@ -1,42 +1,30 @@
-"""DeepPose from different beginnings, with few labels and with all (the paper's Tables 3 and 4).
+"""Tables 3 and 4: DeepPose from different first weights, with few labels and with all.
 
-python benchmarks/deeppose.py                                                     # figures it draws itself
-python benchmarks/deeppose.py --data-root LSP --extra-root LSPET --init random --init posets CHECKPOINT
-python benchmarks/deeppose.py --mpii-annotations FILE.mat --mpii-images FOLDER    # PCKh on MPII
+Loads Leeds Sports Pose, MPII or drawn figures (`prepare`); trains one regressor for each of --seed,
+--label-fraction and --init (`run`); measures strict PCP@0.5 or PCKh@0.5 (`judge`). See --help.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.core import alexnet, common
-from benchmarks.core.options import FIGURE_SIZES
-from benchmarks.core.resuming import earlier_results
-from benchmarks.data.mpii import load_mpii
-from benchmarks.data.people import PoseData
-from benchmarks.data.poses import load_figures, load_lsp, load_lspet
-from benchmarks.figures.dataset import make_figures
-from benchmarks.measures.pose import head_box_size, head_neck_distance, pckh, pcp
-from benchmarks.measures.skeletons import MPII_SKELETON, mirror_joints
-from benchmarks.regression import report as deeppose_report
-from benchmarks.regression.model import PoseRegressor
-from benchmarks.regression.options import Init, PoseRunOptions, parse
-from benchmarks.regression.training import fit, predict
-from pml_posets._io import write_npz
-from pml_posets._random import derive_seeds
-from pml_posets.data.cache import digest
-from pml_posets.data.image_store import ImageStore
+from benchmarks.regression.options import parse
+from benchmarks.regression.recipe import Init
+
+if TYPE_CHECKING:  # torch and what needs it are imported when a run begins: --help answers at once
+    import numpy.typing as npt
+
+    from benchmarks.core.common import Result
+    from benchmarks.data.people import PoseData
 
 _LABELS, _HEAD = 3, 4  # what seeds are for
 _OF_THE_MACHINE = ("device", "hardware")
@@ -44,82 +32,77 @@ _OF_THE_MACHINE = ("device", "hardware")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    options = parse(arguments)
+    from benchmarks.core import common
+    from benchmarks.core.resuming import earlier_results
+    from benchmarks.regression import report
+    from pml_posets.data.image_store import ImageStore
+
     if common.several_processes():
         raise ValueError("a pose regressor learns in one process: start it by python, without torchrun")
-    options = parse(__doc__ or "", arguments)
     common.commit()  # that of the code this run begins with
-    folder = common.output_folder(options.output)
-    results = earlier_results(folder, data_name(options), options.resume)
-    cached = common.output_folder(options.cache, "--cache")
+    results = earlier_results(options.output, data_name(options), options.resume)
     data = prepare(options)
+    folder = common.output_folder(options.output)
+    cached = common.output_folder(options.cache, "--cache")
     print(data.summary(), flush=True)
 
     @cache
     def images_of(size: int) -> ImageStore:
-        return ImageStore(
-            data.images,
-            cached,
-            size,
-            data_id=data.images.data_id,
-            num_workers=options.workers,
-            progress=options.progress,
-        )
+        more = {"num_workers": options.workers, "progress": not options.quiet}
+        return ImageStore(data.images, cached, size, data_id=data.images.data_id, **more)
 
-    for seed in options.seeds:
-        for fraction in options.fractions:
+    for seed in dict.fromkeys(options.seed):
+        for fraction in sorted(set(options.label_fraction)):
             rows = labelled(data.train, fraction, seed)
             for init in options.inits:
                 settings = settings_of(init, fraction, rows, data, options)
+                line = f"{init.name:12s} {len(rows):6d} labels  seed {seed}"
                 if find(results, init, fraction, seed, settings, folder):
-                    print(f"{line_of(init, rows, seed)}  is there already", flush=True)
+                    print(f"{line}  is there already", flush=True)
                     continue
-                images = images_of(init.shape(options.shape).image_size)
+                images = images_of(settings["image_size"])
                 metrics, seconds = run(init, rows, seed, images, data, options, settings, folder)
-                row = common.Result(
-                    method=init.name,
-                    dataset=data.name,
-                    metrics=metrics,
-                    settings=settings,
-                    seed=seed,
-                    seconds=round(seconds, 1),
-                )
+                row = common.Result(init.name, data.name, metrics, settings, seed, seconds=round(seconds, 1))
                 results.append(row)
                 common.write_results(folder / "results.json", results)
                 measure = measure_of(data)
-                print(
-                    f"{line_of(init, rows, seed)}  {measure.upper()} {metrics[f'{measure}_total']:.1f}  "
-                    f"({seconds:.0f} s)",
-                    flush=True,
-                )
-    text = deeppose_report.write(folder, results, data, options.seeds[0])
+                value = metrics[f"{measure}_total"]
+                print(f"{line}  {measure.upper()} {value:.1f}  ({seconds:.0f} s)", flush=True)
+    text = report.write(folder, results, data, options.seed[0])
     print(f"\n{text}\n\nEverything lies in {folder.resolve()}")
     return 0
 
 
-def data_name(options: PoseRunOptions) -> str:
+def data_name(options: argparse.Namespace) -> str:
     """What the data are called in the results."""
     if options.mpii_annotations is not None:
         return "MPII"
     if options.data_root is None:
         return f"figures-{options.figures}"
     if (options.data_root / "figures.json").is_file():
-        return options.data_root.resolve().name
+        return str(options.data_root.resolve().name)
     return "LSP" if options.extra_root is None else "LSP+LSPET"
 
 
-def prepare(options: PoseRunOptions) -> PoseData:
+def prepare(options: argparse.Namespace) -> PoseData:
     """Read the people, or draw them.
 
     Raises:
         OSError, ValueError: for data that are incomplete or unreadable.
     """
+    from benchmarks.core.options import FIGURE_SIZES
+    from benchmarks.data.mpii import load_mpii
+    from benchmarks.data.poses import load_figures, load_lsp, load_lspet
+    from benchmarks.figures.dataset import make_figures
+
     skip = options.skip_unreadable
-    if options.mpii_annotations is not None and options.mpii_images is not None:
+    if options.mpii_annotations is not None:
         return load_mpii(
             options.mpii_annotations,
             options.mpii_images,
-            complete=options.mpii_people == "complete",
-            split_seed=options.split_seed,
+            complete=options.mpii_people != "all",
+            split_seed=options.split_seed or 0,
             skip_unreadable=skip,
         )
     root = options.data_root
@@ -132,30 +115,30 @@ def prepare(options: PoseRunOptions) -> PoseData:
     return data
 
 
-def labelled(train: npt.NDArray[np.int64], fraction: float, seed: int) -> npt.NDArray[np.int64]:
-    """The people whose labels are used: the first of an order that the seed draws, so that budgets nest.
+def labelled(train: npt.NDArray[Any], fraction: float, seed: int) -> npt.NDArray[Any]:
+    """The people whose labels are used: at least one, and the first of an order by the seed: budgets nest."""
+    import numpy as np
 
-    Args:
-        train: dataset indices.
-        fraction: of them, above 0 and up to 1; at least one is used.
-        seed: of the order.
-    """
+    from pml_posets._random import derive_seeds
+
     order = np.random.default_rng(derive_seeds(seed, _LABELS)).permutation(train)
     return order[: max(1, round(fraction * len(order)))]
 
 
 def measure_of(data: PoseData) -> str:
     """PCKh for MPII's joints, else PCP."""
+    from benchmarks.measures.skeletons import MPII_SKELETON
+
     return "pckh" if data.skeleton == MPII_SKELETON else "pcp"
 
 
 def run(
     init: Init,
-    rows: npt.NDArray[np.int64],
+    rows: npt.NDArray[Any],
     seed: int,
-    images: ImageStore,
+    images: Any,
     data: PoseData,
-    options: PoseRunOptions,
+    options: argparse.Namespace,
     settings: dict[str, Any],
     folder: Path,
 ) -> tuple[dict[str, float], float]:
@@ -163,9 +146,19 @@ def run(
 
     The checkpoint and what the pictures are drawn from lie in a folder of its own.
     """
-    home = common.output_folder(folder / deeppose_report.home_of(init.name, settings["label_fraction"], seed))
-    models = init.models(options.shape, options.layers, seed, options.recipe.dropout)
-    begin = mean_pose(data, rows) - 0.5 if options.recipe.mean_pose else None
+    import numpy as np
+
+    from benchmarks.core import common
+    from benchmarks.regression.model import PoseRegressor
+    from benchmarks.regression.report import home_of
+    from benchmarks.regression.training import fit, predict
+    from pml_posets._io import write_npz
+    from pml_posets._random import derive_seeds
+
+    recipe = options.recipe
+    home = common.output_folder(folder / home_of(init.name, settings["label_fraction"], seed))
+    models = init.models(options.shape, options.init_layers, seed, recipe.dropout)
+    begin = mean_pose(data, rows) - 0.5 if recipe.mean_pose else None
     model = PoseRegressor(models, len(data.skeleton.joints), derive_seeds(seed, _HEAD)[0], begin)
     training = fit(
         model,
@@ -174,32 +167,30 @@ def run(
         data.visible,
         rows,
         data.skeleton.mirror,
-        options.recipe,
+        recipe,
         seed=seed,
         device=options.device,
         num_workers=options.workers if options.device != "cpu" else 0,
         checkpoint=home / "checkpoint.pt",
         settings={key: value for key, value in settings.items() if key not in _OF_THE_MACHINE},
         resume=options.resume,
-        progress=options.progress,
+        progress=not options.quiet,
         name=home.name,
     )
     began = time.perf_counter()
-    predicted = predict(model, images, data.test, options.recipe, device=options.device)
-    write_npz(
-        home / "predictions.npz",
-        {
-            "joints": predicted,
-            "iterations": np.array(training.iterations),
-            "losses": np.array(training.losses),
-        },
-    )
-    metrics = judge(predicted, data, options.head_size)
+    predicted = predict(model, images, data.test, recipe, device=options.device)
+    curve = {"iterations": np.array(training.iterations), "losses": np.array(training.losses)}
+    write_npz(home / "predictions.npz", {"joints": predicted, **curve})
+    metrics = judge(predicted, data, options.head_size or "neck")
     return {**metrics, "loss": training.losses[-1]}, training.seconds + time.perf_counter() - began
 
 
-def mean_pose(data: PoseData, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def mean_pose(data: PoseData, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """(J, 2) mean of some people's poses and mirror images; a joint that nobody has is in the middle."""
+    import numpy as np
+
+    from benchmarks.measures.skeletons import mirror_joints
+
     joints = data.joints[rows].astype(np.float64)
     both = np.concatenate([joints, mirror_joints(joints, data.skeleton)])  # (2n, J, 2)
     count = np.isfinite(both).sum(axis=0)
@@ -207,7 +198,7 @@ def mean_pose(data: PoseData, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.flo
 
 
 def judge(predicted: npt.NDArray[Any], data: PoseData, head_size: str) -> dict[str, float]:
-    """How well the test people's poses are told.
+    """Accuracy of the poses of the test people.
 
     Args:
         predicted: (len(data.test), J, 2) joints in [0, 1] of the crops.
@@ -215,12 +206,16 @@ def judge(predicted: npt.NDArray[Any], data: PoseData, head_size: str) -> dict[s
         head_size: what PCKh is measured by, "neck" or "box".
 
     Returns:
-        "pcp_total", "pcp/<part>" (or "pckh...") in percent; "judged" and "not_judged", how many sticks or
-        joints were and were not; "distance", the mean distance of the annotated joints, percent of the crop.
+        "pcp_total", "pcp/<part>" (or "pckh...") in percent; "judged" and "not_judged", the numbers of sticks
+        or joints; "distance", the mean distance of the annotated joints, percent of the crop.
 
     Raises:
         ValueError: for head boxes of data without any.
     """
+    import numpy as np
+
+    from benchmarks.measures.pose import head_box_size, head_neck_distance, pckh, pcp
+
     true = data.joints[data.test]
     measure = measure_of(data)
     if measure == "pcp":
@@ -241,14 +236,16 @@ def judge(predicted: npt.NDArray[Any], data: PoseData, head_size: str) -> dict[s
 
 
 def settings_of(
-    init: Init, fraction: float, rows: npt.NDArray[np.int64], data: PoseData, options: PoseRunOptions
+    init: Init, fraction: float, rows: npt.NDArray[Any], data: PoseData, options: argparse.Namespace
 ) -> dict[str, Any]:
     """What the numbers of a run depend on, beside its seed."""
+    from benchmarks.core import alexnet, common
+
     begun: dict[str, Any] = {"init": init.kind}
     if init.path is not None:
         begun |= {"init_file": init.path.name, "init_id": content_id(init.path)}
-        begun |= {"init_layers": options.layers}
-    measured = {"head_size": options.head_size} if measure_of(data) == "pckh" else {}
+        begun |= {"init_layers": options.init_layers}
+    measured = {"head_size": options.head_size or "neck"} if measure_of(data) == "pckh" else {}
     return {
         **data.settings(),
         **begun,
@@ -266,21 +263,25 @@ def settings_of(
 @cache
 def content_id(path: Path) -> str:
     """A digest of a file's content."""
+    import numpy as np
+
+    from pml_posets.data.cache import digest
+
     return str(digest(np.fromfile(path, np.uint8))[:16])
 
 
 def find(
-    results: Sequence[common.Result],
+    results: Sequence[Result],
     init: Init,
     fraction: float,
     seed: int,
     settings: dict[str, Any],
     folder: Path,
 ) -> bool:
-    """Whether the row of a run is there.
+    """Whether the results hold the row of a run.
 
     Raises:
-        ValueError: if it is, but was made with other settings.
+        ValueError: if they do, but it was made with other settings.
     """
     for row in results:
         if (row.method, row.settings.get("label_fraction"), row.seed) != (init.name, fraction, seed):
@@ -299,10 +300,7 @@ def find(
     return False
 
 
-def line_of(init: Init, rows: npt.NDArray[np.int64], seed: int) -> str:
-    """What a line about a run begins with."""
-    return f"{init.name:12s} {len(rows):6d} labels  seed {seed}"
-
-
 if __name__ == "__main__":
+    from benchmarks.core import common
+
     common.run_command(main, "deeppose.py")

@@ -1,4 +1,4 @@
-"""DeepPose, stage 1: an AlexNet that tells where joints are, its loss, and its augmentation."""
+"""DeepPose, stage 1: an AlexNet that regresses joints, its loss, and its augmentation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pml_posets._random import preserved_randomness, seed_everything
 
 
 class PoseRegressor(nn.Module):
-    """AlexNet with one more layer, which tells the joints: x_j = W relu(fc7) + b in R^2 for each joint j.
+    """AlexNet with one more layer, which regresses the joints: x_j = W relu(fc7) + b in R^2 for each joint j.
 
     Joints are person-centric: shares of the person's crop about its middle, x and y in [-0.5, 0.5] inside.
 
@@ -24,10 +24,10 @@ class PoseRegressor(nn.Module):
         models: {"trunk", "embedder"} of `alexnet.build`.
         num_joints: J.
         seed: of the last layer's weights, normal with deviation 0.01.
-        pose: (J, 2) the last layer's biases b: a pose to begin from, say the mean of the labelled ones. None
+        pose: (J, 2) the last layer's biases b: a pose to begin from, say the mean of the labeled ones. None
             (default): 0, the middle.
 
-    Shapes: (B, 3, S, S) normalised images -> (B, J, 2) float32, not clipped.
+    Shapes: (B, 3, S, S) normalized images -> (B, J, 2) float32, not clipped.
 
     Source: DeepPose, stage 1 (Toshev and Szegedy, CVPR 2014), as section 4.1.2 of the posets paper uses it.
     Differs from the paper: see `alexnet`; the deviation is that of the authors' public code, which begins
@@ -54,7 +54,7 @@ class PoseRegressor(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) -> (B, J, 2)."""
         features = self.embedder(self.trunk(images)).relu()
-        with torch.autocast(features.device.type, enabled=False):  # places need more than eight bits
+        with torch.autocast(features.device.type, enabled=False):  # positions need more than eight bits
             return self.head(features.float()).unflatten(1, (-1, 2))
 
 
@@ -64,7 +64,7 @@ class PoseAugmentation:
 
     A joint u about the image's middle, in [-0.5, 0.5], goes to z F u + t: F mirrors x in half of the images
     (left and right joints then change places), z is drawn from `scale` and t from `shift`. What comes in from
-    outside is 0, the mean colour. Joints that leave the image count as missing.
+    outside is 0, the mean color. Joints that leave the image count as missing.
 
     Args:
         mirror: J indices, `Skeleton.mirror`.
@@ -75,7 +75,7 @@ class PoseAugmentation:
     Randomness comes from torch's global generator of the CPU, whatever the device.
 
     Source: DeepPose mirrors and shifts; so does the posets authors' public code, which also scales.
-    Differs from the paper: its ranges are not told; those of the code are in `deeppose_training.PoseRecipe`.
+    Differs from the paper: its ranges are not given; those of the code are in `PoseRecipe`.
 
     Example:
         >>> augment = PoseAugmentation((1, 0), scale=(1.0, 1.0), shift=0.0, flip=1.0)
@@ -96,7 +96,7 @@ class PoseAugmentation:
         """The moved batch.
 
         Args:
-            images: (B, 3, S, S) floating point, normalised.
+            images: (B, 3, S, S) floating point, normalized.
             joints: (B, J, 2) about the middle; anything finite where not visible.
             visible: (B, J) bool.
 

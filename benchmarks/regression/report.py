@@ -1,4 +1,4 @@
-"""What deeppose.py shows at its end: the table beside the paper's, predicted poses, and losses."""
+"""What deeppose.py writes at its end: the table beside the paper's, predicted poses, and losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.core.common import Result, summary, table, write_text
+from benchmarks.core.common import Result, table, write_text
 from benchmarks.data.people import PoseData
 from benchmarks.measures.skeletons import MPII_SKELETON
 from benchmarks.tasks.poses_report import with_pose
@@ -85,11 +85,12 @@ def score_table(results: Sequence[Result], data: PoseData) -> str:
     for fraction in sorted({row.settings["label_fraction"] for row in results}):
         chosen = [row for row in results if row.settings["label_fraction"] == fraction]
         labels = {row.method: str(row.settings["num_labels"]) for row in chosen}
-        found = [summary(chosen, key) for key in keys]
-        for method, (_, deviation, count) in found[-1].items():
-            cells = [f"{values[method][0]:.1f}" for values in found]
-            spread = f" ± {deviation:.1f}" if count > 1 else ""
-            rows.append([method, labels[method], *cells[:-1], cells[-1] + spread, str(count)])
+        for method in labels:
+            found = np.array([[row.metrics[key] for key in keys] for row in chosen if row.method == method])
+            cells = [f"{mean:.1f}" for mean in found.mean(axis=0)]
+            if len(found) > 1:
+                cells[-1] += f" ± {found[:, -1].std(ddof=1):.1f}"
+            rows.append([method, labels[method], *cells, str(len(found))])
     all_labels = "17928" if of_mpii else "11000"
     for name, values in paper.items():
         rows.append(

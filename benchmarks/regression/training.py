@@ -1,14 +1,14 @@
-"""The training of DeepPose: its recipe, its steps, its checkpoints."""
+"""The training of DeepPose: a plain loop over batches, its checkpoints, and prediction."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.regression.model import PoseAugmentation, PoseRegressor, pose_loss
+from benchmarks.regression.recipe import PoseRecipe
 from pml_posets._random import derive_seeds, preserved_randomness, seed_everything
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.data.datasets import IndexedDataset
@@ -24,76 +25,6 @@ from pml_posets.training.checkpoints import check_settings, load_checkpoint, sav
 
 _ORDER, _STEP = 1, 2  # what seeds are for
 _RECORDS = 200  # losses that are kept of a run
-
-
-@dataclass(frozen=True)
-class PoseRecipe:
-    """Every choice of a training that a result depends on, beside the network's shapes and its first weights.
-
-    Args:
-        iterations: steps.
-        batch_size: people in a batch, at least 2.
-        lr: learning rate of all layers, above 0.
-        optimizer: "adamw", "adagrad" or "sgd" (with momentum 0.9).
-        schedule: of the learning rate: "constant", or "cosine" with a short warm-up.
-        weight_decay: from 0.
-        dropout: before fc6 and fc7, in 0..1 without 1.
-        freeze: iterations at the beginning in which the convolutions stay as they are.
-        scale: range of the magnification of a person, both above 0.
-        shift: largest shift of a person to any side, as a share of the image, in 0..1.
-        mean_pose: begin from the mean of the labelled poses and their mirror images, not from the middle.
-        precision: "float32", or "bfloat16" (mixed).
-
-    Raises:
-        ValueError: for a value out of its range; the message names the option of the command line.
-
-    Source: section 4.1.2. The authors' public code has 1,000,000 iterations, batches of 128, Adagrad at 5e-4,
-        dropout 0.6, mirror images, shifts of 0.1; convolutions frozen for 10,000 iterations where they come
-        from ImageNet.
-    Differs from the paper: its code enlarges the joints' box by 1.5 to 2, each side on its own; here a crop
-        of 1.3 is magnified as a whole. The presets but "paper" are ours, and so is the mean pose.
-    """
-
-    iterations: int = 1000
-    batch_size: int = 128
-    lr: float = 1e-3
-    optimizer: Literal["adamw", "adagrad", "sgd"] = "adamw"
-    schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = 1e-4
-    dropout: float = 0.2
-    freeze: int = 0
-    scale: tuple[float, float] = (0.8, 1.1)
-    shift: float = 0.05
-    mean_pose: bool = True
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if not least <= value <= most:
-                bound = f"at least {least:g}" if value < least or most == math.inf else f"at most {most:g}"
-                raise ValueError(f"--{name.replace('_', '-')} must be {bound}, got {value}")
-        if self.lr == 0:
-            raise ValueError("--lr must be above 0, got 0")
-        if self.dropout == 1:
-            raise ValueError("--dropout must be below 1, got 1")
-        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ValueError(f"--scale must be two numbers above 0, LOW and HIGH, got {self.scale}")
-
-    def settings(self) -> dict[str, Any]:
-        """Every value, as plain ones, for results and checkpoints."""
-        return {**asdict(self), "scale": list(self.scale)}
-
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "iterations": (1, math.inf),
-    "batch_size": (2, math.inf),
-    "lr": (0, 1e6),
-    "weight_decay": (0, 1e6),
-    "dropout": (0, 1),
-    "freeze": (0, math.inf),
-    "shift": (0, 1),
-}
 
 
 @dataclass
@@ -105,9 +36,9 @@ class Training:
         seconds: spent on it, by processes that were killed too.
     """
 
-    iterations: list[int]
-    losses: list[float]
-    seconds: float
+    iterations: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def fit(
@@ -128,22 +59,21 @@ def fit(
     progress: bool = False,
     name: str = "deeppose",
 ) -> Training:
-    """Train a regressor to its end, or from where a run was stopped: the weights are then the same.
+    """Train a regressor to its end; a run that was stopped and goes on has the same weights at its end.
 
     Args:
         model: trained in place; moved to the device.
         images: item i is a (3, S, S) uint8 tensor (an `ImageStore`).
         joints: (N, J, 2) in [0, 1] of the crops.
         visible: (N, J) bool; other joints are masked.
-        rows: dataset indices to learn from, at least one; passes over them follow each other without a gap,
-            each in an order of its own.
+        rows: dataset indices to learn from, at least one.
         mirror: `Skeleton.mirror`.
         recipe: every other choice.
         seed: of order, augmentation and dropout.
         device: to train on.
         num_workers: processes that load images.
         checkpoint: file, written every tenth of the run, whole or not at all; None: none.
-        settings: what tells runs apart, kept in the checkpoint.
+        settings: of the run, kept in the checkpoint beside recipe and seed, and compared.
         resume: go on from the checkpoint if there is one.
         progress: show a progress bar.
         name: on that bar.
@@ -163,20 +93,17 @@ def fit(
     began = time.perf_counter()
     model.to(device).train()
     optimizer = _optimizer(model, recipe)
-    done = Training([], [], 0.0)
-    first = 0
-    settings = {**(settings or {}), **recipe.settings(), "seed": seed}
-    if resume and checkpoint is not None and checkpoint.exists():
-        first = _load(checkpoint, settings, model, optimizer, done)
-    normalise = BatchAugmentation().eval().to(device)
+    run = _Run(checkpoint, {**(settings or {}), **recipe.settings(), "seed": seed}, model, Training())
+    first = run.load(optimizer) if resume else 0
+    before = run.done.seconds
+    normalize = BatchAugmentation().eval().to(device)
     augment = PoseAugmentation(tuple(mirror), recipe.scale, recipe.shift)
-    places = torch.from_numpy(np.nan_to_num(joints).astype(np.float32) - 0.5).to(device)
+    centered = torch.from_numpy(np.nan_to_num(joints).astype(np.float32) - 0.5).to(device)
     seen = torch.from_numpy(visible).to(device)
+    order = batches(rows, recipe.batch_size, first, recipe.iterations, seed)
+    pinned = device.startswith("cuda")
     loader = DataLoader(
-        IndexedDataset(images),
-        batch_sampler=batches(rows, recipe.batch_size, first, recipe.iterations, seed),
-        num_workers=num_workers,
-        pin_memory=device.startswith("cuda"),
+        IndexedDataset(images), batch_sampler=order, num_workers=num_workers, pin_memory=pinned
     )
     record_every = max(1, recipe.iterations // _RECORDS)
     save_every = record_every * max(1, _RECORDS // 10)
@@ -186,8 +113,8 @@ def fit(
         for iteration, (batch, indices) in enumerate(loader, start=first):
             seed_everything(derive_seeds(seed, _STEP, iteration)[0])
             indices = indices.to(device)
-            inputs = normalise(batch.to(device, non_blocking=True))
-            inputs, targets, shown = augment(inputs, places[indices], seen[indices])
+            inputs = normalize(batch.to(device, non_blocking=True))
+            inputs, targets, shown = augment(inputs, centered[indices], seen[indices])
             model.trunk.requires_grad_(iteration >= recipe.freeze)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * _factor(recipe, iteration)
@@ -198,19 +125,18 @@ def fit(
             optimizer.step()
             total += loss.detach()
             bar.update()
-            if (iteration + 1) % record_every == 0 or iteration + 1 == recipe.iterations:
-                past = iteration + 1 - (done.iterations[-1] if done.iterations else 0)
-                done.losses.append(_finite(total.item() / past, iteration, name))
-                done.iterations.append(iteration + 1)
+            finished = iteration + 1
+            if finished % record_every == 0 or finished == recipe.iterations:
+                run.record(total.item(), finished, name)
                 total.zero_()
-            if (iteration + 1) % save_every == 0 and iteration + 1 < recipe.iterations:
-                spent = done.seconds + time.perf_counter() - began
-                _save(checkpoint, settings, model, optimizer, done, iteration + 1, spent)
+            if finished % save_every == 0 and finished < recipe.iterations:
+                run.done.seconds = before + time.perf_counter() - began
+                run.save(optimizer, finished)
     model.trunk.requires_grad_(True)
-    done.seconds += time.perf_counter() - began
+    run.done.seconds = before + time.perf_counter() - began
     if first < recipe.iterations:
-        _save(checkpoint, settings, model, None, done, recipe.iterations, done.seconds)
-    return done
+        run.save(None, recipe.iterations)
+    return run.done
 
 
 def predict(
@@ -232,28 +158,21 @@ def predict(
         device: where the model is.
         batch_size: images at once.
     """
-    normalise = BatchAugmentation().eval().to(device)
+    normalize = BatchAugmentation().eval().to(device)
     model.eval()
-    found = []
+    poses = []
     with torch.inference_mode(), _autocast(recipe, device):
         for start in range(0, len(rows), batch_size):
             batch = torch.stack([images[int(i)] for i in rows[start : start + batch_size]])
-            found.append(model(normalise(batch.to(device))).clamp(-0.5, 0.5).cpu() + 0.5)
+            poses.append(model(normalize(batch.to(device))).clamp(-0.5, 0.5).cpu() + 0.5)
     model.train()
-    return torch.cat(found).numpy()
+    return torch.cat(poses).numpy()
 
 
 def batches(
     rows: npt.NDArray[np.int64], batch_size: int, first: int, last: int, seed: int
 ) -> Iterator[list[int]]:
-    """The dataset indices of iterations `first` to `last` - 1: passes over the rows, without a gap.
-
-    Args:
-        rows: what to draw from.
-        batch_size: of each batch; it may exceed the rows.
-        first, last: iterations.
-        seed: of the order of each pass.
-    """
+    """Dataset indices of iterations `first` to `last` - 1: shuffled passes over the rows, without a gap."""
     count = len(rows)
 
     @lru_cache(maxsize=2)
@@ -282,8 +201,7 @@ def _factor(recipe: PoseRecipe, iteration: int) -> float:
     """The learning rate at an iteration, relative to its largest."""
     if recipe.schedule == "constant":
         return 1.0
-    warm_up = min(20, recipe.iterations)
-    rising = min(1.0, (iteration + 1) / warm_up)
+    rising = min(1.0, (iteration + 1) / min(20, recipe.iterations))
     return rising * 0.5 * (1 + math.cos(math.pi * iteration / recipe.iterations))
 
 
@@ -292,54 +210,54 @@ def _autocast(recipe: PoseRecipe, device: str) -> torch.autocast:
     return torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
-def _finite(loss: float, iteration: int, name: str) -> float:
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss of {name} is {loss} at iteration {iteration + 1}: lower --lr, or use float32"
-        )
-    return loss
+@dataclass
+class _Run:
+    """The state of a training that its checkpoint keeps."""
 
+    path: Path | None
+    settings: dict[str, Any]
+    model: nn.Module
+    done: Training
 
-def _save(
-    path: Path | None,
-    settings: Mapping[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-    done: Training,
-    iteration: int,
-    seconds: float,
-) -> None:
-    if path is None:
-        return
-    content = {
-        "settings": dict(settings),
-        "iteration": iteration,
-        "model": model.state_dict(),
-        "optimizer": None if optimizer is None else optimizer.state_dict(),
-        "curve": [done.iterations, done.losses],
-        "seconds": seconds,
-    }
-    save_checkpoint(path, content)
+    def record(self, total: float, iteration: int, name: str) -> None:
+        """Add to the curve the mean loss since the last record."""
+        loss = total / (iteration - (self.done.iterations[-1] if self.done.iterations else 0))
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of {name} is {loss} at iteration {iteration}: lower --lr, or use float32"
+            )
+        self.done.losses.append(loss)
+        self.done.iterations.append(iteration)
 
+    def save(self, optimizer: torch.optim.Optimizer | None, iteration: int) -> None:
+        """Write the checkpoint."""
+        if self.path is None:
+            return
+        content = {
+            "settings": self.settings,
+            "iteration": iteration,
+            "model": self.model.state_dict(),
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
+            "curve": [self.done.iterations, self.done.losses],
+            "seconds": self.done.seconds,
+        }
+        save_checkpoint(self.path, content)
 
-def _load(
-    path: Path,
-    settings: Mapping[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    done: Training,
-) -> int:
-    """Take a run back; returns how many iterations it has done."""
-    content = load_checkpoint(path)
-    try:
-        check_settings(content["settings"], settings, path)
-        model.load_state_dict(content["model"])
-        if content["optimizer"] is not None:
-            optimizer.load_state_dict(content["optimizer"])
-        done.iterations, done.losses = content["curve"]
-        done.seconds = content["seconds"]
-        return int(content["iteration"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"the checkpoint {path} does not fit this run ({error}): use its settings, or another --output"
-        ) from error
+    def load(self, optimizer: torch.optim.Optimizer) -> int:
+        """Restore the run from its checkpoint, if there is one; returns how many iterations it has done."""
+        if self.path is None or not self.path.exists():
+            return 0
+        content = load_checkpoint(self.path)
+        try:
+            check_settings(content["settings"], self.settings, self.path)
+            self.model.load_state_dict(content["model"])
+            if content["optimizer"] is not None:
+                optimizer.load_state_dict(content["optimizer"])
+            iterations, losses = content["curve"]
+            self.done = Training(iterations, losses, content["seconds"])
+            return int(content["iteration"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"the checkpoint {self.path} does not fit this run ({error}): use its settings, or another "
+                "--output"
+            ) from error

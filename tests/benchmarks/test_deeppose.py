@@ -12,7 +12,7 @@ from pose_trees import person, poses, upright, write_crops, write_leeds, write_m
 from benchmarks import deeppose
 from benchmarks.core import alexnet
 from benchmarks.core.learning import Start, train
-from benchmarks.core.options import PRESETS
+from benchmarks.core.options import FIGURE_SIZES, PRESETS
 from benchmarks.data.mpii import load_mpii
 from benchmarks.data.poses import load_lsp, load_lspet
 from benchmarks.deeppose import judge, labelled, main, mean_pose
@@ -20,8 +20,9 @@ from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON, mirror_jo
 from benchmarks.regression import report as deeppose_report
 from benchmarks.regression import training as deeppose_training
 from benchmarks.regression.model import PoseAugmentation, PoseRegressor, pose_loss
-from benchmarks.regression.options import Init, parse
-from benchmarks.regression.training import PoseRecipe, batches, fit, predict
+from benchmarks.regression.options import parse
+from benchmarks.regression.recipe import Init, PoseRecipe
+from benchmarks.regression.training import batches, fit, predict
 
 SHAPE = alexnet.AlexNetConfig(64, batch_norm=True, fc_dim=8)
 RECIPE = PoseRecipe(iterations=10, batch_size=3, dropout=0.3)
@@ -287,14 +288,14 @@ def test_batches_are_passes_over_the_rows():
     [
         ({"iterations": 0}, "--iterations must be at least 1, got 0"),
         ({"batch_size": 1}, "--batch-size must be at least 2, got 1"),
-        ({"lr": 0}, "--lr must be above 0"),
-        ({"lr": -1}, "--lr must be at least 0, got -1"),
+        ({"lr": 0}, "--lr must be above 0, got 0"),
+        ({"lr": -1}, "--lr must be above 0, got -1"),
         ({"lr": float("nan")}, "--lr must be"),
         ({"weight_decay": -1}, "--weight-decay must be at least 0"),
-        ({"dropout": 1}, "--dropout must be below 1"),
-        ({"dropout": 1.5}, "--dropout must be at most 1, got 1.5"),
+        ({"dropout": 1}, r"--dropout must be in \[0, 1\), got 1"),
+        ({"dropout": 1.5}, r"--dropout must be in \[0, 1\), got 1.5"),
         ({"freeze": -1}, "--freeze must be at least 0"),
-        ({"shift": 2}, "--shift must be at most 1"),
+        ({"shift": 2}, r"--shift must be in \[0, 1\], got 2"),
         ({"scale": (0, 1)}, "--scale must be two numbers above 0"),
         ({"scale": (1.2, 1)}, "--scale must be two numbers above 0"),
     ],
@@ -491,13 +492,13 @@ def test_rows_that_are_there_are_kept(whole, leeds, tmp_path, capsys, monkeypatc
     gone = [row for row in rows if row["settings"]["num_labels"] != 21]
     (tmp_path / "run" / "results.json").write_text(json.dumps(gone))
     fits = []
-    real = deeppose.fit
+    real = deeppose_training.fit
 
     def counted(*args, **kwargs):
         fits.append(kwargs["name"])
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(deeppose, "fit", counted)
+    monkeypatch.setattr(deeppose_training, "fit", counted)
     assert main(arguments(leeds, tmp_path / "run", *more, "--resume")) == 0
     assert fits == ["random-labels1-seed0", "posets-labels1-seed0"]
     assert capsys.readouterr().out.count("is there already") == 2
@@ -533,7 +534,7 @@ def test_mpii_as_a_command(leeds, tmp_path, capsys):
 
 def test_drawn_figures(tmp_path, capsys, monkeypatch):
     small = {"sports": ("run",), "num_sources": 4, "num_clips": 1, "num_frames": 3, "num_anchors": 2}
-    monkeypatch.setitem(deeppose.FIGURE_SIZES, "tiny", small)
+    monkeypatch.setitem(FIGURE_SIZES, "tiny", small)
     options = ["--figures", "tiny", "--preset", "tiny", "--iterations", "1", "--batch-size", "2"]
     more = ["--cache", str(tmp_path / "cache"), "--workers", "1", "--quiet", "--label-fraction", "0.3"]
     assert main([*options, *more, "--output", str(tmp_path / "run")]) == 0
@@ -552,22 +553,26 @@ def test_the_table_of_the_paper():
 
 
 def test_defaults(trained):
-    options = parse("", ["--init", "posets", str(trained[0])])
+    options = parse(["--init", "posets", str(trained[0])])
     assert options.shape == replace(SHAPE, stem_stride=2)  # of the checkpoint
     assert options.preset == "figures"
-    assert options.fractions == (0.01, 0.1, 1.0)
-    wide = parse("", ["--init", "posets", str(trained[0]), "--init-layers", "pool5", "--fc-dim", "32"])
+    assert options.label_fraction == [0.01, 0.1, 1.0]
+    wide = parse(["--init", "posets", str(trained[0]), "--init-layers", "pool5", "--fc-dim", "32"])
     assert wide.shape.fc_dim == 32
-    paper = parse("", ["--preset", "paper", "--data-root", "lsp", "--precision", "float32"])
+    paper = parse(["--preset", "paper", "--data-root", "lsp", "--precision", "float32"])
     assert paper.shape == alexnet.AlexNetConfig()
     assert (paper.recipe.optimizer, paper.recipe.lr, paper.recipe.batch_size) == ("adagrad", 5e-4, 128)
-    assert parse("", ["--data-root", "lsp"]).preset == "small"
+    assert parse(["--data-root", "lsp"]).preset == "small"
     assert [init.name for init in options.inits] == ["posets"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--set", "lr"], "--set lr: give name=value"),
+        (["--set", "pace=1"], "--set pace=1: give name=value with a name of image_size, "),
+        (["--set", "lr=1", "mean_pose=perhaps"], "--set mean_pose must be yes or no, got 'perhaps'"),
+        (["--set", "iterations=0"], "--iterations must be at least 1, got 0"),
         (["--init", "best"], "--init must be one of random, posets, imagenet, got 'best'"),
         (["--init", "random", "x"], "--init random x: expected --init random"),
         (["--init", "posets"], r"--init posets: expected --init posets FILE \[NAME\]"),
@@ -596,20 +601,30 @@ def test_defaults(trained):
 )
 def test_options_are_checked(trained, options, message):
     with pytest.raises(ValueError, match=message):
-        parse("", [str(trained[0]) if word == "FILE" else word for word in options])
+        parse([str(trained[0]) if word == "FILE" else word for word in options])
+
+
+def test_settings_are_given_by_name():
+    words = ["--set", "lr=0.5", "mean-pose=no", "scale=0.9,1.2", "--seed", "3", "--set", "fc_dim=32"]
+    found = parse(["--data-root", "lsp", *words])
+    assert (found.recipe.lr, found.recipe.mean_pose, found.recipe.scale) == (0.5, False, (0.9, 1.2))
+    assert (found.seed, found.shape.fc_dim) == ([3], 32)
+    assert (
+        found.recipe
+        == parse(["--data-root", "lsp", "--lr", "0.5", "--no-mean-pose", "--scale", "0.9", "1.2"]).recipe
+    )
+
+
+def test_what_fails_leaves_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither joints.mat"):
+        main(["--data-root", str(tmp_path), "--output", str(tmp_path / "a"), "--cache", str(tmp_path / "b")])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_checkpoint_is_no_beginning(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is damaged or none"):
-        parse("", ["--init", "posets", str(tmp_path / "checkpoint.pt")])
-
-
-def test_missing_data_end_the_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither joints\.mat"):
-        main(
-            ["--data-root", str(tmp_path), "--output", str(tmp_path / "run"), "--cache", str(tmp_path / "c")]
-        )
+        parse(["--init", "posets", str(tmp_path / "checkpoint.pt")])
 
 
 def test_real_people_are_masked_as_annotated(shared_data):
