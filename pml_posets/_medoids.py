@@ -1,36 +1,43 @@
 """What PosetLoss and NearestMedoidMiner share: squared distances, medoids of a batch, who is pulled to whom.
 
-A class is represented by its medoid, the member with the smallest summed distance to the others. Everything
-here works on plain embeddings and labels; rounds, datasets and posets are unknown to it.
+The representative of a class is its medoid, the member with the smallest summed distance to the others.
+Everything here works on embeddings and labels; it knows nothing of rounds, datasets or posets.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
-from pytorch_metric_learning.distances import LpDistance, SNRDistance
+import torch.nn.functional as F
+from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance, SNRDistance
 from pytorch_metric_learning.distances.base_distance import BaseDistance
 
-__all__ = ["Anchors", "batch_medoids", "check_batch", "positive_mask", "squared_distances"]
+__all__ = ["Anchors", "batch_medoids", "positive_mask", "squared_distances"]
 
 Anchors = Literal["all", "unassigned"]
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_BLOCK_ROWS = {"cpu": 128}  # assigned samples whose distances are taken at once; classes are never split
+_BLOCK_ROWS = {"cpu": 256}  # rows whose distances are computed at once
 _BLOCK_ROWS_ELSEWHERE = 2048
-_TIE_EPS = 64  # summed distances closer than this many machine epsilons count as equal
+_TIE_EPS = 64  # summed distances closer than this many float32 epsilons count as equal
 
 
 def default_distance() -> BaseDistance:
-    """The d^2 of Eq. 4: squared Euclidean distance between L2-normalised embeddings."""
+    """The d^2 of Eq. 4: squared Euclidean distance between L2-normalized embeddings."""
     return LpDistance(normalize_embeddings=True, p=2, power=2)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast off, which takes time only where it is on."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def full_precision(x: torch.Tensor, ref: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pair in one dtype of at least 32 bits; `ref is x` stays true."""
+    """Both in one dtype of at least 32 bits; `ref is x` stays true."""
     dtype = torch.promote_types(x.dtype, ref.dtype)
     if dtype.itemsize < 4:
         dtype = torch.float32
@@ -42,11 +49,12 @@ def full_precision(x: torch.Tensor, ref: torch.Tensor) -> tuple[torch.Tensor, to
 def squared_distances(distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
     """The d^2 of Eq. 4 by any PML distance.
 
-    A distance of power 2 stands as it is and one of power 1 is squared. A similarity s becomes 2 - 2s, which
-    for cosine is the squared distance of the normalised embeddings.
+    A distance of power 2 stands as it is, one of power 1 is squared. A similarity s becomes 2 - 2s, which for
+    cosine is the squared distance of the normalized embeddings. Embeddings that are not normalized may lie
+    far from the origin: their Euclidean distances are computed around the mean of `ref`, in float64.
 
     Args:
-        distance: a PML distance of power 1 or 2, or a similarity of power 1 (see `check_distance`).
+        distance: a PML distance of power 1 or 2, or a similarity of power 1.
         x: (B, D) floating point, at least 32 bits.
         ref: (K, D), dtype of `x`.
 
@@ -58,10 +66,49 @@ def squared_distances(distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor
         >>> squared_distances(LpDistance(power=1), x, x[:1]).flatten().round(decimals=4).tolist()
         [0.0, 2.0]
     """
-    mat = distance(x, ref)  # (B, K)
-    if distance.is_inverted:
-        return 2 - 2 * mat
-    return mat if distance.power == 2 else mat.square()
+    prepared = prepare(distance, x)
+    return prepared_distances(distance, prepared, prepared if ref is x else prepare(distance, ref))
+
+
+def _is_euclidean(distance: BaseDistance) -> bool:
+    return type(distance) is LpDistance and distance.p == 2 and not distance.collect_stats
+
+
+def compares_units(distance: BaseDistance) -> bool:
+    """Whether d^2 is that of L2-normalized embeddings, in 0..4."""
+    kinds = (LpDistance, DotProductSimilarity)  # CosineSimilarity is one of the latter
+    return isinstance(distance, kinds) and distance.normalize_embeddings and distance.p == 2
+
+
+def prepare(distance: BaseDistance, x: torch.Tensor) -> torch.Tensor:
+    """The part of `squared_distances` that each side needs once: to normalize, for the default distance."""
+    return F.normalize(x) if _is_euclidean(distance) and distance.normalize_embeddings else x
+
+
+def prepared_distances(distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
+    """`squared_distances` of prepared embeddings, (B, D) and (K, D) -> (B, K)."""
+    if not _is_euclidean(distance):
+        mat = distance(x, ref)
+        if distance.is_inverted:
+            return 2 - 2 * mat
+        return mat if distance.power == 2 else mat.square()
+    if distance.normalize_embeddings:
+        with torch.no_grad():  # lengths are 1, or 0
+            squares = _squares(x, ref)
+        return torch.addmm(squares, x, ref.T, alpha=-2).clamp_min(0)
+    center = ref.detach().mean(dim=0) if len(ref) else 0
+    wide, ref = _wide(x - center), _wide(ref - center)
+    return torch.addmm(_squares(wide, ref), wide, ref.T, alpha=-2).clamp_min(0).to(x.dtype)
+
+
+def _squares(x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
+    """|x|^2 + |ref|^2, (B, K)."""
+    lengths = x.square().sum(dim=1)
+    return lengths[:, None] + (lengths if ref is x else ref.square().sum(dim=1))
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x if x.device.type == "mps" else x.double()  # which has no float64
 
 
 def batch_medoids(
@@ -76,12 +123,12 @@ def batch_medoids(
     Args:
         embeddings: (B, D), floating point.
         labels: (B,) integers, -1 for a sample without a class.
-        distance: a PML distance; None (default) for normalised Euclidean.
+        distance: a PML distance; None (default) for normalized Euclidean.
 
     Returns:
         Indices of the medoids, (K,) int64, and their classes, (K,) in the dtype of `labels`, ascending. Both
-        are empty without an assigned sample. Memory is K blocks of a class squared, in groups of a hundred
-        samples or so, not B x B (only a class that holds the whole batch needs that).
+        are empty without an assigned sample. Memory is linear in B: the distances of 256 rows (2048 on a GPU)
+        to the members of their classes are computed at a time.
 
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.2.
     Differs from the paper: the medoids are those of the batch, not of the whole class.
@@ -93,53 +140,58 @@ def batch_medoids(
         (tensor([3, 1]), tensor([2, 7]))
     """
     distance = default_distance() if distance is None else distance
-    device = embeddings.device
-    with torch.no_grad(), torch.autocast(device_type=device.type, enabled=False):
-        ordered, order = torch.sort(labels, stable=True)  # -1 first, then class by class
-        num_unassigned = int((labels < 0).sum())
-        ordered, order = ordered[num_unassigned:], order[num_unassigned:]  # (A,)
-        if order.numel() == 0:
-            return order, ordered
-        opens = torch.ones_like(ordered, dtype=torch.bool)
-        opens[1:] = ordered[1:] != ordered[:-1]
-        group = opens.cumsum(0) - 1  # (A,) in 0..K-1
-        starts = opens.nonzero().squeeze(1)  # (K,)
+    with torch.no_grad(), without_autocast(embeddings.device):
         x, _ = full_precision(embeddings, embeddings)
-        sums = _summed_distances(x[order], group, starts, distance)  # (A,)
-
-        num_classes, num_assigned = starts.numel(), order.numel()
-        best = sums.new_full((num_classes,), math.inf).scatter_reduce_(0, group, sums, "amin")
-        slack = best.abs() * (_TIE_EPS * torch.finfo(sums.dtype).eps)
-        place = torch.arange(num_assigned, device=device)
-        place = place.masked_fill(sums > (best + slack)[group], num_assigned - 1)
-        first = place.new_full((num_classes,), num_assigned - 1).scatter_reduce_(0, group, place, "amin")
-        return order[first], ordered[starts]
+        return prepared_medoids(prepare(distance, x), labels, distance)
 
 
-def _summed_distances(
-    x: torch.Tensor, group: torch.Tensor, starts: torch.Tensor, distance: BaseDistance
-) -> torch.Tensor:
-    """Sum of each row's unsquared distances to its own group, (A, D) -> (A,); rows are sorted by group."""
+def prepared_medoids(
+    x: torch.Tensor, labels: torch.Tensor, distance: BaseDistance
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`batch_medoids` of prepared embeddings."""
+    with torch.no_grad():
+        assigned = (labels >= 0).nonzero().squeeze(1)  # (A,)
+        x, of = _wide(x[assigned]), labels[assigned]
+        classes, group = of.unique(return_inverse=True)  # (K,), (A,)
+        if not len(classes):
+            return assigned, classes
+        sums = _summed_distances(x, of, distance)  # (A,)
+        best = sums.new_full((len(classes),), math.inf).scatter_reduce_(0, group, sums, "amin")
+        best += best.abs() * (_TIE_EPS * torch.finfo(torch.float32).eps)
+        candidates = assigned.masked_fill(sums > best[group], len(labels))
+        first = candidates.new_full((len(classes),), len(labels))
+        return first.scatter_reduce_(0, group, candidates, "amin"), classes
+
+
+def _summed_distances(x: torch.Tensor, labels: torch.Tensor, distance: BaseDistance) -> torch.Tensor:
+    """Sum of each row's unsquared distances to the rows of its label, (A, D) -> (A,)."""
     rows = _BLOCK_ROWS.get(x.device.type, _BLOCK_ROWS_ELSEWHERE)
     if len(x) <= rows:
-        return _block_sums(x, group, distance)
-    window = torch.div(starts, rows, rounding_mode="floor")  # a block: the classes that start in one window
-    opens = torch.ones_like(window, dtype=torch.bool)
-    opens[1:] = window[1:] != window[:-1]
-    bounds = [*starts[opens].tolist(), len(x)]
-    return torch.cat([_block_sums(x[a:b], group[a:b], distance) for a, b in pairwise(bounds)])
+        mat = prepared_distances(distance, x, x)  # (A, A)
+        if not isinstance(distance, SNRDistance):  # symmetric by definition, not by rounding
+            mat = mat + mat.T  # so that the two members of a class are exactly tied
+        return _sums_in_class(mat, labels, labels, 0, distance.is_inverted)
+    ordered, order = labels.sort()
+    x = x[order]
+    starts = torch.arange(0, len(x), rows, device=x.device)
+    last = ordered[(starts + rows - 1).clamp_max(len(x) - 1)]
+    low = torch.searchsorted(ordered, ordered[starts])  # first and one past the last row of the classes ...
+    high = torch.searchsorted(ordered, last, right=True)  # ... of each block of rows
+    sums = []
+    for start, i, j in torch.stack([starts, low, high], dim=1).tolist():
+        block = slice(start, start + rows)
+        mat = prepared_distances(distance, x[block], x[i:j])
+        sums.append(_sums_in_class(mat, ordered[block], ordered[i:j], start - i, distance.is_inverted))
+    return torch.empty_like(x[:, 0]).scatter_(0, order, torch.cat(sums))
 
 
-def _block_sums(x: torch.Tensor, group: torch.Tensor, distance: BaseDistance) -> torch.Tensor:
-    mat = squared_distances(distance, x, x)  # (b, b)
-    if not isinstance(distance, SNRDistance):  # the one that is not symmetric by definition
-        mat = mat + mat.T  # by rounding it may not be: so that two members are exactly tied
-    if distance.is_inverted:  # 2 - 2s may be negative: keep its order
-        mat = mat.sign() * mat.abs().sqrt()
-    else:
-        mat = mat.sqrt()
-    mat = mat.masked_fill(group[:, None] != group[None, :], 0).fill_diagonal_(0)
-    return mat.sum(dim=1)
+def _sums_in_class(
+    sq_dist: torch.Tensor, labels: torch.Tensor, others: torch.Tensor, offset: int, signed: bool
+) -> torch.Tensor:
+    """(b, m) squared distances, (b,) and (m,) labels -> (b,) sums of distances; row 0 is column `offset`."""
+    mat = sq_dist.sign() * sq_dist.abs().sqrt() if signed else sq_dist.sqrt()  # 2 - 2s may be negative
+    mat.diagonal(offset).zero_()
+    return mat.masked_fill_(labels[:, None] != others, 0).sum(dim=1)
 
 
 def positive_mask(
@@ -168,108 +220,7 @@ def positive_mask(
     """
     num_nearest = min(num_nearest, sq_dist.shape[1])
     nearest = sq_dist.detach().topk(num_nearest, dim=1, largest=False, sorted=False).indices  # (B, Z)
-    mask = torch.zeros_like(sq_dist, dtype=torch.bool).scatter_(1, nearest, True)
-    mask &= (labels < 0)[:, None]
-    if anchors == "all":
-        mask |= labels[:, None] == classes[None, :]
-    return mask
-
-
-def check_batch(
-    embeddings: Any, labels: Any, ref_emb: Any = None, ref_labels: Any = None, *, lowest: int = -1
-) -> None:
-    """Raise what is wrong with a batch, in words; cheap enough for every step.
-
-    Under torch.compile the values are not looked at (that would break the graph): only types and shapes are.
-
-    Args:
-        embeddings: to be (B, D), floating point, finite.
-        labels: None, or to be (B,) integers, none below `lowest`.
-        ref_emb: None, or as `embeddings`, with the same D.
-        ref_labels: None, or as `labels` for `ref_emb`.
-        lowest: the smallest label allowed.
-
-    Raises:
-        TypeError: for something that is no tensor, embeddings that are no floats, labels that are no
-            integers.
-        ValueError: for shapes that do not match, NaN or infinite embeddings, labels below `lowest`.
-
-    Example:
-        >>> check_batch(torch.zeros(4, 8), torch.tensor([0, 0, -1]))
-        Traceback (most recent call last):
-        ValueError: labels must have shape (4,) to match embeddings (4, 8), got (3,): give one label a sample
-    """
-    _check_embeddings("embeddings", embeddings)
-    if labels is not None:
-        _check_labels("labels", labels, "embeddings", embeddings, lowest)
-    if ref_emb is None:
-        if ref_labels is not None:
-            raise ValueError("ref_labels were given without ref_emb: give both, or neither")
-        return
-    if ref_emb is not embeddings:
-        _check_embeddings("ref_emb", ref_emb)
-        if ref_emb.shape[1] != embeddings.shape[1]:
-            raise ValueError(
-                f"ref_emb must have {embeddings.shape[1]} columns like embeddings {tuple(embeddings.shape)}, "
-                f"got {tuple(ref_emb.shape)}: embed both with the same model"
-            )
-    if ref_labels is not None and not (ref_labels is labels and ref_emb is embeddings):
-        _check_labels("ref_labels", ref_labels, "ref_emb", ref_emb, lowest)
-
-
-def _check_embeddings(name: str, x: Any) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(
-            f"{name} must be a torch.Tensor, got {type(x).__name__}: convert it by torch.as_tensor"
-        )
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}: convert them by {name}.float()")
-    if x.ndim != 2:
-        raise ValueError(
-            f"{name} must have shape (batch, dimensions), got {tuple(x.shape)}: flatten each sample"
-        )
-    if torch.compiler.is_compiling():
-        return
-    x = x.detach()
-    if not math.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).item()):
-        bad = (~x.isfinite()).any(dim=1).nonzero().squeeze(1)
-        if bad.numel():  # else the sum alone overflowed
-            raise ValueError(
-                f"{name} must be finite, found NaN or infinity in {bad.numel()} of {len(x)} rows (first: row "
-                f"{int(bad[0])}): lower the learning rate, or look for bad inputs and divisions by zero"
-            )
-
-
-def _check_labels(name: str, labels: Any, owner: str, x: torch.Tensor, lowest: int) -> None:
-    if not isinstance(labels, torch.Tensor):
-        raise TypeError(
-            f"{name} must be a torch.Tensor, got {type(labels).__name__}: convert them by torch.as_tensor"
-        )
-    if labels.dtype not in _INTEGERS:
-        raise TypeError(f"{name} must be integers, got {labels.dtype}: convert them by {name}.long()")
-    if labels.shape != (len(x),):
-        raise ValueError(
-            f"{name} must have shape ({len(x)},) to match {owner} {tuple(x.shape)}, got "
-            f"{tuple(labels.shape)}: give one label a sample"
-        )
-    if torch.compiler.is_compiling() or labels.numel() == 0:
-        return
-    smallest = int(labels.min())
-    if smallest < lowest:
-        hint = "mark every sample without a class by -1" if lowest == -1 else "ids count from 0"
-        raise ValueError(f"{name} must be {lowest} or more, found {smallest}: {hint}")
-
-
-def check_distance(distance: Any) -> None:
-    """Raise unless d^2 can be had from `distance`."""
-    if not isinstance(distance, BaseDistance):
-        raise TypeError(
-            f"distance must be a pytorch_metric_learning distance, got {type(distance).__name__}: "
-            "give for example LpDistance(power=2) or CosineSimilarity()"
-        )
-    allowed = (1,) if distance.is_inverted else (1, 2)
-    if distance.power not in allowed:
-        kind = "a similarity" if distance.is_inverted else "a distance"
-        raise ValueError(
-            f"{kind} must have power {' or '.join(map(str, allowed))}, got {distance.power}: d^2 comes of it"
-        )
+    mask = torch.zeros_like(sq_dist, dtype=torch.bool).scatter_(
+        1, nearest, (labels < 0)[:, None].expand_as(nearest)
+    )
+    return mask | (labels[:, None] == classes) if anchors == "all" else mask

@@ -36,6 +36,7 @@ MOVED = {
     "neighbor_batches": "samplers.neighbor_batches",
     "objectives": "training.objectives",
     "pseudo_labels": "losses.pseudo_label",
+    "representatives": "_medoids",
     "sharing": "distributed.sharing",
     "trainers": "training.joint",
 }

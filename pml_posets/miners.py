@@ -9,15 +9,16 @@ import torch
 from pytorch_metric_learning.distances.base_distance import BaseDistance
 from pytorch_metric_learning.miners import BaseMiner
 
+from ._batch_checks import as_indices, check_batch, check_distance, warn_once
 from ._medoids import (
     Anchors,
-    batch_medoids,
-    check_batch,
-    check_distance,
     default_distance,
     full_precision,
     positive_mask,
-    squared_distances,
+    prepare,
+    prepared_distances,
+    prepared_medoids,
+    without_autocast,
 )
 from ._validation import as_count, check_option
 
@@ -32,29 +33,32 @@ class NearestMedoidMiner(BaseMiner):
 
     **Unbound** (posets=None), labels are class ids from 0, and -1 for an unassigned sample. The
     representatives are the medoids of the classes in the batch, or in ref_emb if that is given; an unassigned
-    anchor's positives are its `num_nearest` nearest ones, an assigned anchor's is its own class's (for the
-    medoid: itself). All other representatives are negatives. `loss(e, y)` and `loss(e, y, miner(e, y))` of a
-    `PosetLoss` agree if both have the same `num_nearest`, `anchors` and distance.
+    anchor's positives are its `num_nearest` nearest ones, an assigned anchor's is its own class's. All other
+    representatives are negatives. `loss(e, y)` and `loss(e, y, miner(e, y))` of a `PosetLoss` agree if both
+    have the same `num_nearest`, `anchors` and distance.
 
     **Bound** to `Posets`, by `posets=` or by `bind` at each new round, the labels channel carries **dataset
     indices** (ref_labels too), as PML's trainers can pass them on. Classes, medoids and nearest classes are
     then those fixed for the round, whatever the embeddings say now: representatives are the medoids of the
-    round that lie in the batch (of several copies the first), the positives of an unassigned sample are those
-    of its first `num_nearest` `Posets.nearest_classes` that lie in it. A sample without a positive there is
+    round that are in the batch (of several copies the first), the positives of an unassigned sample are those
+    of its first `num_nearest` `Posets.nearest_classes` that are in it. A sample without a positive there is
     no anchor. A loss given along with this tuple still expects class ids, `posets.labels[indices]`.
+
+    A medoid is never paired with itself: it has negatives alone. `PosetLoss` counts it as its own positive;
+    other losses need no such pair, and some have no finite gradient for it.
 
     Args:
         num_nearest: Z, at least 1, and at most that of the posets. Default 2 (the paper: 2 or more).
         anchors: "all" (default): assigned samples are anchors too. "unassigned": the paper's L2.
         posets: the `Posets` to be bound to, or a sampler that has them, or None (default).
         **kwargs: PML's distance and collect_stats. The default distance is that of `PosetLoss`,
-            LpDistance(normalize_embeddings=True, p=2, power=2); a bound miner takes no distance at all.
+            LpDistance(normalize_embeddings=True, p=2, power=2); a bound miner uses no distance at all.
 
     Returns:
         Of `forward(embeddings, labels, ref_emb=None, ref_labels=None)`: a1, p, a2, n, int64 tensors on the
-        embeddings' device. a1 and a2 index embeddings, p and n index ref_emb (embeddings if None). Every
-        anchor appears in a1; all are empty without an anchor or a representative. Memory is linear in samples
-        times representatives.
+        embeddings' device. a1 and a2 index embeddings, p and n index ref_emb (embeddings if None). All are
+        empty without an anchor or a representative. Memory is linear in samples times representatives,
+        whatever the sizes of the classes.
 
     Raises:
         TypeError, ValueError: as `PosetLoss`; for dataset indices outside the posets, and posets with too few
@@ -88,7 +92,7 @@ class NearestMedoidMiner(BaseMiner):
         self.bind(posets)
 
     def get_default_distance(self) -> BaseDistance:
-        """Squared Euclidean distance of L2-normalised embeddings."""
+        """Squared Euclidean distance of L2-normalized embeddings."""
         return default_distance()
 
     def bind(self, posets: Store) -> None:
@@ -110,39 +114,39 @@ class NearestMedoidMiner(BaseMiner):
             >>> posets = SimpleNamespace(labels=labels, medoids=medoids, nearest_classes=nearest_classes)
             >>> miner = NearestMedoidMiner(num_nearest=1)
             >>> miner.bind(posets)
-            >>> a1, p, _, _ = miner(torch.zeros(3, 2), torch.tensor([3, 2, 1]))  # dataset indices
+            >>> a1, p, _, _ = miner(torch.zeros(3, 2), torch.tensor([3, 0, 1]))  # dataset indices
             >>> a1.tolist(), p.tolist()
-            ([0, 1, 2], [1, 1, 2])
+            ([1], [2])
         """
         self._store = posets if hasattr(posets, "posets") else None
         self._take(posets if self._store is None else self._store.posets)
 
     def _take(self, posets: Any) -> None:
-        tables: tuple[torch.Tensor, ...] = ()
-        if posets is not None:
-            missing = [name for name in ("labels", "medoids", "nearest_classes") if not hasattr(posets, name)]
-            if missing:
-                raise TypeError(
-                    f"posets must be a pml_posets.posets.Posets, got {type(posets).__name__} without "
-                    f"{', '.join(missing)}: build them by Posets.build(features, labels)"
-                )
-            labels, medoids, nearest = (
-                torch.from_numpy(np.array(table, dtype=np.int64))
-                for table in (posets.labels, posets.medoids, posets.nearest_classes)
-            )
-            if labels.ndim != 1 or medoids.ndim != 1 or nearest.ndim != 2 or len(nearest) != len(labels):
-                raise ValueError(
-                    "posets must have labels (N,), medoids (C,) and nearest_classes (N, Z), got "
-                    f"{tuple(labels.shape)}, {tuple(medoids.shape)}, {tuple(nearest.shape)}"
-                )
-            if nearest.shape[1] < self.num_nearest:
-                raise ValueError(
-                    f"posets must have at least num_nearest={self.num_nearest} nearest classes a sample, got "
-                    f"{nearest.shape[1]}: build them with num_nearest={self.num_nearest} or more"
-                )
-            tables = (labels, medoids, nearest[:, : self.num_nearest].contiguous())
+        """Copy the tables of these posets."""
+        self._tables: tuple[torch.Tensor, ...] = ()
         self.posets = posets
-        self._tables = tables
+        if posets is None:
+            return
+        names = ("labels", "medoids", "nearest_classes")
+        missing = [name for name in names if not hasattr(posets, name)]
+        if missing:
+            raise TypeError(
+                f"posets must be a pml_posets.posets.Posets, got {type(posets).__name__} without "
+                f"{', '.join(missing)}: build them by Posets.build(features, labels)"
+            )
+        tables = (torch.from_numpy(np.array(getattr(posets, name), dtype=np.int64)) for name in names)
+        labels, medoids, nearest = tables
+        if labels.ndim != 1 or medoids.ndim != 1 or nearest.ndim != 2 or len(nearest) != len(labels):
+            raise ValueError(
+                "posets must have labels (N,), medoids (C,) and nearest_classes (N, Z), got "
+                f"{tuple(labels.shape)}, {tuple(medoids.shape)}, {tuple(nearest.shape)}"
+            )
+        if nearest.shape[1] < self.num_nearest:
+            raise ValueError(
+                f"posets must have at least num_nearest={self.num_nearest} nearest classes a sample, got "
+                f"{nearest.shape[1]}: build them with num_nearest={self.num_nearest} or more"
+            )
+        self._tables = (labels, medoids, nearest[:, : self.num_nearest].contiguous())
 
     def forward(
         self,
@@ -158,31 +162,19 @@ class NearestMedoidMiner(BaseMiner):
         if self._store is not None and self._store.posets is not self.posets:
             self._take(self._store.posets)
         check_batch(embeddings, labels, ref_emb, ref_labels, lowest=0 if self._tables else -1)
-        if self._tables:
-            self._check_indices(labels, ref_labels)
         return super().forward(embeddings, labels, ref_emb, ref_labels)
-
-    def _check_indices(self, *indices: torch.Tensor | None) -> None:
-        num_samples = len(self._tables[0])
-        for index in indices:
-            if index is None or index.numel() == 0 or torch.compiler.is_compiling():
-                continue
-            largest = int(index.max())
-            if largest >= num_samples:
-                raise ValueError(
-                    f"labels of a bound miner are dataset indices in 0..{num_samples - 1}, found {largest}: "
-                    "pass indices, or bind the posets of this dataset"
-                )
 
     def mine(
         self, embeddings: torch.Tensor, labels: torch.Tensor, ref_emb: torch.Tensor, ref_labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What `forward` returns; called by PML without gradient."""
         if self._tables:
-            representatives, positives = self._of_round(labels.long(), ref_labels.long())
+            representatives, positives = self._of_round(labels, ref_labels, embeddings.device)
         else:
             representatives, positives = self._of_batch(embeddings, labels, ref_emb, ref_labels)
         negatives = positives.any(dim=1, keepdim=True) & ~positives
+        if ref_emb is embeddings:
+            positives[representatives, torch.arange(len(representatives), device=positives.device)] = False
         a1, p = positives.nonzero(as_tuple=True)
         a2, n = negatives.nonzero(as_tuple=True)
         return a1, representatives[p], a2, representatives[n]
@@ -191,31 +183,40 @@ class NearestMedoidMiner(BaseMiner):
         self, embeddings: torch.Tensor, labels: torch.Tensor, ref_emb: torch.Tensor, ref_labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Representatives, (K,) indices into ref_emb, and who is pulled to them, (B, K) bool."""
-        with torch.autocast(device_type=embeddings.device.type, enabled=False):
+        with without_autocast(embeddings.device):
             x, ref = full_precision(embeddings, ref_emb)
-            medoids, classes = batch_medoids(ref, ref_labels, self.distance)
-            if medoids.numel() == 0 or len(x) == 0:
-                return medoids, torch.zeros(len(x), medoids.numel(), dtype=torch.bool, device=x.device)
-            sq_dist = squared_distances(self.distance, x, ref[medoids])  # (B, K)
+            same = ref is x
+            x = prepare(self.distance, x)
+            ref = x if same else prepare(self.distance, ref)
+            medoids, classes = prepared_medoids(ref, ref_labels, self.distance)
+            if same and len(medoids) == len(x) > 1:
+                warn_once(
+                    self,
+                    "NearestMedoidMiner finds no positive pair: every sample has a label of its own. Are the "
+                    "labels dataset indices? Then bind the miner, NearestMedoidMiner(posets=sampler)",
+                )
+            sq_dist = prepared_distances(self.distance, x, ref[medoids])  # (B, K)
             return medoids, positive_mask(sq_dist, labels, classes, self.num_nearest, self.anchors)
 
-    def _of_round(self, index: torch.Tensor, ref_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _of_round(
+        self, labels: torch.Tensor, ref_labels: torch.Tensor, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same for dataset indices, by the bound posets."""
-        if self._tables[0].device != index.device:
-            self._tables = tuple(table.to(index.device) for table in self._tables)
+        if self._tables[0].device != device:
+            self._tables = tuple(table.to(device) for table in self._tables)
         class_of, medoids, nearest = self._tables
+        if not torch.compiler.is_compiling():
+            for indices in (labels, ref_labels):
+                as_indices(indices, len(class_of))
+        index, ref_index = labels.long(), ref_labels.long()
         ref_class = class_of[ref_index]  # (R,)
-        place = (ref_class >= 0).nonzero().squeeze(1)
-        place = place[medoids[ref_class[place]] == ref_index[place]]  # medoids of the round in the batch
-        classes, order = torch.sort(ref_class[place], stable=True)
-        first = torch.ones_like(classes, dtype=torch.bool)
-        first[1:] = classes[1:] != classes[:-1]
-        classes, representatives = classes[first], place[order][first]  # (K,)
+        rows = (ref_class >= 0).nonzero().squeeze(1)
+        rows = rows[medoids[ref_class[rows]] == ref_index[rows]]  # medoids of the round in the batch
+        classes, which = ref_class[rows].unique(return_inverse=True)  # (K,)
+        first = rows.new_full((len(classes),), len(ref_index)).scatter_reduce_(0, which, rows, "amin")
 
         own = class_of[index][:, None]  # (B, 1)
-        wanted = nearest[index]  # (B, Z)
+        wanted = nearest[index].masked_fill(own >= 0, -1)  # (B, Z)
         if self.anchors == "all":
             wanted = torch.where(own >= 0, own, wanted)
-        else:
-            wanted = wanted.masked_fill(own >= 0, -1)
-        return representatives, (wanted[:, :, None] == classes).any(dim=1)
+        return first, (wanted[:, :, None] == classes).any(dim=1)

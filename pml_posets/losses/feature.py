@@ -1,4 +1,4 @@
-"""FeatureLoss: an embedding must tell given features of its image, by a linear map that is learned too."""
+"""FeatureLoss: an embedding must predict given features of its image, by a linear map that is learned too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._medoids import check_batch, full_precision
+from .._batch_checks import as_indices, check_batch
+from .._medoids import full_precision
 from .._validation import ArrayLike, as_count, as_features, as_mirrored
 from ..posets import Posets
 
@@ -16,15 +17,14 @@ __all__ = ["FeatureLoss"]
 
 
 class FeatureLoss(nn.Module):
-    """Pulls a linear map of each normalised embedding towards given features of the sample, by their cosine.
+    """Pulls a linear map of each normalized embedding towards given features of the sample, by their cosine.
 
         L3(x_i) = 1 - cos( W phi(x_i) / |phi(x_i)| + b,  f_i )
 
-    with f the given features (HOG-LDA, say; wide ones are best brought down to a few hundred columns by
-    `pml_posets.features.principal_components`). Classes and posets pass on
-    the few nearest of the first similarities; this passes on all of them at once, for every sample, whether
-    assigned or not, and so gives a network from scratch a footing in a few hundred steps. What it cannot
-    teach is anything the features do not know.
+    with f the given features (HOG-LDA, say; bring wide ones down to a few hundred columns by
+    `pml_posets.features.principal_components`). Classes and posets pass on the few nearest of the first
+    similarities; this passes on all of them at once, for every sample, whether assigned or not, and so gives
+    a network from scratch a footing in a few hundred steps. It cannot teach what the features do not know.
 
     It takes dataset indices in PML's labels channel, like everything with a method `bind`, and goes into
     `JointTrainer` as it is, alone or in a `WeightedLosses`. W and b are learned: give an optimizer for
@@ -42,9 +42,6 @@ class FeatureLoss(nn.Module):
         TypeError, ValueError: for features or embeddings that are not finite or do not match, indices out of
             range, posets with flips without mirrored features.
 
-    Source: none, an addition.
-    Differs from the paper: the paper has no such term; there HOG-LDA only makes the first groups.
-
     Example:
         >>> import numpy as np
         >>> features = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
@@ -57,14 +54,14 @@ class FeatureLoss(nn.Module):
         super().__init__()
         targets = as_features(features)
         turned = as_mirrored(mirrored, targets)
-        # No buffers: the tables belong to the data and stay out of logs, state dicts and the device.
+        # Not buffers: the tables belong to the data and stay out of logs, state dicts and the device.
         self._targets = torch.tensor(targets)  # (N, D), a copy: the caller's array may change
         self._mirrored = None if turned is None else torch.tensor(turned)
         self._flips: torch.Tensor | None = None
         self.map = nn.Linear(as_count(embedding_dim, "embedding_dim"), targets.shape[1])
 
     def bind(self, posets: Posets) -> None:
-        """Heed the flips of these posets: a mirrored sample must tell its mirrored features."""
+        """Heed the flips of these posets: a mirrored sample must predict its mirrored features."""
         if not isinstance(posets, Posets):
             raise TypeError(f"FeatureLoss is bound to Posets, got {type(posets).__name__}")
         if posets.num_samples != len(self._targets):
@@ -85,10 +82,11 @@ class FeatureLoss(nn.Module):
         ref_emb: torch.Tensor | None = None,
         ref_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The mean over the batch; the tuple of a miner is of no use to it and passed over."""
-        check_batch(embeddings, indices, lowest=0)
+        """The mean over the batch; a miner's tuple is ignored."""
         if ref_emb is not None or ref_labels is not None:
             raise ValueError("FeatureLoss looks at one sample at a time: it takes no ref_emb")
+        check_batch(embeddings, None)
+        rows = as_indices(indices, len(self._targets), len(embeddings))
         if embeddings.shape[1] != self.map.in_features:
             raise ValueError(
                 f"embeddings must have {self.map.in_features} columns, the loss's embedding_dim, "
@@ -96,16 +94,10 @@ class FeatureLoss(nn.Module):
             )
         if not len(embeddings):
             return full_precision(embeddings, self.map.weight)[0].sum()
-        chosen, last = indices.detach().cpu().long(), len(self._targets) - 1
-        if int(chosen.max()) > last:
-            raise ValueError(
-                f"dataset indices must be in 0..{last}, got {int(chosen.max())}: "
-                "does the dataset yield (image, index)?"
-            )
-        targets = self._targets[chosen]  # (B, D)
+        targets = self._targets[rows]  # (B, D)
         if self._flips is not None and self._mirrored is not None:
-            targets = torch.where(self._flips[chosen][:, None], self._mirrored[chosen], targets)
+            targets = torch.where(self._flips[rows][:, None], self._mirrored[rows], targets)
         with torch.autocast(embeddings.device.type, enabled=False):
             x, weight = full_precision(embeddings, self.map.weight)
-            told = F.linear(F.normalize(x), weight, self.map.bias.to(weight.dtype))  # (B, D)
-            return (1 - F.cosine_similarity(told, targets.to(told), dim=1)).mean()
+            predicted = F.linear(F.normalize(x), weight, self.map.bias.to(weight.dtype))  # (B, D)
+            return (1 - F.cosine_similarity(predicted, targets.to(predicted), dim=1)).mean()

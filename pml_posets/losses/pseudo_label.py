@@ -1,9 +1,9 @@
-"""The one thin adapter between dataset indices in PML's labels channel and losses and miners of class ids.
+"""Adapters between dataset indices in PML's labels channel and losses and miners of class ids.
 
-PML's trainers pass one whole number a sample to losses and miners. Where that number is the sample's dataset
+PML's trainers pass one integer a sample to losses and miners. Where that integer is the sample's dataset
 index, everything known about the sample can be looked up: its surrogate class, and for losses of your own its
-features, its neighbours, its poset. Whatever has a method `bind(posets)` takes dataset indices itself and is
-told the posets of each round; what has none stands behind one of these two.
+features, its neighbors, its poset. What has a method `bind(posets)` takes dataset indices itself and is given
+the posets of each round; what has none goes into `PseudoLabelLoss` or `PseudoLabelMiner`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 
+from .._batch_checks import as_indices, check_tuple, warn_once
 from .._validation import check_option
 from ..posets import Posets
 
 __all__ = ["PseudoLabelLoss", "PseudoLabelMiner", "WeightedLosses"]
 
 Unassigned = Literal["drop", "keep", "own"]
+
+_SIDES = {3: (0, 1, 1), 4: (0, 1, 0, 1)}  # which parts of a tuple index embeddings (0), which ref_emb (1)
 
 
 class HasPosets(Protocol):
@@ -34,7 +37,7 @@ Store: TypeAlias = "Posets | HasPosets | None"
 
 
 class _Adapter(torch.nn.Module):
-    """Looks labels up; the posets are no buffer, so that they stay out of logs and state dicts."""
+    """Looks labels up; the posets are not a buffer, so that they stay out of logs and state dicts."""
 
     def __init__(self, inner: Any, posets: Store = None, unassigned: Unassigned = "drop") -> None:
         super().__init__()
@@ -56,32 +59,47 @@ class _Adapter(torch.nn.Module):
         """
         self._store = posets
 
-    def class_ids(self, indices: torch.Tensor) -> torch.Tensor:
+    def class_ids(self, indices: torch.Tensor, num_rows: int | None = None) -> torch.Tensor:
         """(B,) dataset indices to (B,) int64 class ids on the CPU, -1 for unassigned ("own": C + index).
+
+        Args:
+            indices: (B,) integers.
+            num_rows: B, if it is known.
 
         Raises:
             RuntimeError: if nothing is bound.
-            TypeError: if the indices are no integers.
-            ValueError: if one is out of range.
+            TypeError: if the indices are not integers.
+            ValueError: if one is out of range, or their number is not `num_rows`.
         """
         posets = getattr(self._store, "posets", self._store)
         if not isinstance(posets, Posets):
             raise RuntimeError("no posets are bound: call bind(posets), or bind(sampler)")
-        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-            raise TypeError(
-                f"the labels channel must carry dataset indices (integers), got {indices.dtype}: "
-                "wrap the dataset in pml_posets.data.datasets.IndexedDataset"
-            )
-        indices = indices.detach().cpu().long()  # looked up there: PML's loader gives them on the CPU anyway
-        if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= posets.num_samples):
-            raise ValueError(
-                f"dataset indices must be in 0..{posets.num_samples - 1}, got {int(indices.min())} to "
-                f"{int(indices.max())}: do the posets belong to this dataset, does it yield (image, index)?"
-            )
+        indices = as_indices(indices, posets.num_samples, num_rows)
         labels = torch.from_numpy(posets.labels)[indices]
         if self.unassigned == "own":
             labels = torch.where(labels < 0, posets.num_classes + indices, labels)
         return labels
+
+    def _classes(
+        self,
+        embeddings: torch.Tensor,
+        indices: torch.Tensor,
+        ref_emb: torch.Tensor | None,
+        ref_labels: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B,) and (R,) class ids, and which of them stay, on the CPU."""
+        if (ref_emb is None) != (ref_labels is None):
+            raise ValueError("ref_emb and ref_labels must be given together, the latter as dataset indices")
+        labels = self.class_ids(indices, len(embeddings))
+        refs = labels if ref_labels is None or ref_emb is None else self.class_ids(ref_labels, len(ref_emb))
+        if self.unassigned == "drop":
+            return labels, refs, labels >= 0, refs >= 0
+        return (
+            labels,
+            refs,
+            torch.ones_like(labels, dtype=torch.bool),
+            torch.ones_like(refs, dtype=torch.bool),
+        )
 
     def extra_repr(self) -> str:
         """What the module's repr says beside its parts."""
@@ -93,7 +111,7 @@ class PseudoLabelLoss(_Adapter):
 
     Args:
         inner: called with (embeddings or logits, class ids), and with the tuple of a miner and ref_emb,
-            ref_labels if there are any: a PML loss, or a classification loss such as CrossEntropyLoss.
+            ref_labels if they are given: a PML loss, or a classification loss such as CrossEntropyLoss.
         posets: `Posets`, or a store with an attribute `posets` that changes, such as the sampler; None
             (default): to be given by `bind`.
         unassigned: what becomes of unassigned samples: "drop" (default): they are left out, and pairs or
@@ -104,8 +122,12 @@ class PseudoLabelLoss(_Adapter):
     Shapes: embeddings (B, D), indices (B,) integers; the loss is what `inner` returns. Without any sample
     left it is 0, with a gradient path, never NaN.
 
+    A tuple must be mined by the same classes: bind the miner too, or wrap it in `PseudoLabelMiner`. A tuple
+    that pulls no pair and pushes samples of one class apart is refused.
+
     Raises:
-        TypeError, ValueError: for indices that are no integers or out of range, unknown options.
+        TypeError, ValueError: for indices that are not integers, out of range or not one a row; unknown
+            options; a tuple that contradicts the classes.
         RuntimeError: if nothing is bound when it is called.
 
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), Eq. 3 (the
@@ -132,23 +154,36 @@ class PseudoLabelLoss(_Adapter):
         ref_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The inner loss; `indices` and `ref_labels` are dataset indices."""
-        labels = self.class_ids(indices)
-        ref_classes = labels if ref_emb is None or ref_labels is None else self.class_ids(ref_labels)
-        if self.unassigned == "drop":
-            kept, ref_kept = labels >= 0, ref_classes >= 0
-            if indices_tuple is not None:
-                indices_tuple = _restrict(indices_tuple, kept, ref_kept)
-            embeddings, labels = _rows(embeddings, kept), labels[kept]
-            ref_classes = ref_classes[ref_kept]
-            ref_emb = None if ref_emb is None else _rows(ref_emb, ref_kept)
-        if not len(labels) or not len(ref_classes):
-            return embeddings[:0].sum()  # 0, with a gradient path
-        labels = labels.to(embeddings.device)
-        if ref_emb is not None:
-            return self.inner(embeddings, labels, indices_tuple, ref_emb, ref_classes.to(ref_emb.device))
+        labels, refs, kept, ref_kept = self._classes(embeddings, indices, ref_emb, ref_labels)
         if indices_tuple is not None:
-            return self.inner(embeddings, labels, indices_tuple)
-        return self.inner(embeddings, labels)
+            parts = check_tuple(indices_tuple, len(labels), len(refs), embeddings.device)
+            self._check_mined(parts, labels, refs, ref_emb is None)
+            indices_tuple = _restrict(parts, kept, ref_kept)
+        x, labels, refs = _rows(embeddings, kept), labels[kept].to(embeddings.device), refs[ref_kept]
+        if not len(labels) or not len(refs):
+            return embeddings[:0].sum()  # 0, with a gradient path
+        if ref_emb is not None:
+            return self.inner(x, labels, indices_tuple, _rows(ref_emb, ref_kept), refs.to(ref_emb.device))
+        if indices_tuple is not None:
+            return self.inner(x, labels, indices_tuple)
+        return self.inner(x, labels)
+
+    def _check_mined(
+        self, mined: tuple[torch.Tensor, ...], labels: torch.Tensor, refs: torch.Tensor, same: bool
+    ) -> None:
+        """Refuse a tuple that was mined by something else than these classes; warn where it may have been."""
+        a1, p, a2, n = (part.cpu() for part in (mined if len(mined) == 4 else (*mined[:2], *mined[::2])))
+        advice = "does the miner see class ids? Bind it, or wrap it in PseudoLabelMiner"
+        against = int(((labels[a2] == refs[n]) & (refs[n] >= 0)).sum())
+        if against and (not len(a1) or (same and torch.equal(a1, p))):
+            raise ValueError(
+                "indices_tuple must be mined by class ids, got no positive pair of two samples and "
+                f"{against} negative pairs of one class: {advice}"
+            )
+        assigned = labels[labels >= 0]
+        if against or (not len(a1) and not len(a2) and same and len(assigned.unique()) < len(assigned)):
+            found = f"{against} negative pairs of one class" if against else "no pair at all"
+            warn_once(self, f"PseudoLabelLoss was given {found} by the miner: {advice}")
 
 
 class PseudoLabelMiner(_Adapter):
@@ -161,23 +196,22 @@ class PseudoLabelMiner(_Adapter):
         unassigned: "drop" (default): unassigned samples are in no pair; "keep": they have the label -1, for
             miners that know what it means; "own": each is a class of its own.
 
+    A batch without a sample to mine gives an empty tuple.
+
     Raises:
         TypeError, ValueError, RuntimeError: as `PseudoLabelLoss`.
-
-    Source: the paper has no miners. Differs from the paper: in nothing known.
 
     Example:
         >>> import numpy as np
         >>> from pytorch_metric_learning.miners import MultiSimilarityMiner
         >>> posets = Posets.build(np.float32([[0.0], [0.1], [5.0], [5.1], [9.0]]), [0, 0, 1, 1, -1])
         >>> miner = PseudoLabelMiner(MultiSimilarityMiner(epsilon=9.0), posets)
-        >>> a1, p, a2, n = miner(torch.eye(3), torch.tensor([4, 0, 1]))
-        >>> a1.tolist(), p.tolist()
-        ([], [])
         >>> a1, p, a2, n = miner(torch.eye(4), torch.tensor([4, 0, 1, 2]))
         >>> sorted(set(a1.tolist()))
         [1, 2]
     """
+
+    _gives_subsets = False
 
     def forward(
         self,
@@ -186,23 +220,25 @@ class PseudoLabelMiner(_Adapter):
         ref_emb: torch.Tensor | None = None,
         ref_labels: torch.Tensor | None = None,
     ) -> Any:
-        """What the inner miner finds; `indices` and `ref_labels` are dataset indices."""
-        labels = self.class_ids(indices)
-        ref_classes = labels if ref_emb is None or ref_labels is None else self.class_ids(ref_labels)
-        drop = self.unassigned == "drop"
-        kept, ref_kept = (classes >= 0 if drop else classes == classes for classes in (labels, ref_classes))
+        """The inner miner's tuple; `indices` and `ref_labels` are dataset indices."""
+        labels, refs, kept, ref_kept = self._classes(embeddings, indices, ref_emb, ref_labels)
+        rows, ref_rows = (mask.nonzero().squeeze(1).to(embeddings.device) for mask in (kept, ref_kept))
+        if not len(rows) or not len(ref_rows):
+            if hasattr(self.inner, "reset_stats"):
+                self.inner.reset_stats()
+            return rows[:0] if self._gives_subsets else (rows[:0],) * 4
         references: tuple[torch.Tensor, ...] = ()
         if ref_emb is not None:
-            references = _rows(ref_emb, ref_kept), ref_classes[ref_kept].to(ref_emb.device)
+            references = _rows(ref_emb, ref_kept), refs[ref_kept].to(ref_emb.device)
         mined = self.inner(_rows(embeddings, kept), labels[kept].to(embeddings.device), *references)
-        place, ref_place = (mask.nonzero().squeeze(1).to(embeddings.device) for mask in (kept, ref_kept))
-        if isinstance(mined, torch.Tensor):  # of a subset_batch_miner
-            return place[mined.to(place.device)]
+        self._gives_subsets = isinstance(mined, torch.Tensor)  # as a subset_batch_miner does
+        if self._gives_subsets:
+            return rows[mined.to(rows.device)]
         sides = _SIDES[len(mined)]
-        return tuple((place, ref_place)[side][part] for side, part in zip(sides, mined, strict=True))
+        return tuple((rows, ref_rows)[side][part] for side, part in zip(sides, mined, strict=True))
 
     def __getattr__(self, name: str) -> Any:
-        # The inner miner's records (number of pairs, ...) are to be found here too, for record-keeper.
+        # record-keeper looks for the inner miner's records (number of pairs, ...) here.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -224,9 +260,6 @@ class WeightedLosses(torch.nn.Module):
     Raises:
         TypeError: for a loss without `bind`.
         ValueError: for weights that do not go with the losses, or none above 0.
-
-    Source: Eq. 2 is such a sum; this one goes into a single place of a PML trainer.
-    Differs from the paper: in nothing known.
 
     Example:
         >>> import numpy as np
@@ -266,15 +299,9 @@ class WeightedLosses(torch.nn.Module):
 
     def forward(self, embeddings: torch.Tensor, indices: torch.Tensor, *rest: Any) -> torch.Tensor:
         """The sum for (B, D) embeddings and (B,) dataset indices; the rest goes to every loss."""
-        found = {name: loss(embeddings, indices, *rest) for name, loss in self.losses.items()}
-        self.values = {name: value.detach() for name, value in found.items()}
-        return torch.stack([self.weights[name] * value for name, value in found.items()]).sum()
-
-
-_SIDES = {
-    3: (0, 1, 1),
-    4: (0, 1, 0, 1),
-}  # which parts of a tuple point into embeddings (0), which into ref_emb
+        terms = {name: loss(embeddings, indices, *rest) for name, loss in self.losses.items()}
+        self.values = {name: value.detach() for name, value in terms.items()}
+        return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
 
 
 def _rows(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -282,12 +309,11 @@ def _rows(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     return x if bool(kept.all()) else x[kept.nonzero().squeeze(1).to(x.device)]
 
 
-def _restrict(mined: Any, kept: torch.Tensor, ref_kept: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A tuple of pairs or triplets without the samples not kept, pointing into those that are."""
-    if len(mined) not in _SIDES:
-        raise ValueError(f"indices_tuple must have 3 or 4 parts, got {len(mined)}")
-    device = mined[0].device
-    masks = [(kept, ref_kept)[side].to(device) for side in _SIDES[len(mined)]]
+def _restrict(
+    mined: tuple[torch.Tensor, ...], kept: torch.Tensor, ref_kept: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """A tuple of pairs or triplets without the samples that are dropped, pointing into the rest."""
+    masks = [(kept, ref_kept)[side].to(mined[0].device) for side in _SIDES[len(mined)]]
     parts = list(mined)
     for group in [(0, 1, 2)] if len(mined) == 3 else [(0, 1), (2, 3)]:
         whole = torch.stack([masks[i][parts[i]] for i in group]).all(dim=0)

@@ -7,9 +7,24 @@ from typing import Any
 import torch
 from pytorch_metric_learning.losses import CrossBatchMemory, SelfSupervisedLoss
 
+from .._batch_checks import check_batch
+from .._validation import as_count
 from .poset import PosetLoss
 
 __all__ = ["PosetCrossBatchMemory", "PosetSelfSupervisedLoss"]
+
+
+class _ForPosetLoss:
+    """Replaces PML's list of class names by a check of the loss itself."""
+
+    @staticmethod
+    def supported_losses() -> list[str]:
+        """The name that PML's list would have; subclasses of `PosetLoss` pass too."""
+        return ["PosetLoss"]
+
+    @classmethod
+    def check_loss_support(cls, loss_name: str) -> None:
+        """Nothing: `__init__` has looked at the loss itself, not at its name."""
 
 
 def _check_loss(loss: Any) -> None:
@@ -19,24 +34,25 @@ def _check_loss(loss: Any) -> None:
         )
 
 
-class PosetCrossBatchMemory(CrossBatchMemory):
+class PosetCrossBatchMemory(_ForPosetLoss, CrossBatchMemory):
     """`CrossBatchMemory` for `PosetLoss`: the representatives are the medoids of the classes in the memory.
 
     The memory holds the embeddings (detached) and class ids of the last `memory_size` samples, the batch
     among them. Its medoids are recomputed at each step; no gradient reaches them. Unassigned samples are kept
-    too, but never become representatives.
+    too, but never become representatives. A batch that is refused leaves the memory as it was.
 
     Args:
         loss: a `PosetLoss`.
         embedding_size: D.
         memory_size: samples in the memory, at least a batch. Default 1024.
         miner: None (default: the loss finds the medoids), or a `NearestMedoidMiner` that is **not** bound to
-            posets (the memory holds class ids, no dataset indices).
+            posets (the memory holds class ids, not dataset indices).
         **kwargs: of PML's `CrossBatchMemory`.
 
     Raises:
-        TypeError: if `loss` is no `PosetLoss`.
-        ValueError: for a batch larger than the memory, and for an indices_tuple: the positives lie in the
+        TypeError: if `loss` is not a `PosetLoss`, or for batches that it does not take.
+        ValueError: for a bound miner, batches that `PosetLoss` does not take, of another width than
+            `embedding_size` or larger than the memory, and for an indices_tuple: the positives are in the
             memory, where a tuple mined on the batch would point at the wrong samples.
 
     Source: "Cross-Batch Memory for Embedding Learning" (CVPR 2020), PML's implementation.
@@ -56,16 +72,13 @@ class PosetCrossBatchMemory(CrossBatchMemory):
         self, loss: PosetLoss, embedding_size: int, memory_size: int = 1024, miner: Any = None, **kwargs: Any
     ) -> None:
         _check_loss(loss)
-        super().__init__(loss, embedding_size, memory_size=memory_size, miner=miner, **kwargs)
-
-    @staticmethod
-    def supported_losses() -> list[str]:
-        """What PML's allow-list says; subclasses of `PosetLoss` pass too."""
-        return ["PosetLoss"]
-
-    @classmethod
-    def check_loss_support(cls, loss_name: str) -> None:
-        """Nothing: `__init__` has looked at the loss itself, not at its name."""
+        if getattr(miner, "posets", None) is not None:
+            raise ValueError(
+                "miner must not be bound to posets, which takes dataset indices: the memory holds class ids. "
+                "Give NearestMedoidMiner(), or None"
+            )
+        width, size = as_count(embedding_size, "embedding_size"), as_count(memory_size, "memory_size")
+        super().__init__(loss, width, memory_size=size, miner=miner, **kwargs)
 
     def forward(
         self,
@@ -80,10 +93,25 @@ class PosetCrossBatchMemory(CrossBatchMemory):
                 "indices_tuple must be None, got one: mined on the batch it points at the wrong samples of "
                 "the memory; give the miner to PosetCrossBatchMemory(..., miner=...) instead"
             )
+        if labels is None:
+            raise ValueError("labels must be given, got None: pass class ids, or -1")
+        check_batch(embeddings, labels)
+        if embeddings.shape[1] != self.embedding_size:
+            raise ValueError(
+                f"embeddings must have embedding_size={self.embedding_size} columns like the memory, got "
+                f"{tuple(embeddings.shape)}"
+            )
         if len(embeddings) > self.memory_size:
             raise ValueError(
                 f"a batch must fit into the memory of {self.memory_size}, got {len(embeddings)} embeddings: "
                 "raise memory_size"
+            )
+        if enqueue_mask is not None and (
+            enqueue_mask.dtype != torch.bool or enqueue_mask.shape != labels.shape
+        ):
+            raise ValueError(
+                f"enqueue_mask must be bool of shape {tuple(labels.shape)}, one a sample, got "
+                f"{enqueue_mask.dtype} {tuple(enqueue_mask.shape)}"
             )
         return super().forward(embeddings, labels, None, enqueue_mask)
 
@@ -100,7 +128,7 @@ class PosetCrossBatchMemory(CrossBatchMemory):
         return self.miner(embeddings, labels, E_mem, L_mem) if self.miner else None
 
 
-class PosetSelfSupervisedLoss(SelfSupervisedLoss):
+class PosetSelfSupervisedLoss(_ForPosetLoss, SelfSupervisedLoss):
     """`SelfSupervisedLoss` for `PosetLoss`: two views of an image are a class, its medoid one of them.
 
     Args:
@@ -110,11 +138,11 @@ class PosetSelfSupervisedLoss(SelfSupervisedLoss):
         **kwargs: of PML's `SelfSupervisedLoss`.
 
     Raises:
-        TypeError: if `loss` is no `PosetLoss`.
-        ValueError: if its anchors are the unassigned alone: here there are none.
+        TypeError: if `loss` is not a `PosetLoss`.
+        ValueError: if its anchors are the unassigned alone (here every sample is assigned), or if the two
+            views are not of one shape.
 
-    Source: PML's implementation. Differs from the paper: the paper has no views; nothing of it is used but
-    Eq. 4.
+    Source: PML's implementation.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -132,11 +160,12 @@ class PosetSelfSupervisedLoss(SelfSupervisedLoss):
             )
         super().__init__(loss, symmetric=symmetric, **kwargs)
 
-    @staticmethod
-    def supported_losses() -> list[str]:
-        """What PML's allow-list says; subclasses of `PosetLoss` pass too."""
-        return ["PosetLoss"]
-
-    @classmethod
-    def check_loss_support(cls, loss_name: str) -> None:
-        """Nothing: `__init__` has looked at the loss itself, not at its name."""
+    def forward(self, embeddings: torch.Tensor, ref_emb: torch.Tensor) -> torch.Tensor:
+        """The loss of two views, (B, D) each: row i of both is of one image."""
+        check_batch(embeddings, None, ref_emb)
+        if embeddings.shape != ref_emb.shape:
+            raise ValueError(
+                f"two views of the same images must have one shape, got {tuple(embeddings.shape)} and "
+                f"{tuple(ref_emb.shape)}"
+            )
+        return super().forward(embeddings, ref_emb)

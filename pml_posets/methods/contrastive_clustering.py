@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from pytorch_metric_learning.distances.base_distance import BaseDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 
-from .._medoids import check_batch, check_distance, default_distance, full_precision, squared_distances
+from .._batch_checks import check_batch, check_distance
+from .._medoids import default_distance, full_precision, squared_distances
 from .._validation import check_option
 
 __all__ = ["CentreForm", "ContrastiveClusteringLoss"]

