@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .._random import derive_seeds, preserved_randomness, seed_everything
-from ._heads import carry_rows, carry_state, class_axes, class_axis
+from ._heads import carry_rows, carry_state, class_axes, class_axis, num_outputs
 from ._identity import describe
 
 __all__ = ["Components"]
@@ -152,10 +152,9 @@ class Components:
         for name, module in self._modules.items():
             if name in self._functions:
                 continue
-            key = "out_features" if name == "classifier" else "num_classes"
-            layers = [m for m in module.modules() if isinstance(getattr(m, key, None), int)]
-            if layers and (name == "classifier" or not self._is_model[name]):
-                yield name, layers[-1], getattr(layers[-1], key)
+            heads = [(layer, count) for layer in module.modules() if (count := num_outputs(layer, name))]
+            if heads and (name == "classifier" or not self._is_model[name]):
+                yield name, *heads[-1]
 
     def check_outputs(self, num_classes: int) -> None:
         """Raise a ValueError for a class head given as a module that has too few outputs."""

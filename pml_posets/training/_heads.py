@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import coo_array, hstack, identity
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-__all__ = ["carry_rows", "carry_state", "class_axes", "class_axis", "match_classes"]
+__all__ = ["carry_rows", "carry_state", "class_axes", "class_axis", "match_classes", "num_outputs"]
 
 Axes = Mapping[str, tuple[int, int]]
 """Name of a weight to the axis that the classes lie on, and its rows for each class."""
@@ -146,9 +146,21 @@ def carry_state(
 
 def class_axis(module: torch.nn.Module, num_outputs: int) -> Axes:
     """Weights of one layer with a single axis of this size, for heads that are given as modules."""
+    rows = getattr(module, "sub_centers", getattr(module, "centers_per_class", 1))
     axes = {}
     for name, weight in module.named_parameters(recurse=False):
-        fitting = [axis for axis, size in enumerate(weight.shape) if size == num_outputs]
+        fitting = [axis for axis, size in enumerate(weight.shape) if size == num_outputs * rows]
         if len(fitting) == 1 or (fitting and isinstance(module, torch.nn.Linear)):
-            axes[name] = fitting[0], 1
+            axes[name] = fitting[0], rows
     return axes
+
+
+def num_outputs(layer: torch.nn.Module, name: str) -> int | None:
+    """How many classes a layer of a head has room for; None if it is no such layer."""
+    if name == "classifier":
+        count = getattr(layer, "out_features", None)
+    else:  # a loss of PML's; some keep their proxies W (D, C) alone
+        proxies = getattr(layer, "W", None)
+        width = proxies.shape[1] if isinstance(proxies, torch.nn.Parameter) and proxies.ndim == 2 else None
+        count = getattr(layer, "num_classes", 0) or width  # 0: PML's record of the last batch
+    return count if isinstance(count, int) else None

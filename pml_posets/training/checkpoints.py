@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import re
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
@@ -56,22 +58,23 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    with open(path, "rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                bad = archive.testzip()
-                names = {name.rpartition("/")[2] for name in archive.namelist()}
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # zipfile raises anything on damage
-            bad, names = f"archive: {error}", set()
-    if bad is not None:
-        raise ValueError(
-            f"the checkpoint {path} is damaged or none (the checksum is wrong or missing in its {bad}): "
-            "restore a copy, or remove it to begin again"
-        )
+    names: set[str] = set()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True) if "data.pkl" in names else None
+        with zipfile.ZipFile(path) as archive:
+            damage = archive.testzip()
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+    except Exception as error:  # zipfile raises anything on damage
+        real = isinstance(error, OSError) and error.errno != errno.EINVAL  # EINVAL: an offset that cannot be
+        if real or isinstance(error, MemoryError):
+            raise
+        damage = str(error)
+    try:
+        whole = damage is None and "data.pkl" in names
+        content = torch.load(path, map_location="cpu", weights_only=True) if whole else None
+    except RuntimeError as error:
+        if not re.search("PytorchStreamReader|inline_container", str(error)) or "read failed" in str(error):
+            raise
+        damage = str(error).partition("\n")[0]
     except pickle.UnpicklingError as error:
         lines = str(error).splitlines()
         reason = next((line.strip() for line in lines if "nsupported" in line), lines[0] if lines else "")
@@ -79,6 +82,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is a whole file, but no checkpoint: it holds more than tensors and plain values "
             f"({reason})"
         ) from error
+    if damage is not None:
+        raise ValueError(
+            f"the checkpoint {path} is damaged or none (wrong: {damage}): restore a copy, or remove it to "
+            "begin again"
+        )
     found = content.get("format") if isinstance(content, dict) else None
     if not isinstance(content, dict) or found != _FORMAT:
         raise ValueError(

@@ -1,8 +1,12 @@
 """Files that hold a run: whole, checked, and of this run."""
 
+import collections
+import enum
 import os
+import re
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,3 +114,99 @@ def test_settings_are_compared_both_ways():
         check_settings({"a": 1}, {"a": 2, "b": 3}, "x")
     with pytest.raises(ValueError, match=r"there c=5, here None"):
         check_settings({"c": 5}, {}, "x")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error"), MemoryError("no memory"), PermissionError(13, "not allowed")],
+)
+@pytest.mark.parametrize("where", ["zipfile.ZipFile.testzip", "torch.load"])
+def test_what_says_nothing_of_the_bytes_comes_through(error, where, saved, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(type(error), match=str(error.args[-1])) as raised:
+        load_checkpoint(saved)
+    assert raised.value is error
+
+
+def test_memory_that_torch_cannot_have(saved, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_checkpoint(saved)
+
+
+def test_any_flipped_bit_is_damage_or_none(saved):
+    content = saved.read_bytes()
+    for place in range(0, len(content), max(1, len(content) // 400)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        saved.write_bytes(flipped)
+        try:
+            load_checkpoint(saved)  # names and times in the archive do not matter
+        except ValueError as error:
+            assert re.search("damaged or none|format is not", str(error))  # noqa: PT017
+
+
+def test_numpy_numbers_and_other_subclasses_become_plain(tmp_path):
+    class Level(enum.IntEnum):
+        HIGH = 3
+
+    content = {
+        "a": np.float64(0.1), "b": [np.int32(1), (np.bool_(True), np.str_("x"))],
+        "c": {np.int64(2): Level.HIGH}, "d": torch.nn.Parameter(torch.ones(2)),
+        "e": collections.Counter(x=np.int64(1)),
+    }  # fmt: skip
+    save_checkpoint(tmp_path / "a.pt", content)
+    found = load_checkpoint(tmp_path / "a.pt")
+    assert found["a"] == 0.1
+    assert type(found["a"]) is float
+    assert found["b"] == [1, (True, "x")]
+    assert found["c"] == {2: 3}
+    assert type(found["d"]) is torch.Tensor
+    assert found["e"] == {"x": 1}
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), np.random.default_rng(0), lambda: 0, object(), Code()])
+def test_what_cannot_be_read_back_is_named_and_not_written(value, saved):
+    old = saved.read_bytes()
+    with pytest.raises(TypeError, match=r"state\['x'\]\[1\] is a "):
+        save_checkpoint(saved, {"state": {"x": [1, value]}})
+    assert saved.read_bytes() == old
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_what_ends_a_write_stays_what_it_is(raised, saved, monkeypatch):
+    old, write = saved.read_bytes(), torch.save
+    for at in (1, 3, 8):
+        calls = []
+
+        class Interrupted:
+            def __init__(self, file):
+                self.file, self.flush = file, file.flush
+
+            def write(self, data, calls=calls, at=at):
+                calls.append(1)
+                if len(calls) == at:
+                    raise raised("now")
+                return self.file.write(data)
+
+        failing = lambda content, file, kind=Interrupted: write(content, kind(file))  # noqa: E731
+        monkeypatch.setattr(torch, "save", failing)
+        with pytest.raises(raised, match="now"):
+            save_checkpoint(saved, {"weights": torch.ones(50_000)})
+        assert saved.read_bytes() == old
+    assert [path.name for path in saved.parent.iterdir()] == ["a.pt"]
+
+
+def test_settings_that_are_tensors_or_not_numbers():
+    rows = torch.linspace(1, 2, 10)
+    check_settings({"a": rows, "b": float("nan")}, {"a": rows + 1e-6, "b": float("nan")}, "x")
+    with pytest.raises(ValueError, match=r"there a=10 rows, here others in 1 of 10 rows \(the first is 4\)"):
+        check_settings({"a": rows}, {"a": rows + torch.eye(10)[4]}, "x")
+    with pytest.raises(ValueError, match=r"there a=10 rows, here 9 rows; there b=1, here 2 rows"):
+        check_settings({"a": rows, "b": 1}, {"a": rows[1:], "b": rows[:2]}, "x")

@@ -1,10 +1,10 @@
-"""Parts of a run that are made anew with the classes (the rest is tested with the trainer)."""
+"""Class heads and their optimizers (the rest is tested with the trainer)."""
 
 import pytest
 import torch
 from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
 
-from pml_posets.training._components import Components as TrainingParts
+from pml_posets.training._components import Components
 
 
 def head_groups(parameters):
@@ -26,7 +26,7 @@ def make(**changes):
         "adapt": lambda name, loss: loss,
         **changes,
     }
-    return TrainingParts(**options)
+    return Components(**options)
 
 
 def step(parts):
@@ -54,7 +54,7 @@ def test_an_optimizer_of_several_groups_takes_the_new_parameters():
     assert not torch.equal(new.weight, before[1])
 
 
-def test_weights_of_what_is_made_anew_hang_on_the_seed_alone():
+def test_new_weights_are_a_function_of_the_seed():
     found = []
     for number, seed in enumerate((3, 3, 4)):
         torch.manual_seed(number)
