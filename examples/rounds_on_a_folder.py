@@ -5,6 +5,7 @@
 
 HOG-LDA gives the first similarities, JointTrainer the rounds. All that comes of it lies in --output, with
 embeddings.npy and names.txt for searches of your own; started again, a run goes on where it was stopped.
+Other images or options need another --output.
 Subfolders, if there are any, serve to score the result, no more.
 """
 
@@ -57,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     joint = make_trainer(store, first, options)
     before = joint.extract()
-    joint.train(resume=True)
+    try:
+        joint.train(resume=(options.output / "checkpoint.pt").exists())
+    except ValueError as error:  # a run of other images or options; the message lists what differs
+        parser.exit(1, f"{error}\n")
     after = joint.extract()  # (N, 128), unit rows
     names = [str(path.relative_to(folder)) for path in images.paths]
     np.save(options.output / "embeddings.npy", after)

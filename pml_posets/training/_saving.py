@@ -72,7 +72,7 @@ class Saved(Rounds):
         content = from_main(lambda: load_checkpoint(path))
         try:
             self._components.fit(content.get("num_classes", 1), 0, self.device)  # heads, to be compared
-            check_settings(content["settings"], self._described(), path)
+            self._check_same_run(content["settings"], path)
             self.sampler.load_state_dict(content["sampler"])
             self._install(self.sampler.posets)
             self._components.load_state_dict(content["parts"])
@@ -88,6 +88,18 @@ class Saved(Rounds):
                 f"the checkpoint {path} does not fit the parts of this run ({error}): "
                 "use the same models, losses and optimizers, or another folder"
             ) from error
+
+    def _check_same_run(self, saved: Mapping[str, Any], path: Any) -> None:
+        try:
+            check_settings(saved, self._described(), path)
+        except ValueError as error:
+            other_data = any(f"there {what}" in str(error) for what in ("num_samples", "dataset file names"))
+            if not other_data:
+                raise
+            raise ValueError(
+                f"{error}. A folder with an image more, less or of another name is a new data set, and needs "
+                "an output_dir of its own"
+            ) from None
 
     def _open(self, resume: bool) -> None:
         path = self.checkpoint_path

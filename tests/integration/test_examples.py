@@ -71,6 +71,44 @@ def test_rounds_learn_from_a_folder_and_resume(tmp_path):
     assert (tmp_path / "out" / "checkpoint.pt").stat().st_mtime_ns == checkpoint.st_mtime_ns
 
 
+def test_rounds_of_other_photos_are_another_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from rounds_on_a_folder import draw_folder, main
+
+    def start(folder, *more):
+        short = ("--rounds", "1", "--iterations", "2", "--size", "32")
+        main([str(folder), "--output", str(tmp_path / "o"), *short, *more])
+
+    def kept():
+        return {
+            path.name: path.read_bytes() for path in (tmp_path / "o").glob("*.*") if path.suffix != ".npz"
+        }
+
+    first = draw_folder(tmp_path / "A", num_postures=2, num_images=8)
+    drawn = sorted(draw_folder(tmp_path / "B", num_postures=3, num_images=8).rglob("*.png"))
+    second = tmp_path / "B" / "posture-01"
+    start(first)
+    before = kept()
+    for path in drawn[:8]:
+        path.rename(second / f"1{path.name}")  # sixteen other photos
+    sixth = first / "one more.png"
+    sixth.write_bytes(drawn[-1].read_bytes())
+    for folder, text in ((first, "there num_samples=16, here 17"), (second, "there first features")):
+        with pytest.raises(SystemExit) as ended:
+            start(folder)
+        assert ended.value.code == 1
+        shown = capsys.readouterr().err
+        assert "belongs to another run" in shown
+        assert text in shown
+        assert ("is a new data set" in shown) == (folder == first)
+        after = kept()
+        assert {name: after[name] for name in before} == before
+    sixth.unlink()
+    with pytest.raises(SystemExit):
+        start(first, "--iterations", "3")
+    start(first)
+
+
 def test_rounds_take_a_folder_with_a_broken_image(tmp_path):
     sys.path.insert(0, str(ROOT / "examples"))
     try:
