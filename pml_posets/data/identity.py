@@ -55,7 +55,7 @@ def data_identity(images: Any, data_id: str | None = None) -> tuple[str, str]:
     """
     own = data_id if data_id is not None else getattr(images, "data_id", None)
     if isinstance(own, str):
-        return own, digest(own, len(images))
+        return own, digest(pixels.VERSION, own, len(images))
     if isinstance(images, torch.utils.data.Subset):
         name, state = data_identity(images.dataset)
         chosen = digest([int(index) for index in images.indices])
@@ -143,10 +143,13 @@ def _values(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return ["partial", _values(value.func), _values(value.args), _values(value.keywords)]
     if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
-        if _is_library(value) and "<" not in value.__qualname__:
+        bound_to = getattr(value, "__self__", None)
+        is_bound = bound_to is not None and not isinstance(bound_to, types.ModuleType | type)
+        if _is_library(value) and "<" not in value.__qualname__ and not is_bound:
             return f"{value.__module__}.{value.__qualname__}"
         raise _UnknownError(f"{value.__qualname__} is code, whose values are not known")
-    if _is_library(type(value)) and hasattr(value, "__dict__"):
+    is_python = isinstance(type(value).__init__, types.FunctionType)  # no values out of sight, as C code has
+    if _is_library(type(value)) and is_python and hasattr(value, "__dict__"):
         return [type(value).__module__, type(value).__qualname__, _values(vars(value))]
     raise _UnknownError(f"the values of a {type(value).__qualname__} are not known")
 

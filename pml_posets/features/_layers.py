@@ -37,6 +37,7 @@ class LayerReader:
             raise ValueError(f"amp must be True, False, torch.bfloat16 or torch.float16, got {amp!r}")
         self.model, self.layer, self.device = model, layer, device
         self.target = None if layer is None else _submodule(model, layer)
+        self.called_once = False  # known after a whole forward pass
         self.half = amp if isinstance(amp, torch.dtype) else None
         if amp is True and device.type == "cuda":
             self.half = torch.float16
@@ -88,17 +89,28 @@ class LayerReader:
         found: list[object] = []
 
         def keep(module: nn.Module, given: object, output: object) -> None:
-            found.append(output)
-            raise _ReachedError
+            if self.called_once:
+                found.append(output)
+                raise _ReachedError
+            found.append(output.clone() if isinstance(output, torch.Tensor) else output)  # of in-place layers
 
         hook = self.target.register_forward_hook(keep)
         try:
             self.model(images)
         except _ReachedError:
-            return found[0]
+            pass
+        except RuntimeError:
+            if not found:  # else it is of layers behind, made for images of another size
+                raise
         finally:
             hook.remove()
-        raise ValueError(f"the layer {self.layer!r} takes no part in the model's forward pass: take another")
+        if len(found) != 1:
+            raise ValueError(
+                f"layer {self.layer!r} must be called once in the model's forward pass, is called "
+                f"{len(found)} times: take another"
+            )
+        self.called_once = True
+        return found[0]
 
     def _pooled(self, out: torch.Tensor) -> torch.Tensor:
         if self.grid is None and self.window is None:
@@ -121,7 +133,7 @@ class LayerReader:
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
     modules = dict(model.named_modules())
-    if name not in modules:
+    if not name or name not in modules:
         known = [found for found in modules if found]
         raise ValueError(f"layer must be a submodule of the model, got {name!r}: it has {', '.join(known)}")
     return modules[name]

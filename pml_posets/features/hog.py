@@ -24,6 +24,7 @@ __all__ = [
     "HogGrid",
     "HogItems",
     "block_toeplitz",
+    "cholesky_factor",
     "hog_batches",
     "stationary_statistics",
 ]
@@ -33,6 +34,7 @@ HogBackend = Literal["torch", "skimage"]
 _TINY = 1e-5  # added to the length of a block, as in scikit-image
 _HIGHEST = 0.2  # of a value in a block of unit length
 _ON_EDGE = 2e-6  # bins: a direction on the edge of two is the upper one's, whatever rounding says
+_LEAST_RIDGE = 1e-6
 _BILINEAR = 2  # PIL's number of it
 _CHUNK = 2**19  # pixels of all channels held at once: on a CPU they fit its cache
 
@@ -289,3 +291,24 @@ def block_toeplitz(covariance: np.ndarray) -> np.ndarray:
     offset = np.arange(side)[None, :] - np.arange(side)[:, None] + side - 1  # (from, to)
     whole = covariance[offset[:, None, :, None], offset[None, :, None, :]]  # (y, x, y', x', C, C)
     return np.ascontiguousarray(whole.transpose(0, 1, 4, 2, 3, 5)).reshape(side**2 * channels, -1)
+
+
+def cholesky_factor(covariance: np.ndarray, ridge: float) -> tuple[float, torch.Tensor]:
+    """L of the covariance of a whole grid, with `ridge` times its mean eigenvalue added to its diagonal.
+
+    Args:
+        covariance: (2 G - 1, 2 G - 1, C, C), of `stationary_statistics`.
+        ridge: from 0; doubled until the matrix is positive definite.
+
+    Returns:
+        The ridge in use, and (D, D) float32, lower triangular.
+    """
+    whole = torch.from_numpy(block_toeplitz(covariance))
+    mean_eigenvalue = float(whole.diagonal().mean())
+    ridge, added = max(ridge, _LEAST_RIDGE), 0.0
+    while True:
+        whole.diagonal().add_((ridge - added) * mean_eigenvalue)
+        factor, failed = torch.linalg.cholesky_ex(whole)
+        if not failed:
+            return ridge, factor.float()
+        added, ridge = ridge, 2 * ridge

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
 from .._validation import as_count, as_real, unit_rows
@@ -20,15 +19,13 @@ from ..data.cache import CacheKey, FeatureCache
 from ..distributed.process_group import all_gather_objects, is_main
 from ..distributed.sharing import shares_work
 from ._rows import Rows, collect_rows, shows_progress
-from .hog import HogBackend, HogGrid, HogItems, block_toeplitz, hog_batches, stationary_statistics
-from .saving import Saved
+from .hog import HogBackend, HogGrid, HogItems, cholesky_factor, hog_batches, stationary_statistics
+from .saving import ImageStep
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["HOGLDA"]
-
-_LEAST_RIDGE = 1e-6
 
 
 class _Options(TypedDict, total=False):
@@ -43,7 +40,7 @@ class _Options(TypedDict, total=False):
     device: str | torch.device
 
 
-class HOGLDA(Saved, TransformerMixin, BaseEstimator):
+class HOGLDA(ImageStep):
     """HOG, whitened by the statistics of generic patches: phi = L^-1 (h - mu), with Sigma = L L^T.
 
     h is the HOG of an image, a grid of blocks with C values each. mu (C,) is the mean of a block and Sigma
@@ -59,7 +56,7 @@ class HOGLDA(Saved, TransformerMixin, BaseEstimator):
         block_size: side of a block, cells; blocks lie one cell apart. Default 2.
         num_orientations: bins over 180 degrees. Default 9. The defaults give 11 x 11 blocks of 36 values.
         ridge: shrinkage as a multiple of the mean eigenvalue, >= 0, usually 0.01 to 30; towards infinity the
-            features become plain HOG minus mu. Default 10: with crops of persons, nearest neighbours by
+            features become plain HOG minus mu. Default 10: with crops of persons, nearest neighbors by
             posture were best there, and worse than plain HOG's below 1.
         whiten: False leaves L^-1 out: HOG minus mu. Default True.
         window: (x, y), standard deviations of a Gaussian about the image's center, as parts of its sides: the
@@ -118,12 +115,6 @@ class HOGLDA(Saved, TransformerMixin, BaseEstimator):
         as_real(self.ridge, "ridge", low=0)
         if self.window is not None and (len(self.window) != 2 or not min(self.window) > 0):
             raise ValueError(f"window must be two numbers above 0, (x, y), or None, got {self.window}")
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False  # images
-        tags.no_validation = True
-        return tags
 
     @property
     def grid(self) -> HogGrid:
@@ -188,7 +179,8 @@ class HOGLDA(Saved, TransformerMixin, BaseEstimator):
         batches = hog_batches(items, self.grid, progress=progress, what="background patches", **how)
         rows = np.concatenate([batch for (batch,) in batches])
         mean, covariance = stationary_statistics(rows, self.grid.side)
-        if not np.isfinite(covariance).all() or _mean_eigenvalue(covariance) <= 0:
+        middle = covariance[self.grid.side - 1, self.grid.side - 1]  # of a block with itself
+        if not np.isfinite(covariance).all() or np.trace(middle) <= 0:
             raise ValueError("the background images hold no edges to learn from: are they blank?")
         self.mean_, self.covariance_, self.ridge_, self._factor = mean, covariance, None, None
         return self
@@ -223,7 +215,7 @@ class HOGLDA(Saved, TransformerMixin, BaseEstimator):
     ) -> Rows | tuple[Rows, Rows]:
         """Features of images, in their order.
 
-        Inside `pml_posets.distributed.shared_work` every rank describes its share of the images, and gets the
+        Inside `pml_posets.distributed.shared_work` every rank describes its share of the images and gets the
         rows of all, equal to those of one process; rank 0 alone writes to the cache.
 
         Args:
@@ -342,16 +334,8 @@ class HOGLDA(Saved, TransformerMixin, BaseEstimator):
     def _whitener(self) -> torch.Tensor:
         """(D, D) float32 lower triangular L."""
         if self._factor is None or self._factor[0] != self.ridge:
-            whole = torch.from_numpy(block_toeplitz(np.asarray(self.covariance_)))
-            mean_eigenvalue = float(whole.diagonal().mean())
-            ridge, added = max(self.ridge, _LEAST_RIDGE), 0.0
-            while True:
-                whole.diagonal().add_((ridge - added) * mean_eigenvalue)
-                factor, failed = torch.linalg.cholesky_ex(whole)
-                if not failed:
-                    break
-                added, ridge = ridge, 2 * ridge
-            self.ridge_, self._factor = ridge, (self.ridge, factor.float())
+            self.ridge_, factor = cholesky_factor(np.asarray(self.covariance_), self.ridge)
+            self._factor = self.ridge, factor
         return self._factor[1]
 
 
@@ -369,9 +353,3 @@ def _check_finite(views: list[Rows], start: int) -> None:
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
             raise ValueError(f"the features of images[{start + bad[0]}] hold a NaN or an infinite value")
-
-
-def _mean_eigenvalue(covariance: np.ndarray) -> float:
-    """Of the whole grid's covariance: its diagonal is that of offset zero, again and again."""
-    middle = len(covariance) // 2
-    return float(np.trace(covariance[middle, middle])) / covariance.shape[2]

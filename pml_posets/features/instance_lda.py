@@ -111,7 +111,12 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         directions = as_count(self.num_directions, "num_directions")
         as_real(self.shrinkage, "shrinkage", low=0, high=1)
         if y is None:
-            raise ValueError("InstanceLDA requires y to be passed, the image that each row is a view of")
+            raise ValueError(
+                "InstanceLDA requires y to be passed, but the target y is None: give the image that each row "
+                "is a view of"
+            )
+        if isinstance(y, np.ndarray) and y.dtype.hasobject:
+            raise ValueError("Unknown label type: y must be integers, got an array of objects")
         rows = _as_rows(self, X, reset=True)
         owners = as_class_ids(y, len(rows), "instances")
         if (owners < 0).any():
@@ -120,7 +125,7 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         if count < 2 or count == len(owners):
             raise ValueError(
                 f"instances must name two images or more, and some of them twice, got {count} of "
-                f"{len(owners)} rows: give several views of each image"
+                f"{len(owners)} samples: give several views of each image"
             )
         pca = PCA(
             min(directions, rows.shape[1], len(rows)),

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -18,7 +17,7 @@ from ..data.datasets import SeededDataset, check_dataset
 from ..data.images import as_image, check_channels_first
 from ._layers import LayerReader
 from ._rows import Rows, collect_rows, shows_progress
-from .saving import Saved
+from .saving import ImageStep
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -180,7 +179,7 @@ def extract(
     return (views[0], views[1]) if mirror else views[0]
 
 
-class NetworkFeatures(Saved, TransformerMixin, BaseEstimator):
+class NetworkFeatures(ImageStep):
     """`extract` as a step of a scikit-learn Pipeline: images in, rows out.
 
     Args:
@@ -221,12 +220,6 @@ class NetworkFeatures(Saved, TransformerMixin, BaseEstimator):
         self.mean, self.std, self.size, self.crop = mean, std, size, crop
         self.normalize, self.batch_size, self.num_workers = normalize, batch_size, num_workers
         self.device, self.amp = device, amp
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False  # images
-        tags.no_validation = True
-        return tags
 
     def fit(self, images: Any, y: None = None) -> NetworkFeatures:
         """Learn the mean of the rows, where it is to be subtracted; y is ignored."""

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
 from .._io import read_npz, write_npz
@@ -110,6 +111,16 @@ class Saved:
                 f"{path} holds a {type(loaded).__name__}, no {cls.__name__}: read it by features.load"
             )
         return loaded
+
+
+class ImageStep(Saved, TransformerMixin, BaseEstimator):
+    """Base of steps whose input is images, not rows of numbers."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False  # images
+        tags.no_validation = True
+        return tags
 
 
 def _tree(step: Any, arrays: dict[str, np.ndarray]) -> Any:

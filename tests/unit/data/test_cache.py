@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 
 from pml_posets._io import read_npz, write_npz
-from pml_posets.data import ImageList, UnreadableImageError, data_identity
+from pml_posets.data import ImageList, UnreadableImageError
 from pml_posets.data.cache import FeatureCache
-from pml_posets.data.identity import digest
 
 
 @pytest.fixture
@@ -63,16 +62,6 @@ def test_a_changed_file_makes_it_stale(tmp_path, paths):
     assert cache.load(new)["features"] == 1
     assert cache.load(old) is None
     assert len(list(tmp_path.glob("*.npz"))) == 1
-
-
-def test_contents_in_memory_count():
-    arrays = np.zeros((2, 4, 4), np.uint8)
-    first = data_identity(arrays)
-    assert data_identity(list(arrays)) == data_identity(torch.zeros(2, 4, 4, dtype=torch.uint8)) == first
-    assert data_identity([Image.fromarray(array) for array in arrays]) == first
-    assert data_identity([(array, "label") for array in arrays]) == first
-    arrays[1, 2, 3] = 1
-    assert data_identity(arrays)[1] != first[1]
 
 
 def test_data_of_unknown_kind(tmp_path, paths):
@@ -133,9 +122,3 @@ def test_npz_files(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros(2))
     with pytest.raises(ValueError, match="damaged or no file of arrays"):
         read_npz(tmp_path / "a.npy")
-
-
-def test_digest_refuses_what_it_cannot_read():
-    assert digest(np.float32(1), np.int64(2)) == digest(1.0, 2)
-    with pytest.raises(TypeError, match="cannot digest a object"):
-        digest(object())

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import random
 import warnings
 
 import numpy as np
@@ -9,11 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from skimage.feature import hog as skimage_hog
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import estimator_checks
 
 from pml_posets.data.datasets import ImageList, UnreadableImageError
 from pml_posets.features import hog_lda as hoglda
 from pml_posets.features.hog import HogGrid, HogItems, block_toeplitz, stationary_statistics
 from pml_posets.features.hog_lda import HOGLDA
+from pml_posets.features.network import NetworkFeatures
 
 
 def pictures(num: int, size: int = 40, seed: int = 0) -> np.ndarray:
@@ -429,3 +435,91 @@ def test_finish_of_something_else(described):
         plain.finish(centerd[0])
     with pytest.raises(ValueError, match="needs background statistics"):
         HOGLDA(image_size=32).finish(centerd)
+
+
+# --- As scikit-learn's
+
+
+def test_as_a_step_of_a_pipeline():
+    images = pictures(12, size=32)
+    pipeline = make_pipeline(HOGLDA(image_size=32), PCA(3, whiten=True, random_state=0))
+    rows = pipeline.fit(images).transform(images[:4])
+    assert rows.shape == (4, 3)
+    assert "HOGLDA" in pipeline._repr_html_()
+    again = clone(pipeline).set_params(hoglda__ridge=1.0)
+    assert again.named_steps["hoglda"].mean_ is None
+    assert np.abs(again.fit(images).transform(images[:4]) - rows).max() > 1e-3
+    assert repr(HOGLDA(window=(0.2, 0.5))) == "HOGLDA(window=(0.2, 0.5))"
+
+
+# Of images no check that makes rows of numbers applies.
+APPLICABLE = [
+    "check_no_attributes_set_in_init",
+    "check_parameters_default_constructible",
+    "check_get_params_invariance",
+    "check_set_params",
+    "check_do_not_raise_errors_in_init_or_set_param",
+    "check_estimator_cloneable",
+    "check_estimator_repr",
+    "check_estimator_tags_renamed",
+    "check_valid_tag_types",
+]
+
+
+@pytest.mark.parametrize("step", [HOGLDA(), NetworkFeatures(torch.nn.Flatten())])
+def test_scikit_learn_s_checks_of_estimators_of_images(step):
+    for name in APPLICABLE:
+        check = getattr(estimator_checks, name, None)
+        if check is not None:
+            check(type(step).__name__, clone(step))
+
+
+def test_settings_that_set_params_has_broken_are_found(fitted):
+    broken = copy.deepcopy(fitted).set_params(ridge=-1)
+    with pytest.raises(ValueError, match="ridge must be at least 0"):
+        broken.transform(pictures(1, size=32), progress=False)
+    broken.set_params(ridge=1, image_size=30)
+    with pytest.raises(ValueError, match="multiple of cell_size"):
+        broken.transform(pictures(1, size=32), progress=False)
+
+
+# --- Randomness
+
+
+class Drawing(torch.utils.data.Dataset):
+    """Images drawn from every global generator, as random transforms do."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        noise = torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002
+        return (self.images[index] / 255 * float(noise) / 3).astype(np.float32)
+
+
+def test_random_transforms_draw_the_same_with_any_number_of_workers(fitted):
+    data = Drawing(pictures(7, size=32))
+    rows = [
+        fitted.transform(data, num_workers=workers, batch_size=batch, progress=False)
+        for workers, batch in ((0, 256), (1, 2), (2, 3))
+    ]
+    for other in rows[1:]:
+        np.testing.assert_allclose(other, rows[0], atol=1e-6)
+    reversed_ = fitted.transform(torch.utils.data.Subset(data, range(7)), progress=False)
+    np.testing.assert_allclose(reversed_, rows[0], atol=1e-6)
+    learned = [
+        HOGLDA(image_size=32).fit_background(data, num_patches=20, num_workers=workers, progress=False).mean_
+        for workers in (0, 1, 2)
+    ]
+    np.testing.assert_array_equal(learned[0], learned[1])
+    np.testing.assert_array_equal(learned[0], learned[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_of_any_floating_dtype(fitted, dtype):
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    rows = fitted.transform(images.to(dtype), mirror=True, progress=False)
+    np.testing.assert_allclose(rows[0], fitted.transform(images, progress=False), atol=0.06)

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from sklearn.base import clone
+from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import check_estimator
 
 from pml_posets.features.instance_lda import InstanceLDA
 
@@ -156,9 +160,9 @@ def test_options_out_of_range(changes, message):
     [
         (np.arange(3), r"instances must have shape \(150,\) to match the samples, got \(3,\)"),
         (np.zeros(150), "instances must be integers, got dtype float64"),
-        (np.zeros(150, int), "two images or more, and some of them twice, got 1 of 150 rows"),
-        (np.arange(150), "got 150 of 150 rows: give several views of each image"),
-        (np.full(150, -1), "got 0 of 0 rows"),
+        (np.zeros(150, int), "two images or more, and some of them twice, got 1 of 150 samples"),
+        (np.arange(150), "got 150 of 150 samples: give several views of each image"),
+        (np.full(150, -1), "got 0 of 0 samples"),
     ],
 )
 def test_instances_that_do_not_do(owners, message):
@@ -188,3 +192,50 @@ def test_before_it_is_fitted_and_another_width():
         lda.transform(np.zeros((3, 5), np.float32))
     with pytest.raises(ValueError, match="row 1 holds a NaN"):
         lda.fit(np.array([[0.0], [np.nan]]), [0, 0])
+
+
+# --- As scikit-learn's
+
+
+NOT_OURS = {
+    "check_estimators_nan_inf": "it gives classes as floats, which are refused; NaN is tested above",
+    "check_methods_subset_invariance": "float32 products of other sizes differ in the last bit",
+    "check_methods_sample_order_invariance": "float32 products of other sizes differ in the last bit",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_s_own_checks():
+    passed = check_estimator(InstanceLDA(), expected_failed_checks=NOT_OURS, on_fail="raise")
+    assert sum(check["status"] == "passed" for check in passed) > 30
+
+
+def test_in_a_pipeline_with_its_picture_and_parameters():
+    rows, owners = views()
+    pipeline = make_pipeline(PCA(5), InstanceLDA(num_components=3))
+    embedded = pipeline.fit_transform(rows, owners)
+    np.testing.assert_allclose(pipeline.transform(rows), embedded, atol=1e-5)
+    assert "InstanceLDA" in pipeline._repr_html_()
+    assert list(pipeline.get_feature_names_out()) == ["instancelda0", "instancelda1", "instancelda2"]
+    clone(pipeline).set_params(instancelda__num_components=2).fit(rows, owners)
+    with pytest.raises(ValueError, match="Invalid parameter 'components'"):
+        InstanceLDA().set_params(components=2)
+    assert repr(InstanceLDA(shrinkage=0.3)) == "InstanceLDA(shrinkage=0.3)"
+
+
+def test_saved_and_loaded(tmp_path):
+    rows, owners = views()
+    lda = InstanceLDA(num_components=3, shrinkage=0.2, normalize=False)
+    with pytest.raises(ValueError, match="nothing to save: fit the InstanceLDA first"):
+        lda.save(tmp_path / "lda.npz")
+    lda.fit(rows, owners).save(tmp_path / "lda.npz")
+    loaded = InstanceLDA.load(tmp_path / "lda.npz")
+    assert loaded.get_params() == lda.get_params()
+    np.testing.assert_array_equal(loaded.transform(rows), lda.transform(rows))
+    with pytest.raises(ValueError, match="X has 5 features"):
+        loaded.transform(rows[:, :5])
+    whole = (tmp_path / "lda.npz").read_bytes()
+    (tmp_path / "lda.npz").write_bytes(whole[:-50])
+    with pytest.raises(ValueError, match=r"lda\.npz is damaged"):
+        InstanceLDA.load(tmp_path / "lda.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["lda.npz"]

@@ -77,8 +77,7 @@ def test_every_mode_is_restored():
     assert broken.training
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_randomness_is_untouched_and_the_same_every_time(num_workers):
+def test_randomness_is_untouched_and_the_same_with_any_number_of_workers():
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     random.seed(3)
@@ -86,12 +85,16 @@ def test_randomness_is_untouched_and_the_same_every_time(num_workers):
     def state():
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
 
-    before = state()
-    first = extract(nn.Flatten(), Noisy(), num_workers=num_workers, normalize=False, progress=False)
+    before, options = state(), {"normalize": False, "progress": False}
+    first = extract(nn.Flatten(), Noisy(), **options)
     assert state() == before
-    torch.rand(5)
-    again = extract(nn.Flatten(), Noisy(), num_workers=num_workers, normalize=False, progress=False)
-    np.testing.assert_array_equal(first, again)
+    assert len(np.unique(first[:, 0] - np.arange(5))) == 5  # each item has its own
+    for workers, batch in ((0, 2), (1, 2), (2, 1), (2, 3)):
+        torch.rand(5)
+        again = extract(nn.Flatten(), Noisy(), num_workers=workers, batch_size=batch, **options)
+        np.testing.assert_array_equal(first, again)
+    part = extract(nn.Flatten(), torch.utils.data.Subset(Noisy(), [0, 1]), **options)
+    np.testing.assert_array_equal(part, first[:2])
 
 
 def test_half_precision_only_where_it_helps():

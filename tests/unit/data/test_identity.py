@@ -1,0 +1,261 @@
+"""What tells images from others: any change of files, contents, transforms or code, or a refusal."""
+
+import functools
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, Subset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from pml_posets.data import BatchAugmentation, ImageList, ImageStore, data_identity
+from pml_posets.data.cache import FeatureCache
+from pml_posets.data.identity import digest
+from pml_posets.features import HOGLDA
+
+BOX = (0, 0, 8, 8)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    (tmp_path / "class").mkdir()
+    files = [tmp_path / "class" / f"{i}.png" for i in range(3)]
+    for i, file in enumerate(files):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
+    return files
+
+
+def crop(image):
+    return image.crop(BOX)
+
+
+class Callable:
+    def __init__(self, left):
+        self.left = left
+
+    def __call__(self, image):
+        return image.crop((self.left, 0, self.left + 8, 8))
+
+    def __repr__(self):
+        return "Callable()"
+
+
+class Cropped(Dataset):
+    """A user's dataset: its files are known, and so are its values and code."""
+
+    def __init__(self, paths, left=0, transform=None):
+        self.paths, self.left, self.transform = paths, left, transform
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        image = Image.open(self.paths[index]).convert("RGB")
+        return image.crop((self.left, 0, self.left + 32, 32))
+
+
+class Elsewhere(Cropped):
+    def __getitem__(self, index):
+        return super().__getitem__(index).crop((1, 1, 30, 30))
+
+
+class ReadsGlobal(Cropped):
+    def __getitem__(self, index):
+        return super().__getitem__(index).crop(BOX)
+
+
+class CallsCode(Cropped):
+    def __getitem__(self, index):
+        return crop(super().__getitem__(index))
+
+
+class PathsByMethod(Cropped):
+    def __init__(self, paths):
+        self._paths = paths
+
+    def paths(self):
+        return self._paths
+
+
+def test_contents_in_memory_count():
+    arrays = np.zeros((2, 4, 4), np.uint8)
+    first = data_identity(arrays)
+    assert data_identity(list(arrays)) == data_identity(torch.zeros(2, 4, 4, dtype=torch.uint8)) == first
+    assert data_identity([Image.fromarray(array) for array in arrays]) == first
+    assert data_identity([(array, "label") for array in arrays]) == first
+    arrays[1, 2, 3] = 1
+    assert data_identity(arrays)[1] != first[1]
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        v2.Lambda(lambda image: image.crop((0, 0, 32, 32))),
+        transforms.Lambda(lambda image: image),
+        crop,
+        functools.partial(Image.Image.crop, box=BOX, extra=crop),
+        Callable(3),
+        v2.Compose([v2.Resize(8), v2.Lambda(lambda image: image)]),
+        v2.RandomApply([crop]),
+        np.random.default_rng(0).permutation,
+    ],
+)
+def test_a_transform_that_holds_code_needs_a_data_id(paths, transform, tmp_path):
+    images = ImageList(paths, transform=transform)
+    with pytest.raises(TypeError, match=r"cannot tell when a ImageList changes: give data_id.*known"):
+        data_identity(images)
+    with pytest.raises(TypeError, match="give data_id"):
+        ImageStore(images, tmp_path, 8, progress=False)
+    with pytest.raises(TypeError, match="give data_id"):
+        FeatureCache(tmp_path).key({}, images)
+    assert data_identity(images, "a") == data_identity(ImageList(paths), "a") != data_identity(images, "b")
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        (v2.Resize(8), v2.Resize(9)),
+        (v2.Resize(8), transforms.Resize(8)),
+        (v2.Compose([v2.CenterCrop(8)]), v2.Compose([v2.CenterCrop(9)])),
+        (v2.RandomApply([v2.Resize(8)]), v2.RandomApply([v2.Resize(9)])),
+        (v2.Normalize([0.5], [0.5]), v2.Normalize([0.5], [0.25])),
+        (v2.ToDtype(torch.float32, scale=True), v2.ToDtype(torch.float32, scale=False)),
+        (v2.Resize(8, antialias=True), v2.Resize(8, v2.InterpolationMode.NEAREST, antialias=True)),
+        (v2.RandomPerspective(0.3), v2.RandomPerspective(0.4)),
+        (v2.ColorJitter(0.1), v2.ColorJitter(0.2)),
+        (
+            functools.partial(Image.Image.resize, size=8),
+            functools.partial(Image.Image.resize, size=9),
+        ),
+        (transforms.RandomChoice([v2.Resize(8)]), transforms.RandomChoice([v2.Resize(8)], p=[1.0])),
+        (BatchAugmentation(rotation=5), BatchAugmentation(rotation=6)),
+        (BatchAugmentation(mean=(0.1, 0.2, 0.3)), BatchAugmentation(mean=(0.1, 0.2, 0.300001))),
+        (np.asarray, np.array),
+    ],
+)
+def test_transforms_of_libraries_count_by_every_value(paths, first, other):
+    names = [data_identity(ImageList(paths, transform=transform))[0] for transform in (None, first, other)]
+    assert len(set(names)) == 3
+    assert data_identity(ImageList(paths, transform=first))[0] == names[1]
+
+
+def test_a_dataset_counts_by_its_values_and_its_code(paths):
+    images = [
+        ImageList(paths),
+        ImageFolder(paths[0].parent.parent),
+        ImageFolder(paths[0].parent.parent, transform=v2.Resize(8)),
+        Cropped(paths),
+        Cropped(paths, left=8),
+        Cropped(paths, transform=v2.Resize(8)),
+        Elsewhere(paths),
+        ReadsGlobal(paths),
+        Subset(ImageList(paths), [0, 2]),
+        Subset(ImageList(paths), [2, 0]),
+    ]
+    names = [data_identity(one)[0] for one in images]
+    assert len(set(names)) == len(names)
+    assert data_identity(Cropped(paths)) == data_identity(Cropped(paths))
+
+
+def test_code_and_globals_of_a_dataset_count(paths, monkeypatch):
+    before = data_identity(ReadsGlobal(paths))
+    monkeypatch.setitem(globals(), "BOX", (1, 0, 8, 8))
+    assert data_identity(ReadsGlobal(paths)) != before
+    before = data_identity(Cropped(paths))
+
+    def changed(self, index):
+        return Image.open(self.paths[index]).convert("RGB").crop((1, 0, 32, 32))
+
+    monkeypatch.setattr(Cropped, "__getitem__", changed)
+    assert data_identity(Cropped(paths)) != before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        CallsCode,
+        PathsByMethod,
+        lambda paths: Cropped(paths, transform=crop),
+        lambda paths: Cropped(paths, left=object()),
+        lambda paths: ImageFolder(paths[0].parent.parent, loader=lambda path: Image.open(path)),
+        lambda paths: torch.utils.data.TensorDataset(torch.zeros(2, 3, 8, 8)),
+        lambda paths: torch.utils.data.ConcatDataset([ImageList(paths)]),
+        lambda paths: Subset(CallsCode(paths), [0]),
+        lambda paths: [object()],
+        lambda paths: [None],
+        lambda paths: [{"image": paths[0]}],
+        lambda paths: np.array([None]),
+    ],
+)
+def test_what_nothing_is_known_of_needs_a_data_id(paths, make):
+    with pytest.raises(TypeError, match=r"cannot tell when a .* changes: give data_id"):
+        data_identity(make(paths))
+
+
+def test_forms_that_hog_takes_are_known(paths, tmp_path):
+    pixels = torch.rand(2, 3, 16, 16)
+    hog = HOGLDA(image_size=16, cell_size=8).fit_background(pixels, num_patches=8, progress=False)
+    (tmp_path / "cache").mkdir()
+    forms = [
+        [[pixels[0], 1], [pixels[1], 2]],
+        pixels.clone().requires_grad_(),
+        [pixels[0].clone().requires_grad_(), pixels[1].bfloat16()],
+        [os.path.relpath(path) for path in paths],
+        [(path, 3) for path in paths],
+        np.array([str(path) for path in paths]),
+        (paths[0], pixels[0], Image.open(paths[1])),
+        ImageStore(ImageList(paths), tmp_path, 16, progress=False),
+        Subset(ImageStore(ImageList(paths), tmp_path, 16, progress=False), [1]),
+    ]
+    options = {"progress": False, "cache_dir": tmp_path / "cache"}
+    for images in forms:
+        first = hog.transform(images, **options)
+        np.testing.assert_array_equal(hog.transform(images, **options), first)
+        np.testing.assert_allclose(hog.transform(images, progress=False), first, atol=1e-6)
+    assert len({data_identity(images) for images in forms}) == 6  # two are equal, and three of paths
+
+
+def test_relative_paths_are_those_of_their_folder(tmp_path, monkeypatch):
+    for name, level in (("a", 10), ("b", 20)):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8), level).save(tmp_path / name / "image.png")
+        os.utime(tmp_path / name / "image.png", (1, 1))
+    found = []
+    for name in "ab":
+        monkeypatch.chdir(tmp_path / name)
+        found.append(data_identity(["image.png"]))
+        assert found[-1] == data_identity([tmp_path / name / "image.png"])
+    assert found[0] != found[1]
+
+
+def test_palettes_of_images_in_memory_count():
+    images = []
+    for color in ([9, 9, 9], [9, 9, 10]):
+        image = Image.new("P", (2, 2))
+        image.putpalette(color)
+        images.append(image)
+    assert data_identity(images[:1]) != data_identity(images[1:])
+
+
+def test_features_and_pixels_of_another_crop_are_not_taken(paths, tmp_path):
+    hog = HOGLDA(image_size=16, cell_size=8).fit_background(paths, num_patches=8, progress=False)
+    rows, stores = [], []
+    for left in (0, 16):
+        images = ImageList(paths, transform=v2.RandomCrop(48 - left))
+        rows.append(hog.transform(images, cache_dir=tmp_path, progress=False))
+        stores.append(ImageStore(Cropped(paths, left), tmp_path, 16, progress=False))
+    assert np.abs(rows[0] - rows[1]).max() > 0.01
+    assert not torch.equal(stores[0][0], stores[1][0])
+    assert stores[0].path != stores[1].path
+
+
+def test_digest_refuses_what_it_cannot_read():
+    assert digest(np.float32(1), np.int64(2)) == digest(1.0, 2)
+    with pytest.raises(TypeError, match="cannot digest a object"):
+        digest(object())
+    with pytest.raises(TypeError, match="cannot digest a object"):
+        digest({"a": [object()]})
