@@ -616,7 +616,7 @@ def test_settings_are_given_by_name():
 
 
 def test_what_fails_leaves_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither joints.mat"):
+    with pytest.raises(FileNotFoundError, match=r"neither joints\.mat"):
         main(["--data-root", str(tmp_path), "--output", str(tmp_path / "a"), "--cache", str(tmp_path / "b")])
     assert list(tmp_path.iterdir()) == []
 
