@@ -1,4 +1,4 @@
-"""How fast the package is, as ratios within one run: y-step, loss, training, feeding, HOG-LDA, import.
+"""Speed of the package, as ratios within one run: y-step, loss, training, feeding, HOG-LDA, import.
 
 python benchmarks/speed.py                                       # every part, small
 python benchmarks/speed.py --part ystep --samples 14000 28000 57000 113516 --dim 4096 --resume
@@ -16,12 +16,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.core import common
-from benchmarks.timing import plan
+
+PARTS = ("ystep", "loss", "training", "feeding", "hog", "startup", "graph")
 
 TARGETS = {  # part and metric to what is wanted
     "ystep exact over_floor": "<= 1.3",
@@ -42,6 +44,8 @@ TARGETS = {  # part and metric to what is wanted
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     got = parse(arguments)
+    from benchmarks.timing import plan  # torch and faiss are not imported for --help
+
     folder = common.output_folder(got.output)
     path = folder / "results.json"
     results = common.read_results(path)
@@ -100,39 +104,44 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         SystemExit: by argparse, for unknown options and for --help.
     """
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--part", nargs="+", choices=(*plan.PARTS, "all"), default=["all"], help="what to time")
-    add("--output", type=Path, default=Path("runs/speed"), help="folder of results.json and table.md")
-    add("--resume", action="store_true", help="leave out the rows that are there")
-    add("--seed", type=int, default=0, help="of data and weights")
-    add("--repeats", type=int, default=3, help="turns; one for y-steps above 30,000 samples")
-    add("--threads", type=int, default=0, help="of torch and faiss; 0: as many as they choose")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that load images")
-    add("--quiet", action="store_true", help="no progress bars")
-    step = parser.add_argument_group("ystep")
-    step.add_argument("--samples", type=int, nargs="+", default=[14_000], help="N, one or more sizes")
-    step.add_argument("--dim", type=int, default=512, help="D")
-    step.add_argument(
-        "--method", nargs="+", choices=("exact", "approximate"), default=["exact", "approximate"]
-    )
-    step.add_argument("--rival-samples", type=int, default=0, help="other clusterings up to this size")
-    network = parser.add_argument_group("loss, training, feeding, hog")
-    network.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512], help="of a loss step")
-    network.add_argument("--loss-dim", type=int, default=512, help="of the embeddings of a loss step")
-    network.add_argument("--compile", action="store_true", help="a loss step under torch.compile too")
-    network.add_argument("--image-size", type=int, default=64, help="pixels")
-    network.add_argument("--batch-size", type=int, default=64, help="of training")
-    network.add_argument("--steps", type=int, default=20, help="of training in a turn")
-    network.add_argument("--images", type=int, default=512, help="of HOG-LDA")
-    sparse = parser.add_argument_group("graph")
-    sparse.add_argument("--nodes", type=int, default=20_000)
-    sparse.add_argument("--degree", type=int, default=64, help="neighbours of a node")
-    sparse.add_argument("--graph-dim", type=int, default=16, help="of the features on the graph")
+
+    def add(group: Any, name: str, default: Any, help: str, **more: Any) -> None:
+        many = {"nargs": "+"} if isinstance(default, list) else {"metavar": "N"}
+        kind = type(default[0] if isinstance(default, list) else default)
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        group.add_argument(name, default=default, type=kind, help=f"{help}; default: {shown}", **many | more)
+
+    add(parser, "--part", ["all"], "what to time", choices=(*PARTS, "all"))
+    add(parser, "--output", Path("runs/speed"), "of results.json and table.md", metavar="FOLDER")
+    parser.add_argument("--resume", action="store_true", help="leave out the rows that are there")
+    add(parser, "--seed", 0, "of data and weights")
+    add(parser, "--repeats", 3, "turns; one for y-steps above 30,000 samples")
+    add(parser, "--threads", 0, "of torch and faiss, 0: as many as they choose")
+    add(parser, "--workers", os.cpu_count() or 1, "processes that load images")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    group = parser.add_argument_group("ystep")
+    add(group, "--samples", [14_000], "N, one or more sizes")
+    add(group, "--dim", 512, "D")
+    methods = ("exact", "approximate", "auto")
+    add(group, "--method", ["exact", "approximate"], "of the search", choices=methods)
+    add(group, "--rival-samples", 0, "other clusterings up to this size")
+    group = parser.add_argument_group("loss, training, feeding, hog")
+    add(group, "--batch-sizes", [128, 512], "of a loss step", metavar="N")
+    add(group, "--loss-dim", 512, "of the embeddings of a loss step")
+    group.add_argument("--compile", action="store_true", help="a loss step under torch.compile too")
+    add(group, "--image-size", 64, "pixels")
+    add(group, "--batch-size", 64, "of training")
+    add(group, "--steps", 20, "of training in a turn")
+    add(group, "--images", 512, "of HOG-LDA")
+    group = parser.add_argument_group("graph")
+    add(group, "--nodes", 20_000, "samples")
+    add(group, "--degree", 64, "neighbors of a sample")
+    add(group, "--graph-dim", 16, "of the features on the graph")
     got = parser.parse_args(arguments)
     if "all" in got.part:
-        got.part = list(plan.PARTS)
+        got.part = list(PARTS)
     least = {"repeats": 1, "dim": 2, "loss_dim": 2, "batch_size": 8, "steps": 1, "images": 1, "nodes": 100}
     least |= {"seed": 0, "threads": 0, "workers": 0, "degree": 8, "graph_dim": 2, "image_size": 64}
     for name, low in least.items():

@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from benchmarks.timing.clock import forget_peak, peak_bytes
-from benchmarks.timing.ystep import _purity
+from benchmarks.timing.ystep import purity
 from pml_posets.neighbors._measuring import squared_gaps
 from pml_posets.neighbors.nearest import Neighbors
 
@@ -87,7 +87,7 @@ def time_graph(num_nodes: int, num_neighbors: int, num_dims: int, seed: int, qui
         "seconds_per_million": (grouped + relaxed + last) / num_nodes * 1e6,
         "classes": float(chosen.size),
         "planted_classes": float(np.unique(classes[planted]).size),
-        "purity": _purity(labels[found], classes[found]),
+        "purity": purity(labels[found], classes[found]),
         "planted_found": float(found.sum() / planted.sum()),
         "peak_gib": peak_bytes() / 2**30,
     }

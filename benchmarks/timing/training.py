@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,18 @@ from pml_posets.data.datasets import ImageList, IndexedDataset
 from pml_posets.samplers.pseudo_label import GivenLabels
 
 _NUM_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a training; `num_steps` are timed after a first one."""
+
+    image_size: int
+    batch_size: int
+    num_steps: int
+    workers: int
+    seed: int
+    device: str
 
 
 class Tensors(Dataset[torch.Tensor]):
@@ -48,63 +61,63 @@ def images_of(size: int, seed: int) -> np.ndarray:
     return rows.byte().permute(0, 2, 3, 1).numpy()
 
 
-def _parts(image_size: int, seed: int, device: str) -> dict[str, nn.Module]:
-    config = AlexNetConfig(image_size=image_size, batch_norm=True, fc_dim=1024)
-    models = trunks.build(config, seed, dropout=0.0)
+def _parts(shape: Shape) -> dict[str, nn.Module]:
+    config = AlexNetConfig(image_size=shape.image_size, batch_norm=True, fc_dim=1024)
+    models = trunks.build(config, shape.seed, dropout=0.0)
     trunk = nn.Sequential(augmentation(SMALL), models["trunk"])
-    return {"trunk": trunk.to(device), "embedder": models["embedder"].to(device)}
+    return {"trunk": trunk.to(shape.device), "embedder": models["embedder"].to(shape.device)}
 
 
 def _optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
 
 
-def _sampler(batch_size: int, num_batches: int, seed: int) -> PseudoLabelSampler:
-    features = np.random.default_rng(seed).normal(size=(_NUM_IMAGES, 16)).astype(np.float32)
+def _sampler(shape: Shape) -> PseudoLabelSampler:
+    features = np.random.default_rng(shape.seed).normal(size=(_NUM_IMAGES, 16)).astype(np.float32)
     labels = np.where(np.arange(_NUM_IMAGES) % 2, np.arange(_NUM_IMAGES) // 8, -1)
     return PseudoLabelSampler(
-        features, batch_size=batch_size, grouping=GivenLabels(labels), num_batches=num_batches, seed=seed
+        features,
+        batch_size=shape.batch_size,
+        grouping=GivenLabels(labels),
+        num_batches=shape.num_steps + 1,
+        seed=shape.seed,
     )
 
 
-def rounds(
-    images: Any, image_size: int, batch_size: int, num_steps: int, workers: int, seed: int, device: str
-) -> list[float]:
+def rounds(images: Any, shape: Shape) -> list[float]:
     """Seconds of each step of a JointTrainer, the first left out."""
     clock: list[float] = []
-    models = _parts(image_size, seed, device)
+    models = _parts(shape)
     JointTrainer(
         models=models,
         optimizers={f"{name}_optimizer": _optimizer for name in models},
-        sampler=_sampler(batch_size, num_steps + 1, seed),
+        sampler=_sampler(shape),
         loss_funcs={"metric_loss": PosetLoss(sigma=0.35)},
         mining_funcs={"tuple_miner": NearestMedoidMiner()},
         dataset=images,
         num_rounds=1,
-        seed=seed,
+        seed=shape.seed,
         progress=False,
-        dataloader_num_workers=workers,
-        end_of_iteration_hook=lambda trainer: clock.append(_now(device)),
+        dataloader_num_workers=shape.workers,
+        end_of_iteration_hook=lambda trainer: clock.append(_now(shape.device)),
     ).train()
     return np.diff(clock).tolist()
 
 
-def bare(
-    images: Any, image_size: int, batch_size: int, num_steps: int, workers: int, seed: int, device: str
-) -> list[float]:
+def bare(images: Any, shape: Shape) -> list[float]:
     """Seconds of each step of a plain loop with the same network, batches, augmentation and loss."""
-    models = _parts(image_size, seed, device)
+    models = _parts(shape)
     network = nn.Sequential(*models.values()).train()
     optimizers = [_optimizer(model.parameters()) for model in models.values()]
-    sampler = _sampler(batch_size, num_steps + 1, seed)
+    sampler = _sampler(shape)
     miner, loss = NearestMedoidMiner(), PosetLoss(sigma=0.35)
     miner.bind(sampler.posets)
-    labels = torch.from_numpy(sampler.posets.labels).to(device)
-    loader = DataLoader(IndexedDataset(images), batch_sampler=sampler, num_workers=workers)
+    labels = torch.from_numpy(sampler.posets.labels).to(shape.device)
+    loader = DataLoader(IndexedDataset(images), batch_sampler=sampler, num_workers=shape.workers)
     clock: list[float] = []
     for batch, index in loader:
-        index = index.to(device)
-        embeddings = network(batch.to(device))
+        index = index.to(shape.device)
+        embeddings = network(batch.to(shape.device))
         value = loss(embeddings, labels[index], miner(embeddings, index))
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -112,7 +125,7 @@ def bare(
         for optimizer in optimizers:
             optimizer.step()
         _ = value.item()  # a loop that shows its loss
-        clock.append(_now(device))
+        clock.append(_now(shape.device))
     return np.diff(clock).tolist()
 
 
@@ -132,61 +145,39 @@ def _alternate(things: dict[str, Callable[[], list[float]]], repeats: int, bar: 
     return {name: float(np.median(steps)) for name, steps in found.items()}
 
 
-def time_training(
-    image_size: int,
-    batch_size: int,
-    num_steps: int,
-    workers: int,
-    repeats: int,
-    seed: int,
-    device: str,
-    quiet: bool,
-) -> dict[str, float]:
+def time_training(shape: Shape, repeats: int, quiet: bool) -> dict[str, float]:
     """Images a second in rounds over those of a bare loop; to be called in a process of its own."""
-    images = Tensors(torch.from_numpy(images_of(image_size, seed).transpose(0, 3, 1, 2).copy()))
-    rest = (images, image_size, batch_size, num_steps, workers, seed, device)
-    with tqdm(total=2 * repeats, desc=f"training, {workers} workers", disable=quiet) as bar:
-        seconds = _alternate({"rounds": lambda: rounds(*rest), "bare": lambda: bare(*rest)}, repeats, bar)
+    images = Tensors(torch.from_numpy(images_of(shape.image_size, shape.seed).transpose(0, 3, 1, 2).copy()))
+    things = {"rounds": lambda: rounds(images, shape), "bare": lambda: bare(images, shape)}
+    with tqdm(total=2 * repeats, desc=f"training, {shape.workers} workers", disable=quiet) as bar:
+        seconds = _alternate(things, repeats, bar)
     return {
-        "rounds_images_per_second": batch_size / seconds["rounds"],
-        "bare_images_per_second": batch_size / seconds["bare"],
+        "rounds_images_per_second": shape.batch_size / seconds["rounds"],
+        "bare_images_per_second": shape.batch_size / seconds["bare"],
         "of_bare": seconds["bare"] / seconds["rounds"],
         "peak_gib": peak_bytes() / 2**30,
     }
 
 
-def time_feeding(
-    image_size: int,
-    batch_size: int,
-    num_steps: int,
-    workers: int,
-    repeats: int,
-    seed: int,
-    device: str,
-    quiet: bool,
-) -> dict[str, float]:
+def time_feeding(shape: Shape, repeats: int, quiet: bool) -> dict[str, float]:
     """Images a second from a store of real files over those from tensors; in a process of its own."""
     from PIL import Image
 
-    pixels = images_of(image_size, seed)
+    pixels = images_of(shape.image_size, shape.seed)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.jpg" for number in range(len(pixels))]
         for path, one in zip(paths, pixels, strict=True):
             Image.fromarray(one).save(path)
         start = time.perf_counter()
-        store = ImageStore(ImageList(paths), Path(folder) / "store", size=image_size, progress=False)
+        store = ImageStore(ImageList(paths), Path(folder) / "store", size=shape.image_size, progress=False)
         decode = time.perf_counter() - start
         tensors = Tensors(torch.stack([store[number] for number in range(len(store))]))
-        rest = (image_size, batch_size, num_steps, workers, seed, device)
+        things = {"store": lambda: rounds(store, shape), "tensors": lambda: rounds(tensors, shape)}
         with tqdm(total=2 * repeats, desc="feeding", disable=quiet) as bar:
-            seconds = _alternate(
-                {"store": lambda: rounds(store, *rest), "tensors": lambda: rounds(tensors, *rest)},
-                repeats,
-                bar,
-            )
+            seconds = _alternate(things, repeats, bar)
     return {
-        "store_images_per_second": batch_size / seconds["store"],
-        "tensors_images_per_second": batch_size / seconds["tensors"],
+        "store_images_per_second": shape.batch_size / seconds["store"],
+        "tensors_images_per_second": shape.batch_size / seconds["tensors"],
         "of_tensors": seconds["tensors"] / seconds["store"],
         "decoded_once_per_second": len(pixels) / decode,
         "peak_gib": peak_bytes() / 2**30,

@@ -338,9 +338,7 @@ class STMLObjective(nn.Module):
     def extra_repr(self) -> str:
         """What the module's repr says beside its parts."""
         names = ("k", "sigma", "delta", "divergence_weight", "temperature", "same_view")
-        return ", ".join(
-            [f"decay={self.decay}", *(f"{name}={getattr(self, name)}" for name in names)]
-        )
+        return ", ".join([f"decay={self.decay}", *(f"{name}={getattr(self, name)}" for name in names)])
 
 
 def _contextual(distances: torch.Tensor, k: int) -> torch.Tensor:

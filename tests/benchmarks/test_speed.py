@@ -16,6 +16,7 @@ from benchmarks.timing import clock, graph, loss, plan, planted, training, ystep
 from pml_posets.grouping.surrogate import SurrogateGrouping
 from pml_posets.neighbors.nearest import search
 from pml_posets.posets import Posets
+from pml_posets.samplers.pseudo_label import PseudoLabelSampler
 
 TINY = [
     *(
@@ -43,7 +44,7 @@ def here(monkeypatch):
     monkeypatch.setattr(training, "_NUM_IMAGES", 32)
 
 
-@pytest.mark.parametrize("part", [part for part in plan.PARTS if part != "startup"])
+@pytest.mark.parametrize("part", [part for part in speed.PARTS if part != "startup"])
 def test_a_part_writes_rows(here, tmp_path, capsys, part):
     if part == "hog":
         pytest.importorskip("skimage")
@@ -113,6 +114,25 @@ def test_posets_of_two_are_the_first_columns_of_five():
     five, two = (Posets.build(data.features, labels, z, sources=data.sources) for z in (5, 2))
     np.testing.assert_array_equal(five.nearest_classes[:, :2], two.nearest_classes)
     np.testing.assert_array_equal(five.nearest_distances[:, :2], two.nearest_distances)
+
+
+def test_what_ships_is_timed(monkeypatch):
+    calls = []
+    real = PseudoLabelSampler.regroup
+
+    def counted(self, *arguments):
+        calls.append(self)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(PseudoLabelSampler, "regroup", counted)
+    data = planted.plant(700, 16, seed=0)
+    answer = ystep.y_step(data, "exact")()
+    (sampler,) = calls
+    np.testing.assert_array_equal(answer.labels, sampler.posets.labels)
+    neighbors = sampler.grouping.find_neighbors(data.features, sources=data.sources)
+    np.testing.assert_array_equal(answer.neighbors, neighbors.indices)
+    assert set(answer.seconds) == set(ystep.PHASES)
+    assert min(answer.seconds.values()) > 0
 
 
 def test_recall_by_hand():
