@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +34,7 @@ class FigureSettings:
 
     Args:
         seed: of everything.
-        sports: names from `figure_motion.SPORTS`.
+        sports: names from `motion.SPORTS`.
         num_sources: athletes (each in a scene of their own) per sport.
         num_clips: clips per source.
         num_frames: frames per clip, about one cycle of the motion.
@@ -67,22 +64,20 @@ class FigureSettings:
 
     def check(self) -> None:
         """Raises ValueError where a setting makes no sense."""
+        from pml_posets._validation import as_count, as_real  # workers need no torch
+
         unknown = [name for name in self.sports if name not in SPORTS]
         if unknown or not self.sports:
             raise ValueError(f"sports must be some of {', '.join(SPORTS)}, got {unknown or 'none'}")
         if len(set(self.sports)) != len(self.sports):
             raise ValueError(f"sports must differ, got {', '.join(self.sports)}")
-        least = {"num_sources": 2, "num_clips": 1, "num_frames": 2, "num_anchors": 1, "size": 32}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        least = {"num_sources": 2, "num_clips": 1, "num_frames": 2, "num_anchors": 1, "size": 32, "seed": 0}
+        for name, low in least.items():
+            as_count(getattr(self, name), name, low)
         for name in ("clutter", "vividness", "variety", "jitter", "blur"):
-            if not 0 <= getattr(self, name) <= 3:
-                raise ValueError(f"{name} must lie in [0, 3], got {getattr(self, name)}")
+            as_real(getattr(self, name), name, low=0, high=3)
         if self.image_format not in ("jpg", "png"):
             raise ValueError(f"image_format must be jpg or png, got {self.image_format!r}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
 
     def jobs(self) -> list[tuple[str, int]]:
         """All (sport, source), sport by sport."""
@@ -140,20 +135,7 @@ def generator(*key: int | str) -> np.random.Generator:
     return np.random.default_rng(words)
 
 
-def render_part(root: Path, settings: FigureSettings, part: int, num_parts: int) -> list[list[Clip]]:
-    """Every `num_parts`-th job from `part` on: the clips of each source."""
-    return [_render_source(root, settings, *job) for job in settings.jobs()[part::num_parts]]
-
-
-def serve(root: str, settings: str, part: str, num_parts: str) -> None:
-    """`render_part` for a process of its own: settings as JSON, the clips pickled to standard output."""
-    chosen = json.loads(settings)
-    chosen = FigureSettings(**chosen | {"sports": tuple(chosen["sports"])})
-    clips = render_part(Path(root), chosen, int(part), int(num_parts))
-    sys.stdout.buffer.write(pickle.dumps(clips))
-
-
-def _render_source(root: Path, settings: FigureSettings, name: str, source: int) -> list[Clip]:
+def render_source(root: Path, settings: FigureSettings, name: str, source: int) -> list[Clip]:
     """Write frames and boxes of all clips of one source; what is known of them."""
     rng = generator(settings.seed, name, source)
     sport, body, look = SPORTS[name], Body.vary(rng), Look.draw(rng)

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from joblib import Parallel, delayed
 
-from benchmarks.figures.clips import Clip, FigureSettings, generator, render_part
+from benchmarks.data.files import read_arrays
+from benchmarks.figures.clips import Clip, FigureSettings, generator, render_source
 from benchmarks.figures.motion import JOINT_NAMES, MIRRORED_JOINTS
 
 VERSION = 1
@@ -56,8 +55,7 @@ def make_figures(
 ) -> FigureTruth:
     """Render the embedded data into `folder`, unless they are there already with the same settings.
 
-    The folder is a tree for `olympic_data.load_tree`. It is built beside its place and moved there when it is
-    whole, so a run that was broken off leaves nothing that looks complete.
+    The folder is a tree for `load_tree`. It is rendered into a temporary folder and renamed when it is whole.
 
     Args:
         folder: where; it must not hold anything else.
@@ -107,12 +105,14 @@ def load_truth(folder: str | os.PathLike[str]) -> FigureTruth:
     folder = Path(folder)
     if not (folder / _STAMP).is_file():
         raise ValueError(f"{folder} holds no embedded figures: {_STAMP} is missing")
-    parts = []
-    for path in sorted((folder / "joints").glob("joints_*.npz")):
-        with np.load(path) as file:
-            parts.append([file[name] for name in ("joints", "poses", "phases")])
-    joints, poses, phases = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return FigureTruth(folder, joints, poses, phases)
+    parts = [
+        read_arrays(path, ("joints", "poses", "phases"))
+        for path in sorted((folder / "joints").glob("joints_*.npz"))
+    ]
+    if not parts:
+        raise ValueError(f"{folder} holds no joints/joints_<sport>.npz: remove it, and it is drawn again")
+    columns = (np.concatenate([part[name] for part in parts]) for name in ("joints", "poses", "phases"))
+    return FigureTruth(folder, *columns)
 
 
 def pose_distances(
@@ -152,8 +152,8 @@ def _is_there(folder: Path, stamp: dict[str, Any]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / _STAMP).read_text())
-    except (OSError, ValueError) as error:
+        found = dict(json.loads((folder / _STAMP).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{folder} holds something else than embedded figures: choose another folder"
         ) from error
@@ -170,48 +170,12 @@ def _is_there(folder: Path, stamp: dict[str, Any]) -> bool:
 
 
 def _render(root: Path, settings: FigureSettings, num_workers: int | None) -> None:
-    workers = max(1, min(num_workers or os.cpu_count() or 1, len(settings.jobs())))
-    clips: list[list[Clip]] = [[] for _ in settings.jobs()]
-    if workers == 1:
-        clips = render_part(root, settings, 0, 1)
-    else:
-        for part, made in enumerate(_in_processes(root, settings, workers)):
-            clips[part::workers] = made
+    jobs = settings.jobs()
+    workers = max(1, min(num_workers or os.cpu_count() or 1, len(jobs)))
+    clips = Parallel(workers)(delayed(render_source)(root, settings, *job) for job in jobs)
     for i, sport in enumerate(settings.sports):
         of_sport = clips[i * settings.num_sources : (i + 1) * settings.num_sources]
         _write_annotation(root, settings, sport, of_sport)
-
-
-def _in_processes(root: Path, settings: FigureSettings, workers: int) -> list[list[list[Clip]]]:
-    """The clips of each part of the jobs, rendered by processes of their own.
-
-    They are started afresh: a fork of a process in which torch has run threads may hang.
-    """
-    code = "import sys; from benchmarks.figures.clips import serve; serve(*sys.argv[1:])"
-    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, root, json.dumps(asdict(settings)), str(part), str(workers)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-        )
-        for part in range(workers)
-    ]
-    try:
-        made = []
-        for process in running:
-            output, errors = process.communicate()
-            if process.returncode != 0:
-                text = errors.decode(errors="replace").strip()
-                raise RuntimeError(f"rendering failed in a worker process: {text}")
-            made.append(pickle.loads(output))
-        return made
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
 
 
 def _write_annotation(
