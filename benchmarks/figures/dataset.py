@@ -111,8 +111,8 @@ def load_truth(folder: str | os.PathLike[str]) -> FigureTruth:
     ]
     if not parts:
         raise ValueError(f"{folder} holds no joints/joints_<sport>.npz: remove it, and it is drawn again")
-    columns = (np.concatenate([part[name] for part in parts]) for name in ("joints", "poses", "phases"))
-    return FigureTruth(folder, *columns)
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return FigureTruth(folder, whole["joints"], whole["poses"], whole["phases"])
 
 
 def pose_distances(
