@@ -47,9 +47,10 @@ def run(folder, log, kill_after=None, resume=False, rounds=2, weighted=True):
     def rate(optimizer):
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
 
+    learned = ["trunk", "classifier", *(["metric_loss"] if weighted else [])]
     joint = JointTrainer(
         models={"trunk": torch.nn.Linear(6, 4), "classifier": lambda num: torch.nn.Linear(4, num)},
-        optimizers={f"{n}_optimizer": lambda p: torch.optim.SGD(p, lr=0.1) for n in ("trunk", "classifier")},
+        optimizers={f"{n}_optimizer": lambda p: torch.optim.SGD(p, lr=0.1) for n in learned},
         lr_schedulers={"trunk_scheduler_by_iteration": rate},
         sampler=PseudoLabelSampler(features, 8, grouping=GivenLabels(LABELS), num_batches=6),
         loss_funcs={"metric_loss": metric, "classifier_loss": torch.nn.CrossEntropyLoss()},
