@@ -120,17 +120,7 @@ def numbered(names: Sequence[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ..
 def check_known(
     labels: npt.NDArray[np.int64], learned: npt.NDArray[np.bool_], classes: Sequence[str], root: Path
 ) -> None:
-    """See that no class is tested that nothing to learn from has.
-
-    Args:
-        labels: (N,) of all.
-        learned: (N,) True: to learn from.
-        classes: their names.
-        root: where they lie, for the message.
-
-    Raises:
-        ValueError: if one is.
-    """
+    """ValueError if a class is tested that nothing to learn from (`learned`, (N,) bool) has."""
     unknown = np.setdiff1d(labels[~learned], labels[learned])
     if unknown.size and learned.any():
         raise ValueError(f"nothing to learn from in {root} is of the class {classes[unknown[0]]}")
@@ -149,11 +139,6 @@ def load_folder(root: Path, split: Split, skip_unreadable: bool = False) -> Labe
             and named. "classes": the first half of the classes (in order) is learned from, the second half
             tested on.
         skip_unreadable: decode every image now, and leave out those that cannot be.
-
-    Raises:
-        NotADirectoryError, FileNotFoundError, ValueError: if it is none of these, has one class alone, a line
-            of labels.csv names no image or no class, or the images to test on have a class of their own
-            (unless the split is by classes).
     """
     root = Path(root)
     if not root.is_dir():

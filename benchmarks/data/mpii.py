@@ -38,24 +38,15 @@ def load_mpii(
 
     Crops are square, their side 1.3 times the longer side of the joints' box. The test people are drawn by
     images, none of which has people on both sides, and are floor(test_share * people) wherever whole images
-    can make up that number.
+    can make up that number. The split does not depend on which images are there.
 
     Args:
         annotation_file: `mpii_human_pose_v1_u12_1.mat`.
         image_folder: with the images it names.
-        complete: keep only people with all 16 joints (default); else every annotated one, with the joints
-            that there are.
+        complete: keep only people with all 16 joints (default); else every annotated one.
         test_share: part of the people to test on, in 0..1. Default 0.1.
-        split_seed: of the draw, from 0. The split does not depend on which images are there.
+        split_seed: of the draw, from 0.
         skip_unreadable: leave out people whose image is missing or damaged; default: that is an error.
-
-    Returns:
-        `PoseData` with `MPII_SKELETON`.
-
-    Raises:
-        FileNotFoundError: without the file or the folder.
-        ValueError: if the file is no such annotation, or nobody is left.
-        UnreadableImageError: (an OSError) for a missing image.
 
     Source: Andriluka et al. (CVPR 2014); Bautista et al., section 4.1.3. That they set 1,991 of 19,919 people
         apart, those with all 16 joints, is from their public code.

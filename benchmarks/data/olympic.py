@@ -53,7 +53,7 @@ class OlympicFrames(Dataset[Any]):
 
     Args:
         tree: with frames.
-        transform: applied to the crop, e.g. resizing and normalising; None: the crop itself.
+        transform: applied to the crop, e.g. resizing and normalizing; None: the crop itself.
         box_scale: side of the crop relative to the box (default 1.0).
         square: widen the shorter side of the box, so that postures keep their proportions when the crop is
             resized to a square (default). What lies outside the frame repeats its border.
@@ -61,16 +61,6 @@ class OlympicFrames(Dataset[Any]):
     Raises:
         ValueError: the tree has no frames.
         UnreadableImageError: (an OSError) on access, when the frame cannot be read; the message names it.
-
-    Example:
-        >>> import tempfile
-        >>> from benchmarks.figures.dataset import make_figures
-        >>> folder = tempfile.mkdtemp()
-        >>> small = {"sports": ("run",), "num_sources": 2, "num_clips": 1, "num_frames": 2, "num_anchors": 2}
-        >>> truth = make_figures(folder, num_workers=1, **small)
-        >>> frames = OlympicFrames(load_tree(folder), transform=lambda crop: crop.resize((64, 64)))
-        >>> len(frames), frames[0].size
-        (4, (64, 64))
     """
 
     def __init__(

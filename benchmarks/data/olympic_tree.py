@@ -38,26 +38,22 @@ def source_of(category: str, sequence: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class OlympicTree:
-    """A tree that was read and checked.
-
-    A frame's place in the tree is its dataset index: categories in sorted order, frames in list order.
+    """A tree that was read and checked; frames are indexed by category in sorted order, then in list order.
 
     Attributes:
         root: the tree's folder.
         categories: C names, sorted.
         offsets: (C + 1,) int64; category c has the frames offsets[c] to offsets[c + 1] - 1.
         names: N strings `<sequence>/<frame name>` as in the lists.
-        sequence_names: S strings `<category>/<sequence>`.
-        sequences: (N,) int64, the frame's sequence.
+        sequence_names, source_names: S strings `<category>/<sequence>`, and names of sources (`source_of`).
+        sequences, sources: (N,) int64, of each frame.
         frame_numbers: (N,) int64, the number in the frame's name: its time within the sequence.
-        source_names: names of the sources (see `source_of`).
-        sources: (N,) int64, the frame's source.
         labels: category to its anchors, the ids counted from the start of the category as in the files.
         boxes: (N, 4) int64 xmin, ymin, xmax, ymax, 1-based, inclusive, in pixels; None: frames are crops.
         joints: (N, J, 2) float32 as in the files, NaN where unknown; None: the tree has none.
         joint_names: J names, empty where the files give none.
-        paths: N paths of image files ("" where the frame lies in a .seq file); empty without frames.
-        seq_files: sequence (its place in `sequence_names`) to its .seq file.
+        paths: N image files ("" where the frame lies in a .seq file); empty without frames.
+        seq_files: sequence number to its .seq file.
         excluded: the frames left out by `skip_unreadable`, each with the reason.
     """
 
@@ -144,14 +140,10 @@ class OlympicTree:
             ) from error
 
     def without(self, frames: Iterable[int], reasons: Sequence[str] = ()) -> OlympicTree:
-        """The tree without some frames: everything is numbered anew, the label files' ids too.
+        """The tree without the frames of these dataset indices; frames and the ids of labels are renumbered.
 
         A frame that is left out leaves its anchors' lists; an anchor goes when it is left out itself, or has
-        no positive or no negative left.
-
-        Args:
-            frames: dataset indices.
-            reasons: a line for each, kept in `excluded`; default: the frames' names.
+        no positive or no negative left. `reasons` are kept in `excluded`; default: the frames' names.
 
         Raises:
             TreeError: a category would have no frame or no anchor left.

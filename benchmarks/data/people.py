@@ -39,15 +39,14 @@ class PoseData:
             joint that lies in the image may lie outside its crop.
         visible: (N, J) bool: the joint is annotated, be it occluded or not, and counts.
         train, test: dataset indices, int64.
-        skeleton: names of the joints, and how they hang together.
+        skeleton: of the joints.
         names: N names of the people, for messages.
-        head_boxes: (N, 4) float32 x1, y1, x2, y2 of the heads in [0, 1] of the crop, NaN where unknown; None:
-            the data have none.
+        head_boxes: (N, 4) float32 x1, y1, x2, y2 in [0, 1] of the crop, NaN where unknown; None: no such
+            data.
         excluded: reason to the names of what it leaves out: a person, or a joint or stick of a person.
 
     Raises:
-        ValueError: for arrays whose shapes do not fit, visible joints that are no numbers, or a split that
-            names a person twice or one who is not there.
+        ValueError: for arrays that do not match each other.
     """
 
     name: str
@@ -140,10 +139,6 @@ class PersonCrops(Dataset[Any]):
         paths: image files, one a person.
         boxes: (N, 3) int left, top, side in pixels, from 0; None: the files are the crops. What lies outside
             an image repeats its border.
-
-    Raises:
-        ValueError: without any path, or for boxes of another shape or without a side.
-        UnreadableImageError: on access, if a file cannot be read; the message names it.
     """
 
     def __init__(
@@ -199,15 +194,11 @@ class People:
     """Annotated people on their way into `PoseData`; what is wrong with them is noted and left out.
 
     Args:
-        names: N names.
-        paths: N image files.
+        names, paths: N names and image files.
         joints: (N, J, 2) numbers in pixels from the image's left and top edge, or shares of a crop.
         visible: (N, J) bool: annotated.
         skeleton: of the joints.
         others: further arrays of N rows that stay with their people.
-
-    Attributes:
-        excluded: reason to the names of what it leaves out.
     """
 
     def __init__(
@@ -319,7 +310,7 @@ class People:
         boxes: npt.NDArray[np.int64] | None = None,
         head_boxes: npt.NDArray[Any] | None = None,
     ) -> PoseData:
-        """The data set.
+        """The data set; a ValueError if nobody is left to train or test on.
 
         Args:
             name: of the data.
@@ -328,9 +319,6 @@ class People:
             images: the crops, N; None: those of the paths and boxes.
             boxes: (N, 3) of `PersonCrops`.
             head_boxes: (N, 4) in shares of the crops.
-
-        Raises:
-            ValueError: if nobody is left for training or for testing.
         """
         split = {"train": np.flatnonzero(train), "test": np.flatnonzero(~train)}
         empty = [part for part, rows in split.items() if not len(rows) and (part == "train" or test)]

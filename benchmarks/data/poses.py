@@ -43,17 +43,9 @@ def load_lsp(root: str | os.PathLike[str], *, skip_unreadable: bool = False) -> 
         root: the folder with images/ and joints.mat or joints.npz.
         skip_unreadable: leave out people whose image is missing or damaged; default: that is an error.
 
-    Returns:
-        `PoseData` with `LSP_SKELETON`; 1,000 + 1,000 people of the whole set.
-
-    Raises:
-        FileNotFoundError: without a file of joints or images.
-        ValueError: for joints of another shape or order, or if nobody is left.
-        UnreadableImageError: (an OSError) for a missing image.
-
     Source: Johnson and Everingham (BMVC 2010); the split is that of Bautista et al., section 4.1.2.
     Differs from the paper: it does not say how people are cropped; in the authors' public code the sides of
-    the box grow each on its own, by 1.5 to 2.
+        the box grow each on its own, by 1.5 to 2.
     """
     return _load_leeds(Path(root), "LSP", third_is_visible=False, skip_unreadable=skip_unreadable)
 
@@ -61,33 +53,17 @@ def load_lsp(root: str | os.PathLike[str], *, skip_unreadable: bool = False) -> 
 def load_lspet(root: str | os.PathLike[str], *, skip_unreadable: bool = False) -> PoseData:
     """The extended training set of Leeds Sports Pose: everybody to learn from; joints may be missing.
 
-    Args:
-        root: as of `load_lsp`; the third number of a joint says whether it is annotated.
-        skip_unreadable: as of `load_lsp`.
-
-    Returns:
-        `PoseData` with `LSP_SKELETON`; 10,000 people of the whole set, nobody to test on.
-
-    Raises:
-        FileNotFoundError, ValueError, UnreadableImageError: as `load_lsp`.
+    The third number of a joint says whether it is annotated; all else is as of `load_lsp`.
 
     Source: Johnson and Everingham (CVPR 2011).
-    Differs from the paper: as `load_lsp`.
     """
     return _load_leeds(Path(root), "LSPET", third_is_visible=True, skip_unreadable=skip_unreadable)
 
 
 def load_figures(root: str | os.PathLike[str]) -> PoseData:
-    """The drawn figures: every fourth athlete is tested on (of fewer than four, the last).
+    """The drawn figures of `make_figures`: every fourth athlete is tested on (of fewer than four, the last).
 
-    Args:
-        root: a tree that `figures.make_figures` made.
-
-    Returns:
-        `PoseData` with `FIGURE_SKELETON`. Joints that the box cuts off count as not visible, and are named.
-
-    Raises:
-        ValueError: if it is no such tree, or has one athlete only.
+    Joints that the box cuts off count as not visible, and are named.
     """
     truth = load_truth(root)
     tree = load_tree(root)

@@ -72,12 +72,6 @@ def load_voc(
         download: fetch it first.
         skip_unreadable: decode every image now, and leave out those that cannot be, and those without an
             annotation.
-
-    Raises:
-        FileNotFoundError: if it is not there, or an annotation is not.
-        UnreadableImageError: (an OSError) for an image that is not there.
-        ValueError: for an annotation that is damaged, image sets that share an image or are unknown, or a
-            class that only the test objects have.
     """
     sets = [_voc(root, year, part, download) for part in (train, test)]
     shared = {*sets[0].images} & {*sets[1].images}

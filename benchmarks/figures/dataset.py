@@ -63,18 +63,8 @@ def make_figures(
         num_workers: processes (default: one a core).
         **settings: see `FigureSettings`; by default 6 sports x 16 sources x 2 clips x 14 frames make 2,688.
 
-    Returns:
-        `FigureTruth`: joints and poses of all frames.
-
     Raises:
-        ValueError: settings that make no sense, or a folder that holds other data or other settings.
-
-    Example:
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> small = {"sports": ("run",), "num_sources": 2, "num_clips": 1, "num_frames": 3}
-        >>> make_figures(folder, seed=1, num_workers=1, **small).joints.shape
-        (6, 15, 2)
+        ValueError: for settings out of range, or a folder that holds other data or other settings.
     """
     chosen = FigureSettings(seed=seed, **settings)
     chosen.check()
@@ -118,7 +108,7 @@ def load_truth(folder: str | os.PathLike[str]) -> FigureTruth:
 def pose_distances(
     queries: npt.NDArray[np.floating[Any]], poses: npt.NDArray[np.floating[Any]]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """How far poses differ: the mean distance of their joints, or of one's and the mirrored other's if less.
+    """Mean distance of the joints of poses, or of one and the mirrored other if that is less.
 
     Args:
         queries: (Q, J, 2) poses relative to a common origin, J-HMDB's 15 joints.
@@ -126,12 +116,6 @@ def pose_distances(
 
     Returns:
         (Q, N) float32 distances in the poses' unit, and (Q, N) bool: the mirror image was the closer one.
-
-    Example:
-        >>> pose = np.random.default_rng(0).normal(size=(1, 15, 2))
-        >>> distance, flip = pose_distances(pose, mirrored_poses(pose))
-        >>> float(distance[0, 0]), bool(flip[0, 0])
-        (0.0, True)
     """
     both = []
     for other in (poses, mirrored_poses(poses)):

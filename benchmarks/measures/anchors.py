@@ -15,19 +15,11 @@ class RetrievalLabels:
 
     Args:
         anchors: (A,) integer ids of the anchors.
-        pos_ids: A sequences of at least one id each.
-        neg_ids: A sequences of at least one id each.
-        pos_flips: like `pos_ids`, 1 where the mirror image of the sample is meant. Default: nowhere.
-        neg_flips: like `neg_ids`. Default: nowhere.
+        pos_ids, neg_ids: A sequences of at least one id each.
+        pos_flips, neg_flips: like the ids, 1 where the mirror image of the sample is meant. Default: nowhere.
 
     Raises:
-        ValueError: if the lengths do not match, a list is empty or an id is negative.
-        TypeError: if ids are not integers.
-
-    Example:
-        >>> labels = RetrievalLabels([0], pos_ids=[[1, 2]], neg_ids=[[3]])
-        >>> len(labels), labels.max_id
-        (1, 3)
+        TypeError, ValueError: if ids are no integers from 0, the lengths do not match, or a list is empty.
     """
 
     anchors: npt.NDArray[np.int64]

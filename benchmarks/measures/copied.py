@@ -38,38 +38,26 @@ def copy_poses(
     k: int = 1,
     width: float = 1.0,
 ) -> CopiedPoses:
-    """Zero-shot poses: every image takes the pose of its nearest in a gallery, by cosine.
-
-    The gallery is its G samples and, if `mirrored_features` are given, their mirror images, whose joints are
-    `mirror_joints` of theirs. No matrix of N x G numbers is made (see `pml_posets.neighbors.search`).
+    """Give every query the poses of its nearest gallery images by cosine, mirror images with mirrored joints.
 
     Args:
         query_features: (N, D) numbers, of the images without a pose.
         gallery_features: (G, D) numbers.
         gallery_joints: (G, J, 2) numbers; further columns are copied with them.
-        mirrored_features: (G, D), of the mirrored gallery images; None (default): no mirror images. The paper
+        mirrored_features: (G, D), of the mirrored gallery images. Default None: no mirror images. The paper
             has them.
         skeleton: which joints are left and right. Default: `LSP_SKELETON`.
         k: how many poses a query gets, at most as many as the gallery holds. Default 1, as in the paper.
         width: of the images, in the unit of the joints' x. Default 1: shares of the crop.
 
     Returns:
-        `CopiedPoses`; `pcp(copied.joints[:, 0], true)` judges the nearest. Of equally near ones the lower
-        index comes first. The cosine with a row of zeros is 0. Joints that are NaN in the gallery are copied
-        as they are, and are then an error to `pcp`.
+        `CopiedPoses`. Of equally near ones the lower index comes first. The cosine with a row of zeros is 0.
 
     Raises:
-        TypeError, ValueError: for features that are no finite numbers, joints that are no numbers, shapes
-            that do not fit, k beyond the gallery.
+        TypeError, ValueError: for features that are not finite numbers, shapes that do not match, k too
+            large.
 
     Source: Bautista et al. (CVPR 2017), section 4.1.2 and Table 2.
-    Differs from the paper: in nothing known.
-
-    Example:
-        >>> joints = np.zeros((1, 14, 2))
-        >>> copied = copy_poses([[0.0, 2.0]], [[1.0, 0.0]], joints, mirrored_features=[[0.1, 1.0]])
-        >>> copied.flips.tolist(), copied.indices.tolist(), copied.joints[0, 0, 0].tolist()
-        ([[True]], [[1]], [1.0, 0.0])
     """
     gallery = unit_rows(gallery_features, "gallery_features")
     num_samples = len(gallery)

@@ -26,13 +26,10 @@ class PoseScore:
     """Percentages of sticks (PCP) or joints (PCKh) that are right.
 
     Attributes:
-        total: plain mean of `parts`, in percent; NaN as soon as one of them is, since a mean of fewer columns
-            would look like a total and be none.
-        parts: name of the part (or row) to percent; left and right weigh the same in it. NaN where no sample
-            could be judged.
-        counted: name to how many sticks (or joints) of how many samples were judged.
-        excluded: why sticks (or joints) were left out, to how many were: "missing joint", "zero length",
-            "missing head size", "zero head size". The counts and `counted` add up to all there are.
+        total: plain mean of `parts`; NaN as soon as one of them is.
+        parts: name of the part (or row) to percent, NaN where no sample could be judged.
+        counted: name to how many sticks (or joints) of all samples were judged.
+        excluded: reason to how many were not; with `counted` they add up to all.
     """
 
     total: float
@@ -54,43 +51,30 @@ def pcp(
     strict: bool = True,
     visible: ArrayLike | torch.Tensor | None = None,
 ) -> PoseScore:
-    r"""Percentage of correct parts: how many sticks lie where they should, judged by their own length.
-
-    Stick (a, b) of length l = |a - b| is right if
+    """Percentage of correct parts: stick (a, b) of length l is right if, for the predicted ends a', b',
 
         strict:   |a' - a| <= threshold l  and  |b' - b| <= threshold l
         relaxed:  ( |a' - a| + |b' - b| ) / 2 <= threshold l
 
-    for the predicted ends a', b'. A part's percentage is the mean of those of its sticks (left and right),
-    the total the plain mean of the parts.
+    A part's percentage is the mean of its sticks (left and right), the total the plain mean of the parts.
 
     Args:
         predicted: (N, J, 2) numbers, finite.
-        true: (N, J, 2) numbers in the same unit; NaN in either coordinate for a joint without annotation.
+        true: (N, J, 2) numbers in the same unit; NaN for a joint without annotation.
         skeleton: names and sticks. Default: `LSP_SKELETON`.
         threshold: share of the stick's length, > 0. Default .5, as in the paper.
-        strict: both ends (default, as in the paper), or their mean error.
-        visible: (N, J) booleans, False for a joint that is not to be judged; None (default): all are.
+        strict: both ends (default), or their mean error.
+        visible: (N, J) booleans, False for a joint that is not judged. Default: all are.
 
     Returns:
-        `PoseScore`. A stick is left out of a sample where one of its joints is missing (NaN or not visible)
-        or its true length is 0; `excluded` says how often, for each reason. Without any sample all is NaN.
+        `PoseScore`. Sticks with a missing joint or of true length 0 are left out. Without samples all is NaN.
 
     Raises:
-        TypeError: if something is no array of numbers, or `visible` not of booleans.
-        ValueError: for shapes that do not fit, predictions that are not finite, infinite true joints, a
-            threshold that is not positive.
+        TypeError, ValueError: for other shapes or dtypes, and values out of range.
 
     Source: Bautista et al. (CVPR 2017), section 4.1.2 and Tables 2 and 3 (PCP@0.5).
     Differs from the paper: it does not say which PCP is meant; the strict one reproduces its row of ground
         truth on Leeds Sports. Sticks of length 0 (there are two in the test set) are left out.
-
-    Example:
-        >>> true = np.array([[[0.0, 0.0], [0.0, 2.0]]])
-        >>> from benchmarks.measures.skeletons import Stick
-        >>> arm = Skeleton(("a", "b"), (Stick("arm", ("a",), ("b",)),), (0, 1), ("a", "b"))
-        >>> pcp(true + [1.0, 0.0], true, arm).total, pcp(true + [1.1, 0.0], true, arm).total
-        (100.0, 0.0)
     """
     predicted, true, present = _check_joints(predicted, true, visible, skeleton)
     threshold = as_real(threshold, "threshold", low=0, open_low=True)
@@ -125,42 +109,26 @@ def pckh(
     skeleton: Skeleton = MPII_SKELETON,
     visible: ArrayLike | torch.Tensor | None = None,
 ) -> PoseScore:
-    r"""Percentage of correct keypoints: how many joints lie where they should, judged by the head's size.
+    """Percentage of correct keypoints: joint j of sample n is right if |x'_nj - x_nj| <= threshold h_n.
 
-    Joint j of sample n is right if |x'_nj - x_nj| <= threshold h_n. Left and right are averaged into one row;
-    the total is the plain mean of the rows, ten of them for MPII: ankle, knee, hip, pelvis, thorax, upper
-    neck, head top, wrist, elbow, shoulder.
+    Left and right are averaged into one row; the total is the plain mean of the rows, ten of them for MPII.
 
     Args:
-        predicted: (N, J, 2) numbers, finite.
-        true: (N, J, 2) numbers in the same unit; NaN for a joint without annotation.
-        head_size: (N,) numbers in the same unit, from 0, NaN where unknown: see `head_neck_distance` (the
-            paper's) and `head_box_size` (MPII's own).
-        threshold: share of the head's size, > 0. Default .5, as in the paper.
+        predicted, true, visible, threshold: as of `pcp`.
+        head_size: (N,) h in the same unit, from 0, NaN where unknown: see `head_neck_distance` (the paper's)
+            and `head_box_size` (MPII's own).
         skeleton: names and which of them are left and right. Default: `MPII_SKELETON`.
-        visible: (N, J) booleans, False for a joint that is not to be judged; None (default): all are.
 
     Returns:
-        `PoseScore`, `parts` by row. Joints without annotation are left out, and so are all joints of a sample
-        whose head is of size 0 or unknown; `excluded` says how often, for each reason.
+        `PoseScore`, `parts` by row. Joints without annotation, or of a sample whose head size is 0 or
+        unknown, are left out.
 
     Raises:
-        TypeError: if something is no array of numbers, or `visible` not of booleans.
-        ValueError: for shapes that do not fit, predictions that are not finite, infinite true joints, head
-            sizes that are negative or infinite, a threshold that is not positive.
+        TypeError, ValueError: as `pcp`.
 
-    Source: Bautista et al. (CVPR 2017), section 4.1.3 and Table 4 (PCKh@0.5). That the total is the plain
-        mean of the ten rows, thorax and pelvis among them, follows from the table: 72.66 for 72.7.
-    Differs from the paper: in nothing known. MPII's own total differs from both: it leaves out thorax and
-        pelvis, and weighs each joint by how often it is annotated.
-
-    Example:
-        >>> true = np.zeros((1, 16, 2))
-        >>> wrong = true.copy()
-        >>> wrong[0, 0] = [0.0, 6.0]  # the right ankle, by more than half a head
-        >>> score = pckh(wrong, true, [10.0])
-        >>> score.parts["ankle"], score.total
-        (50.0, 95.0)
+    Source: Bautista et al. (CVPR 2017), section 4.1.3 and Table 4 (PCKh@0.5), whose total, 72.66 for 72.7, is
+        the plain mean of ten rows. MPII's own total leaves out thorax and pelvis, and weights each joint by
+        how often it is annotated.
     """
     predicted, true, present = _check_joints(predicted, true, visible, skeleton)
     threshold = as_real(threshold, "threshold", low=0, open_low=True)
@@ -185,26 +153,9 @@ def pckh(
 def head_neck_distance(
     true: ArrayLike | torch.Tensor, skeleton: Skeleton = MPII_SKELETON
 ) -> NDArray[np.float64]:
-    """Head size as the distance from the neck to the top of the head.
-
-    Args:
-        true: (N, J, 2) numbers, NaN for a joint without annotation.
-        skeleton: where neck and head top stand. Default: `MPII_SKELETON`.
-
-    Returns:
-        (N,) float64 in the unit of `true`, NaN where one of the two is missing.
-
-    Raises:
-        TypeError, ValueError: as `pckh`.
+    """(N,) head sizes: the distance from neck to head top, NaN where one of them is missing.
 
     Source: Bautista et al. (CVPR 2017), Table 4, as measured by their published code.
-    Differs from the paper: in nothing known; MPII's own measure takes `head_box_size`.
-
-    Example:
-        >>> joints = np.zeros((1, 16, 2))
-        >>> joints[0, 9] = [3.0, -4.0]
-        >>> head_neck_distance(joints)
-        array([5.])
     """
     true = _as_joints(true, "true", skeleton)
     neck, head = skeleton.indices(skeleton.neck_and_head)
@@ -212,24 +163,13 @@ def head_neck_distance(
 
 
 def head_box_size(boxes: ArrayLike | torch.Tensor) -> NDArray[np.float64]:
-    """Head size as MPII measures it: 0.6 of the diagonal of the annotated head box.
+    """(N,) head sizes as MPII measures them: 0.6 of the diagonal of the annotated head box.
 
     Args:
         boxes: (N, 4) numbers, x1, y1, x2, y2 with x1 <= x2 and y1 <= y2; NaN where there is no box.
 
-    Returns:
-        (N,) float64 in the unit of the boxes, NaN where there is no box.
-
     Raises:
-        TypeError: if they are no numbers.
-        ValueError: for another shape, infinite corners, or corners in the other order.
-
-    Source: the official PCKh of MPII Human Pose.
-    Differs from the paper: it takes `head_neck_distance`.
-
-    Example:
-        >>> head_box_size([[0.0, 0.0, 30.0, 40.0]])
-        array([30.])
+        TypeError, ValueError: for anything else.
     """
     corners = as_numbers(boxes, "boxes")
     if corners.ndim != 2 or corners.shape[1] != 4:

@@ -89,12 +89,6 @@ def retrieval_roc(
     Raises:
         ValueError: for features that are not finite or of another shape, ids out of range, missing mirrored
             features, no anchor, an unknown similarity.
-
-    Example:
-        >>> features = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.6, 0.5]])
-        >>> labels = RetrievalLabels([0], pos_ids=[[1, 2]], neg_ids=[[3]])
-        >>> round(retrieval_roc(features, labels).auc, 3)  # one positive above the negative, one below
-        0.502
     """
     return _roc(*_feature_pair(features, mirrored), labels, similarity)
 
@@ -115,12 +109,6 @@ def retrieval_report(
 
     Raises:
         ValueError: as `retrieval_roc`, with the category's name; or without any category.
-
-    Example:
-        >>> features = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]
-        >>> good, bad = RetrievalLabels([0], [[1]], [[2]]), RetrievalLabels([0], [[2]], [[1]])
-        >>> retrieval_report(features, {"good": good, "bad": bad}).per_category
-        {'good': 1.0, 'bad': 0.005}
     """
     if not categories:
         raise ValueError("categories must hold at least one category's labels, found none")
@@ -140,22 +128,15 @@ def retrieval_report(
 def mean_interpolated_roc(
     scores: npt.ArrayLike, positive: npt.ArrayLike, valid: npt.ArrayLike | None = None
 ) -> npt.NDArray[np.float64]:
-    """ROC of every row of scores on the 101-point grid.
+    """(A, 101) true-positive rates of every row of scores at false-positive rates 0, 0.01, ..., 1.
 
     Args:
         scores: (A, L) floats, the larger the more similar.
         positive: (A, L) bool, which of them are positives.
         valid: (A, L) bool, which entries count. Default: all.
 
-    Returns:
-        (A, 101) float64, true-positive rates at false-positive rates 0, 0.01, ..., 1.
-
     Raises:
         ValueError: for different shapes, NaN among valid scores, a row without a positive or a negative.
-
-    Example:
-        >>> mean_interpolated_roc([[3.0, 2.0, 1.0]], [[True, False, True]])[0, [0, 50, 100]]
-        array([0.5, 0.5, 1. ])
     """
     scores = np.asarray(scores, dtype=np.float64)
     positive = np.asarray(positive, dtype=bool)

@@ -33,17 +33,11 @@ class Skeleton:
     Args:
         joints: J names, in the order of the data set's arrays.
         sticks: the sticks that PCP judges, in the order of the table's columns.
-        mirror: J indices; joint `mirror[j]` is seen at the place of joint j when the image is mirrored.
+        mirror: J indices; joint `mirror[j]` is seen in the place of joint j when the image is mirrored.
         neck_and_head: names of the two joints whose distance is the length of a head.
 
     Raises:
-        ValueError: names that occur twice or are unknown, a mirror that is no swap of pairs.
-
-    Example:
-        >>> LSP_SKELETON.parts
-        ('T', 'UL', 'LL', 'UA', 'LA', 'H')
-        >>> LSP_SKELETON.rows["knee"]
-        (1, 4)
+        ValueError: for names that occur twice or are unknown, or a mirror that is no swap of pairs.
     """
 
     joints: tuple[str, ...]
@@ -135,24 +129,15 @@ def mirror_joints(
     """Joints of the horizontally mirrored image: x becomes width - x, and left and right change places.
 
     Args:
-        joints: (..., J, 2) numbers, or with more columns (whether occluded, say), which only change places.
+        joints: (..., J, 2) numbers, or with more columns (occluded, say), which only change places.
         skeleton: which joints are left and right. Default: `LSP_SKELETON`.
-        width: of the image, in the unit of x. Default 1: shares of the crop. For the indices of pixels give
-            their number less 1.
+        width: of the image, in the unit of x. Default 1: shares of the crop.
 
     Returns:
         A new float array of the same shape; float32 stays float32.
 
     Raises:
-        TypeError: if they are no numbers.
-        ValueError: for another shape.
-
-    Example:
-        >>> import numpy as np
-        >>> joints = np.zeros((14, 2))
-        >>> joints[0] = [0.25, 0.5]  # right ankle
-        >>> mirror_joints(joints)[5].tolist()  # left ankle
-        [0.75, 0.5]
+        TypeError, ValueError: if they are no numbers, or of another shape.
     """
     array = as_numbers(joints, "joints")
     if array.ndim < 2 or array.shape[-2] != len(skeleton.joints) or array.shape[-1] < 2:

@@ -34,7 +34,7 @@ def knn_vote(
     gallery_labels: Any,
     k: int = 5,
 ) -> Votes:
-    r"""Predict the class of each query by its k nearest gallery samples.
+    """Predict the class of each query by its k nearest gallery samples.
 
     With the similarity s = 1 + r, r Pearson's correlation of two feature vectors, and N the k nearest,
 
@@ -54,12 +54,6 @@ def knn_vote(
         TypeError, ValueError: for features that are not finite numbers, shapes that do not match, k above G.
 
     Source: Bautista et al. (CVPR 2017), section 4.2 and Table 5; the formula is that of their public code.
-    Differs from the paper: in nothing known.
-
-    Example:
-        >>> votes = knn_vote([[0.0, 1.0, 2.0]], [[0.0, 2.0, 4.0], [3.0, 1.0, 0.0], [0, 1, 3]], [1, 0, 1], k=3)
-        >>> votes.classes.tolist(), votes.scores.round(2).tolist()
-        ([1], [[0.0, 0.66]])
     """
     queries = _standardized(query_features, "query_features", 1)
     gallery = _standardized(gallery_features, "gallery_features", 2)

@@ -64,7 +64,8 @@ class PoseAugmentation:
 
     A joint u about the image's middle, in [-0.5, 0.5], goes to z F u + t: F mirrors x in half of the images
     (left and right joints then change places), z is drawn from `scale` and t from `shift`. What comes in from
-    outside is 0, the mean color. Joints that leave the image count as missing.
+    outside is 0, the mean color. Joints that leave the image count as missing. Randomness comes from torch's
+    global generator of the CPU, whatever the device.
 
     Args:
         mirror: J indices, `Skeleton.mirror`.
@@ -72,17 +73,7 @@ class PoseAugmentation:
         shift: largest |t| in x and y, as a share of the image. Default 0.05.
         flip: part of the images that are mirrored. Default 0.5.
 
-    Randomness comes from torch's global generator of the CPU, whatever the device.
-
     Source: DeepPose mirrors and shifts; so does the posets authors' public code, which also scales.
-    Differs from the paper: its ranges are not given; those of the code are in `PoseRecipe`.
-
-    Example:
-        >>> augment = PoseAugmentation((1, 0), scale=(1.0, 1.0), shift=0.0, flip=1.0)
-        >>> joints = torch.tensor([[[-0.25, 0.0], [0.5, 0.125]]])
-        >>> images, moved, seen = augment(torch.zeros(1, 3, 8, 8), joints, torch.ones(1, 2, dtype=torch.bool))
-        >>> moved.tolist()
-        [[[-0.5, 0.125], [0.25, 0.0]]]
     """
 
     mirror: tuple[int, ...]
@@ -93,16 +84,7 @@ class PoseAugmentation:
     def __call__(
         self, images: torch.Tensor, joints: torch.Tensor, visible: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The moved batch.
-
-        Args:
-            images: (B, 3, S, S) floating point, normalized.
-            joints: (B, J, 2) about the middle; anything finite where not visible.
-            visible: (B, J) bool.
-
-        Returns:
-            The same three, moved.
-        """
+        """Move (B, 3, S, S) normalized images, (B, J, 2) joints about the middle, (B, J) visibility."""
         count, device = len(images), images.device
         if count == 0:
             return images, joints, visible
@@ -128,24 +110,15 @@ class PoseAugmentation:
 def pose_loss(predicted: torch.Tensor, joints: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Mean squared distance of joints: L = mean_i 1/|V_i| sum_{j in V_i} |x_ij - y_ij|^2.
 
-    V_i are the visible joints of person i; people without any are left out of the mean.
+    V_i are the visible joints of person i; people without any are left out of the mean. The loss is 0, with a
+    gradient of 0, if nobody has a visible joint.
 
     Args:
         predicted: (B, J, 2) x.
         joints: (B, J, 2) y; anything finite where not visible.
         visible: (B, J) bool.
 
-    Returns:
-        The loss, 0 with a gradient of 0 if nobody has a visible joint.
-
     Source: section 4.1.2 (DeepPose's L2 loss); the means are those of the authors' public code.
-    Differs from the paper: in nothing known.
-
-    Example:
-        >>> joints = torch.zeros(1, 2, 2)
-        >>> seen = torch.tensor([[True, False]])
-        >>> pose_loss(torch.tensor([[[3.0, 4.0], [9.0, 9.0]]]), joints, seen).item()
-        25.0
     """
     squared = (predicted - joints).square().sum(dim=2).masked_fill(~visible, 0)  # (B, J)
     seen = visible.sum(dim=1)

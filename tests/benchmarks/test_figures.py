@@ -1,6 +1,5 @@
 """The embedded figures: the layout, the truth, and that the seed decides everything."""
 
-import doctest
 import hashlib
 import json
 import shutil
@@ -11,7 +10,6 @@ import pytest
 
 from benchmarks.data.olympic import OlympicFrames, load_tree
 from benchmarks.figures import dataset as figures
-from benchmarks.figures import motion as figure_motion
 from benchmarks.figures.dataset import (
     FigureSettings,
     load_truth,
@@ -321,8 +319,3 @@ def test_ids_of_labels_are_those_of_the_category(made):
     labels = load_tree(folder).labels["star_jump"]
     assert isinstance(labels, RetrievalLabels)
     assert labels.max_id < 40
-
-
-def test_docstring_examples():
-    assert doctest.testmod(figures).failed == 0
-    assert doctest.testmod(figure_motion).failed == 0

@@ -11,7 +11,6 @@ import torch
 from olympic_trees import make_tree, picture, write_labels, write_seq
 from PIL import Image
 
-from benchmarks.data import olympic as olympic_data
 from benchmarks.data import olympic_tree
 from benchmarks.data.olympic import (
     OlympicFrames,
@@ -379,7 +378,6 @@ def test_an_image_beside_its_like_is_taken_by_its_full_name(root):
 
 
 def test_docstring_examples():
-    assert doctest.testmod(olympic_data).failed == 0
     assert doctest.testmod(olympic_tree).failed == 0
 
 
