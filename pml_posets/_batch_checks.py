@@ -96,12 +96,12 @@ def _check_labels(name: str, labels: Any, owner: str, x: torch.Tensor, lowest: i
         raise ValueError(f"{name} must be {lowest} or more, found {smallest}: {hint}")
 
 
-def as_indices(indices: Any, num_samples: int, num_rows: int | None = None) -> torch.Tensor:
+def as_indices(indices: Any, num_samples: int | None, num_rows: int | None = None) -> torch.Tensor:
     """Dataset indices as int64 on the CPU.
 
     Args:
         indices: (B,) integers in 0..`num_samples` - 1.
-        num_samples: the size of the dataset.
+        num_samples: the size of the dataset; None where it is not known.
         num_rows: B, the number of embeddings or images. Default None: any.
 
     Returns:
@@ -128,7 +128,7 @@ def as_indices(indices: Any, num_samples: int, num_rows: int | None = None) -> t
             f"dataset indices must have shape {wanted}, one a sample, got {tuple(indices.shape)}"
         )
     indices = indices.detach().cpu().long()
-    if indices.numel():
+    if num_samples is not None and indices.numel():
         low, high = (int(value) for value in torch.aminmax(indices))
         if low < 0 or high >= num_samples:
             raise ValueError(

@@ -34,8 +34,7 @@ from benchmarks.core.trunks import maps_layer, maps_size
 from pml_posets.grouping.kmeans import KMeansGrouping
 from pml_posets.losses.poset import PosetLoss
 from pml_posets.losses.pseudo_label import PseudoLabelLoss, WeightedLosses
-from pml_posets.methods.concurl import ConcurlObjective
-from pml_posets.methods.consensus_loss import ConsensusLoss
+from pml_posets.methods.concurl import ConcurlObjective, ConsensusLoss
 from pml_posets.methods.contrastive_clustering import ContrastiveClusteringLoss
 from pml_posets.methods.memory_bank import MemoryBankNCE
 from pml_posets.methods.stml import STMLObjective

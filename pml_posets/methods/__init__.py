@@ -1,8 +1,8 @@
-"""Systems beside posets, one file each: UDML-SS, TAC-CCL (reconstructed), ConCURL, STML."""
+"""Systems beside posets: UDML-SS, TAC-CCL (reconstructed), ConCURL, STML."""
 
-from .concurl import ConcurlObjective
-from .consensus_loss import ConsensusLoss, RandomDiagonals, RandomProjections, SpaceKind, sinkhorn
-from .contrastive_clustering import CentreForm, ContrastiveClusteringLoss
+from ._random_spaces import RandomDiagonals, RandomProjections
+from .concurl import ConcurlObjective, ConsensusLoss, SpaceKind, sinkhorn
+from .contrastive_clustering import CenterForm, ContrastiveClusteringLoss
 from .memory_bank import MemoryBankNCE
 from .stml import (
     STMLObjective,
@@ -21,7 +21,7 @@ from .udml_ss import RotationHead, RotationObjective, rotate_images, rotation_cr
 
 __all__ = [
     "AttentionConsistencyObjective",
-    "CentreForm",
+    "CenterForm",
     "ConcurlObjective",
     "ConsensusLoss",
     "ContrastiveClusteringLoss",

@@ -1,39 +1,232 @@
-"""ConCURL as an objective: instance discrimination and consensus clustering, with heads of its own."""
+"""ConCURL ("Representation Learning for Clustering via Building Consensus", 2021), with `MemoryBankNCE`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from .._validation import as_count
-from ._networks import check_images, pooled_features
-from .consensus_loss import ConsensusLoss
+from .._random import derive_seeds
+from .._validation import as_count, as_real, check_option
+from ._networks import at_least_float32, check_floats, check_images, no_images, pooled_features
+from ._random_spaces import RandomDiagonals, RandomProjections, RandomSpaces
 from .memory_bank import MemoryBankNCE
 
-__all__ = ["ConcurlObjective"]
+__all__ = ["ConcurlObjective", "ConsensusLoss", "SpaceKind", "sinkhorn"]
+
+SpaceKind = Literal["projection", "diagonal"]
+
+_PROTOTYPES = 0  # what the derived seed is for; 1 is for the random spaces
+
+
+@torch.no_grad()
+def sinkhorn(scores: torch.Tensor, epsilon: float = 0.05, num_iterations: int = 3) -> torch.Tensor:
+    """Soft assignments of samples to prototypes that give each prototype about the same share.
+
+    q = exp(scores / epsilon), its columns and then its rows divided by their sums, `num_iterations` times.
+
+    Args:
+        scores: (B, K) floating point, cosines of samples and prototypes.
+        epsilon: above 0; the smaller, the harder the assignments. Default 0.05, the published value.
+        num_iterations: at least 1. Default 3, the published value.
+
+    Returns:
+        (B, K) in [0, 1], rows sum to 1, columns to about B / K; at least 32 bits, without gradient.
+
+    Raises:
+        TypeError, ValueError: for scores of another shape, options out of range.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, 0.9], [0.9, 0.7]])
+        >>> scores.argmax(dim=1).tolist(), sinkhorn(scores).argmax(dim=1).tolist()  # one each
+        ([0, 0], [1, 0])
+    """
+    check_floats(scores, "scores", "(B, K)")
+    if not scores.shape[1]:
+        raise ValueError(f"scores must have a column a prototype, got shape {tuple(scores.shape)}")
+    log_q = at_least_float32(scores) / as_real(epsilon, "epsilon", low=0, open_low=True)  # (B, K)
+    for _ in range(as_count(num_iterations, "num_iterations")):
+        log_q = log_q - log_q.logsumexp(dim=0, keepdim=True)
+        log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
+    return log_q.exp()
+
+
+class ConsensusLoss(nn.Module):
+    """Two views of the samples predict each other's clusters, as they are and in M random spaces.
+
+        q      = sinkhorn(s),  s = normalize(z) C^T       for each view, without gradient
+        L_pop  = 1/2 [ H(q2, softmax(s1 / t)) + H(q1, softmax(s2 / t)) ]
+        L_cons = mean over m of  1/2 [ H(q2, p1_m) + H(q1, p2_m) ]
+        p_m    = softmax( normalize(z A_m^T) normalize(C A_m^T)^T / t )
+        L      = alpha L_pop + gamma L_cons
+
+    with z the projections of a view, C the K prototypes (unit rows, detached in p_m), A_m the random
+    transforms, H(q, p) = -mean_i sum_k q_ik log p_ik. Only L_pop teaches the prototypes. The published
+    commands have alpha = 0, which leaves them at their random start, as the default here does. With
+    train_prototypes=True they are parameters, of unit length in training mode; give alpha above 0 then.
+
+    Args:
+        num_prototypes: K, at least 2 (10, 15 and 20 in the paper, for as many classes).
+        dim: d, the width of z. Default 256, the published value.
+        num_transforms: M. Default 64 (the paper: 1 to 64).
+        transform: "projection" (default): `RandomProjections`; "diagonal": `RandomDiagonals`.
+        transform_dim: d' of the projections (88 to 152 in the paper). Default None: d / 2.
+        temperature: t, above 0. Default 0.1, the published value.
+        epsilon, num_iterations: of `sinkhorn`. Default 0.05 and 3, the published values.
+        alpha: weight of L_pop, from 0. Default 0, the published value.
+        gamma: weight of L_cons, from 0. Default 1, the published value.
+        train_prototypes: see above. Default False.
+        redraw_every: draw new transforms before every n-th call in training mode. Default None: they stay.
+        seed: of prototypes and transforms, from 0. Default 0.
+
+    Attributes:
+        values: {"population": L_pop, "consensus": L_cons} of the last call, detached, weight 0 left out.
+
+    Shapes: first, second (B, d) floating point, not normalized -> a scalar of at least 32 bits; without
+    samples 0, with a gradient path. Half precision and autocast are computed in float32.
+
+    Raises:
+        TypeError, ValueError: for options out of range, trained prototypes without alpha, views that do not
+            match or are one tensor.
+
+    Differs from the paper: the published code has an option to redraw its transforms that has no effect; here
+    redraw_every does.
+
+    Example:
+        >>> loss = ConsensusLoss(num_prototypes=4, dim=16, num_transforms=3)
+        >>> first, second = torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(0))
+        >>> bool(loss(first, first + 0.01 * second) < loss(first, second))
+        True
+    """
+
+    prototypes: torch.Tensor
+
+    def __init__(
+        self,
+        num_prototypes: int,
+        dim: int = 256,
+        num_transforms: int = 64,
+        transform: SpaceKind = "projection",
+        transform_dim: int | None = None,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        num_iterations: int = 3,
+        alpha: float = 0.0,
+        gamma: float = 1.0,
+        train_prototypes: bool = False,
+        redraw_every: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_prototypes = as_count(num_prototypes, "num_prototypes", least=2)
+        self.dim = as_count(dim, "dim")
+        self.transform = check_option(transform, "transform", SpaceKind)
+        self.temperature = as_real(temperature, "temperature", low=0, open_low=True)
+        self.epsilon = as_real(epsilon, "epsilon", low=0, open_low=True)
+        self.alpha, self.gamma = as_real(alpha, "alpha", low=0), as_real(gamma, "gamma", low=0)
+        if self.alpha == self.gamma == 0:
+            raise ValueError("alpha and gamma are both 0: nothing would be learned")
+        if train_prototypes and self.alpha == 0:
+            raise ValueError("only L_pop teaches the prototypes: train_prototypes needs alpha above 0")
+        self.num_iterations = as_count(num_iterations, "num_iterations")
+        self.train_prototypes = bool(train_prototypes)
+        self.redraw_every = None if redraw_every is None else as_count(redraw_every, "redraw_every")
+        generator = torch.Generator().manual_seed(derive_seeds(as_count(seed, "seed", 0), _PROTOTYPES)[0])
+        prototypes = F.normalize(torch.randn(self.num_prototypes, self.dim, generator=generator))  # (K, d)
+        if self.train_prototypes:
+            self.prototypes = nn.Parameter(prototypes)
+        else:
+            self.register_buffer("prototypes", prototypes)
+        self.spaces: RandomSpaces = RandomDiagonals(self.dim, num_transforms, seed)
+        if transform == "projection":
+            reduced = max(1, self.dim // 2) if transform_dim is None else transform_dim
+            self.spaces = RandomProjections(self.dim, reduced, num_transforms, seed)
+        elif transform_dim is not None:
+            raise ValueError(f'transform_dim goes with transform="projection", got {transform_dim}')
+        self.num_calls = 0
+        self.values: dict[str, torch.Tensor] = {}
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """The weighted sum for the projections of two views of the same samples."""
+        self._check_views(first, second)
+        if self.training:
+            self._begin_step()
+        with torch.autocast(first.device.type, enabled=False):
+            views = at_least_float32(first), at_least_float32(second)  # (B, d)
+            if not len(first):
+                return views[0].sum() + views[1].sum()
+            prototypes = F.normalize(self.prototypes.to(views[0]))  # (K, d)
+            scores = [F.normalize(z) @ prototypes.T for z in views]  # (B, K)
+            targets = [sinkhorn(s, self.epsilon, self.num_iterations) for s in scores]
+            terms = {}
+            if self.alpha:
+                terms["population"] = self._swapped(scores, targets)
+            if self.gamma:
+                fixed = F.normalize(self.spaces(prototypes.detach()), dim=2)  # (M, K, d')
+                each = [F.normalize(self.spaces(z), dim=2) @ fixed.mT for z in views]  # (M, B, K)
+                terms["consensus"] = self._swapped(each, targets)
+        self.values = {name: value.detach() for name, value in terms.items()}
+        weights = {"population": self.alpha, "consensus": self.gamma}
+        return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+
+    def _swapped(self, scores: list[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
+        """1/2 [H(q2, p1) + H(q1, p2)] of (..., B, K) scores, the mean over the leading dimensions."""
+        terms = [
+            -(target * F.log_softmax(score / self.temperature, dim=-1)).sum(dim=-1).mean()
+            for score, target in zip(scores, reversed(targets), strict=True)
+        ]
+        return (terms[0] + terms[1]) / 2
+
+    @torch.no_grad()
+    def _begin_step(self) -> None:
+        if self.train_prototypes:
+            # Not in place: a loss that was called before in this step still has to go backward.
+            self.prototypes.data = F.normalize(self.prototypes.data)
+        if self.redraw_every is not None and self.num_calls and self.num_calls % self.redraw_every == 0:
+            self.spaces.redraw()
+        self.num_calls += 1
+
+    def _check_views(self, first: torch.Tensor, second: torch.Tensor) -> None:
+        check_floats(first, "the first view", f"(B, {self.dim})")
+        check_floats(second, "the second view", f"(B, {self.dim})")
+        if first.shape[1] != self.dim or second.shape != first.shape:
+            raise ValueError(
+                f"two views of the same samples must have one shape (B, {self.dim}), got "
+                f"{tuple(first.shape)} and {tuple(second.shape)}"
+            )
+        if second is first:
+            raise ValueError("two views are needed, got one tensor twice: augment the images twice")
+
+    def get_extra_state(self) -> dict[str, int]:
+        """How often it was called in training mode."""
+        return {"num_calls": self.num_calls}
+
+    def set_extra_state(self, state: Mapping[str, int]) -> None:
+        """Take it back."""
+        self.num_calls = int(state["num_calls"])
+
+    def extra_repr(self) -> str:
+        """What the module's repr says beside its parts."""
+        names = ("num_prototypes", "temperature", "epsilon", "alpha", "gamma", "train_prototypes")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 class ConcurlObjective(nn.Module):
-    """Two views of the batch: each image told from all others, and in the same cluster in both.
+    """Two views of the batch: each image distinguished from all others, and in the same cluster in both.
 
         L = beta L_ex + alpha L_pop + gamma L_cons
 
-    with L_ex of `MemoryBankNCE` on the first view, L_pop and L_cons of `ConsensusLoss`, which brings alpha
-    and gamma along, on both. L_ex is taken of the embedder's output, so that the embedding that is used and
-    evaluated in the end is the one that it trains, or of a head of its own; the clusters are those of a
-    projection of the pooled trunk's features: Linear, BatchNorm, ReLU, Linear.
-
-    **Views.** With views=1 the trunk sees the batch twice and must augment it anew each time, as one that
-    begins with `pml_posets.augmentation.BatchAugmentation` does in training mode. With views=2 the batch
-    holds two views already, one after another, as samplers with views=2 draw it.
+    with L_ex of `MemoryBankNCE` on the first view, and alpha L_pop + gamma L_cons of `ConsensusLoss` on both.
+    L_ex is computed on the embedder's output, or on a head of its own; the clusters are those of a projection
+    of the trunk's pooled features: Linear, BatchNorm, ReLU, Linear. With views=1 the trunk sees the batch
+    twice and must augment it each time, as `pml_posets.BatchAugmentation` does in training mode. With views=2
+    the batch holds two views, one after another, as samplers with views=2 draw it.
 
     Called as objective(images, indices, models) with images (B, C, H, W), dataset indices (B,) and models
-    {"trunk": ..., "embedder": ...}. Returns a scalar of at least 32 bits; without images 0, with a gradient
-    path.
+    {"trunk": ..., "embedder": ...}. Returns a scalar of at least 32 bits; 0 without images.
 
     Args:
         feature_dim: width of the trunk's output, pooled if it is maps.
@@ -46,18 +239,16 @@ class ConcurlObjective(nn.Module):
         views: 1 (default) or 2, see above.
 
     Attributes:
-        values: {"exemplar": L_ex, "population": ..., "consensus": ...} of the last call, detached and
-            unweighted.
+        values: {"exemplar": L_ex, "population": ..., "consensus": ...} of the last call, detached.
 
     Raises:
-        TypeError, ValueError: for options out of range, a batch that is no two views, a trunk that does not
+        TypeError, ValueError: for options out of range, a batch that is not two views, a trunk that does not
             augment though views is 1 (seen at the first call in training mode), a bank that is missing.
 
-    Source: "Representation Learning for Clustering via Building Consensus" (2021).
-    Differs from the paper: both views pass through the network in one batch, which batch normalisation sees.
+    Differs from the paper: both views pass through the network in one batch, which batch normalization sees.
 
     Example:
-        >>> from pml_posets.data.augmentation import BatchAugmentation
+        >>> from pml_posets import BatchAugmentation
         >>> trunk = nn.Sequential(BatchAugmentation(), nn.Flatten(), nn.Linear(192, 16))
         >>> models = {"trunk": trunk, "embedder": nn.Linear(16, 128)}
         >>> consensus = ConsensusLoss(num_prototypes=4, num_transforms=3)
@@ -83,8 +274,7 @@ class ConcurlObjective(nn.Module):
             raise TypeError(f"consensus must be a ConsensusLoss, got {type(consensus).__name__}")
         if not isinstance(bank, MemoryBankNCE | None):
             raise TypeError(f"bank must be a MemoryBankNCE, got {type(bank).__name__}")
-        if not 0 <= beta < math.inf:
-            raise ValueError(f"beta must be finite and at least 0, got {beta}")
+        beta = as_real(beta, "beta", low=0)
         if beta and bank is None:
             raise ValueError("L_ex needs a bank: give MemoryBankNCE(num_samples), or beta=0")
         if views not in (1, 2):
@@ -96,7 +286,7 @@ class ConcurlObjective(nn.Module):
         self.projection = nn.Sequential(
             nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, consensus.dim)
         )
-        self.beta, self.views = float(beta), views
+        self.beta, self.views = beta, views
         self.values: dict[str, torch.Tensor] = {}
         self._seen_two_views = False
 
@@ -104,8 +294,7 @@ class ConcurlObjective(nn.Module):
         """The loss of the batch."""
         check_images(images, indices, models)
         if not len(images):
-            nothing = torch.zeros((), device=images.device)
-            return sum((p.flatten()[:0].sum().float() for p in self.parameters()), nothing)
+            return no_images(self, images)
         if self.views == 1:
             images = torch.cat([images, images])  # (2B, C, H, W)
         else:
@@ -119,11 +308,7 @@ class ConcurlObjective(nn.Module):
         loss = self.consensus(first, second)
         values = dict(self.consensus.values)
         if self.beta and self.bank is not None:
-            if self.nce_head is not None:
-                embeddings = self.nce_head(pooled[:count])
-            else:
-                embeddings = self._embedder(models)(features[:count])
-            exemplar = self.bank(embeddings, indices)
+            exemplar = self.bank(self._embeddings(models, features[:count], pooled[:count]), indices)
             values["exemplar"] = exemplar.detach()
             loss = loss + self.beta * exemplar
         self.values = values
@@ -134,8 +319,7 @@ class ConcurlObjective(nn.Module):
         if len(indices) % 2 or not torch.equal(indices[:count], indices[count:]):
             raise ValueError(
                 f"with views=2 a batch must be two views of the same samples, one after another, got "
-                f"{len(indices)} images whose halves are of different samples: give the sampler views=2, or "
-                "views=1 here"
+                f"{len(indices)} images whose halves differ: give the sampler views=2, or views=1 here"
             )
         return indices[:count]
 
@@ -145,18 +329,21 @@ class ConcurlObjective(nn.Module):
         count = len(features) // 2
         if torch.equal(features[:count], features[count:]):
             raise ValueError(
-                "there is but a single view: the trunk gave the same features for both passes. Put an "
-                "augmentation in front of it (BatchAugmentation, in training mode), or give batches of two "
-                "views and views=2"
+                "there is only one view: the trunk gave the same features for both passes. Put an augmentation "
+                "in front of it (BatchAugmentation, in training mode), or give batches of two views and views=2"
             )
         self._seen_two_views = True
 
-    @staticmethod
-    def _embedder(models: Mapping[str, Any]) -> nn.Module:
+    def _embeddings(
+        self, models: Mapping[str, Any], features: torch.Tensor, pooled: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, D') embeddings for L_ex."""
+        if self.nce_head is not None:
+            return self.nce_head(pooled)
         embedder = models.get("embedder")
         if not isinstance(embedder, nn.Module):
             raise TypeError('models must have a module "embedder" for L_ex, or give the objective a nce_head')
-        return embedder
+        return embedder(features)
 
     def extra_repr(self) -> str:
         """What the module's repr says beside its parts."""

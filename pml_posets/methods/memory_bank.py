@@ -10,27 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._batch_checks import check_batch
+from .._batch_checks import as_indices, check_batch
 from .._random import derive_seeds
-from .._validation import as_count
+from .._validation import as_count, as_real
 from ._networks import at_least_float32
 
 __all__ = ["MemoryBankNCE"]
 
 
 class MemoryBankNCE(nn.Module):
-    """Each sample is a class of its own: its embedding must be told from those of random others.
+    """Each sample is a class of its own: its embedding must be distinguished from those of random others.
 
         P(j | f) = exp(v_j^T f / t) / Z,      h(j, f) = P(j | f) / (P(j | f) + m / N)
         L(f_i)   = -log h(i, f_i) - sum over m random j of log(1 - h(j, f_i))
 
-    with f normalised and v_j the memory of sample j, a moving average of its embeddings, unit rows too: after
-    the loss, v_i becomes normalise(mu v_i + (1 - mu) f_i) in training mode (of the mean of its embeddings
-    where a sample stands in the batch several times). Z is estimated from the random samples of the first
-    call in training mode, and stays. No gradient reaches the memory.
-
-    The m random samples are drawn from all N with repeats, by torch's global generator of the CPU, once for
-    the whole batch.
+    with f normalized and v_j the memory of sample j, a moving average of its embeddings, unit rows too: after
+    the loss, v_i becomes normalize(mu v_i + (1 - mu) f_i) in training mode (of the mean of its embeddings
+    where a sample is in the batch several times). Z is estimated from the random samples of the first call in
+    training mode, and stays. The m random samples are drawn from all N with repeats, by torch's global
+    generator of the CPU, once for the whole batch. No gradient reaches the memory.
 
     Memory and Z travel in the state dict (N x D float32), not as parameters or buffers, so that PML's logs
     leave them out; the memory follows the device of the embeddings.
@@ -39,7 +37,7 @@ class MemoryBankNCE(nn.Module):
         num_samples: N, the samples of the dataset.
         dim: D, the width of the embeddings. Default 128, the published value.
         num_negatives: m, at least 1; may exceed N. Default 4096, the published value.
-        momentum: mu, in 0..1 without 1. Default 0.5, the published value.
+        momentum: mu, in [0, 1). Default 0.5, the published value.
         temperature: t, above 0. Default 0.5 (0.35 to 1.0 in the paper).
         seed: of the memory's start, from 0. Default 0.
 
@@ -74,15 +72,12 @@ class MemoryBankNCE(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        shape = as_count(num_samples, "num_samples"), as_count(dim, "dim")
+        self.num_samples, self.dim = as_count(num_samples, "num_samples"), as_count(dim, "dim")
         self.num_negatives = as_count(num_negatives, "num_negatives")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be finite and above 0, got {temperature}")
-        self.momentum, self.temperature = float(momentum), float(temperature)
+        self.momentum = as_real(momentum, "momentum", low=0, high=1, open_high=True)
+        self.temperature = as_real(temperature, "temperature", low=0, open_low=True)
         generator = torch.Generator().manual_seed(derive_seeds(as_count(seed, "seed", 0))[0])
-        self._memory = F.normalize(torch.randn(shape, generator=generator))  # (N, D)
+        self._memory = F.normalize(torch.randn(self.num_samples, self.dim, generator=generator))  # (N, D)
         self._log_z: float | None = None
 
     @property
@@ -90,42 +85,27 @@ class MemoryBankNCE(nn.Module):
         """(N, D) float32, unit rows, in dataset order."""
         return self._memory
 
-    @property
-    def num_samples(self) -> int:
-        """N."""
-        return len(self._memory)
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return self._memory.shape[1]
-
     def forward(self, embeddings: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """The mean loss of the batch; in training mode the memory then takes the embeddings up."""
-        check_batch(embeddings, indices, lowest=0)
+        check_batch(embeddings, None)
+        rows = as_indices(indices, self.num_samples, len(embeddings)).to(embeddings.device)
         if embeddings.shape[1] != self.dim:
             raise ValueError(
                 f"embeddings must have {self.dim} columns like the memory, got {tuple(embeddings.shape)}"
             )
         if not len(embeddings):
             return at_least_float32(embeddings).sum()
-        indices = indices.detach().to(embeddings.device).long()
-        if int(indices.max()) >= self.num_samples:
-            raise ValueError(
-                f"dataset indices must be in 0..{self.num_samples - 1}, got {int(indices.max())}: was the "
-                "memory made for this dataset?"
-            )
         self._memory = self._memory.to(embeddings.device)
         drawn = torch.randint(self.num_samples, (self.num_negatives,)).to(embeddings.device)  # (m,)
         with torch.autocast(embeddings.device.type, enabled=False):
             f = F.normalize(at_least_float32(embeddings))  # (B, D)
             memory = self._memory.to(f.dtype)
-            own = (f * memory[indices]).sum(dim=1) / self.temperature  # (B,)
+            own = (f * memory[rows]).sum(dim=1) / self.temperature  # (B,)
             others = f @ memory[drawn].T / self.temperature  # (B, m)
             shift = self._log_of_z(others) + math.log(self.num_negatives / self.num_samples)
             losses = F.softplus(shift - own) + F.softplus(others - shift).sum(dim=1)  # (B,)
         if self.training:
-            self._remember(f.detach(), indices)
+            self._remember(f.detach(), rows)
         return losses.mean()
 
     def _log_of_z(self, others: torch.Tensor) -> float:
@@ -149,11 +129,7 @@ class MemoryBankNCE(nn.Module):
         return {"memory": self._memory, "log_z": self._log_z}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take them back.
-
-        Raises:
-            ValueError: for a memory of another size.
-        """
+        """Take them back; a ValueError for a memory of another size."""
         memory = state["memory"]
         if memory.shape != self._memory.shape:
             raise ValueError(

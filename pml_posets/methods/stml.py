@@ -1,8 +1,7 @@
-"""Self-taught metric learning (STML): a contrastive loss whose labels are a teacher's similarities."""
+"""STML ("Self-Taught Metric Learning without Labels", CVPR 2022): soft labels from a moving average."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._validation import as_count
+from .._validation import as_count, as_real
 from ..data.augmentation import BatchAugmentation
 from ..training.averaging import moving_average
-from ._networks import at_least_float32, check_images, pooled_features
+from ._networks import at_least_float32, check_floats, check_images, pooled_features
 
 __all__ = [
     "STMLObjective",
@@ -28,7 +27,7 @@ _EPS = 1e-6  # smallest mean distance that is divided by
 
 @torch.no_grad()
 def contextual_similarity(teacher: torch.Tensor, k: int = 10) -> torch.Tensor:
-    """How much the mutual neighbours of two samples have in common.
+    """How much the mutual neighbors of two samples have in common.
 
         R(i)   = { j : j among the k nearest of i, and i among the k nearest of j }, i its own nearest
         W~_ij  = |R(i) & R(j)| / |R(i)| if j is in R(i), else 0
@@ -36,19 +35,15 @@ def contextual_similarity(teacher: torch.Tensor, k: int = 10) -> torch.Tensor:
         W_C    = (W^ + W^T) / 2
 
     Args:
-        teacher: (N, D) floating point, of any length; their directions are compared. Half precision is
-            computed in float32.
-        k: neighbours, the sample itself included, in 2..N; k/2 is rounded down. Default 10, the number of
-            views in the batch that belong to a query.
+        teacher: (N, D) floating point, of any length; their directions are compared.
+        k: neighbors, the sample itself included, in 2..N; k/2 is rounded down. Default 10.
 
     Returns:
-        (N, N) in [0, 1], symmetric, of at least 32 bits, without gradient. Of equal distances the lower index
-        is the nearer.
+        (N, N) in [0, 1], symmetric, at least 32 bits, no gradient. Of equal distances the lower index counts.
 
     Raises:
         TypeError, ValueError: for embeddings of another shape, k out of range.
 
-    Source: "Self-Taught Metric Learning without Labels" (CVPR 2022).
     Differs from the paper: in nothing known; that the overlap is divided by the size of R(i) is from memory.
 
     Example:
@@ -56,7 +51,7 @@ def contextual_similarity(teacher: torch.Tensor, k: int = 10) -> torch.Tensor:
         >>> contextual_similarity(x, k=2).tolist()
         [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
     """
-    _check(teacher, "teacher")
+    check_floats(teacher, "teacher", "(N, D)")
     return _contextual(_distances(F.normalize(at_least_float32(teacher))), k)
 
 
@@ -66,7 +61,7 @@ def teacher_similarity(teacher: torch.Tensor, k: int = 10, sigma: float = 3.0) -
 
         W = 1/2 [ exp(-d_T^2 / sigma) + W_C ]
 
-    with d_T the distance of the normalised embeddings and W_C of `contextual_similarity`.
+    with d_T the distance of the normalized embeddings and W_C of `contextual_similarity`.
 
     Args:
         teacher: (N, D) floating point, of any length.
@@ -76,18 +71,12 @@ def teacher_similarity(teacher: torch.Tensor, k: int = 10, sigma: float = 3.0) -
     Returns:
         (N, N) in [0, 1], symmetric, of at least 32 bits, without gradient.
 
-    Raises:
-        TypeError, ValueError: for embeddings of another shape, k or sigma out of range.
-
-    Source: "Self-Taught Metric Learning without Labels" (CVPR 2022).
-    Differs from the paper: in nothing known.
-
     Example:
         >>> round(teacher_similarity(torch.eye(2), k=2)[0, 1].item(), 4)  # d^2 = 2, W_C = 1
         0.7567
     """
-    _check(teacher, "teacher")
-    _positive(sigma, "sigma")
+    check_floats(teacher, "teacher", "(N, D)")
+    sigma = as_real(sigma, "sigma", low=0, open_low=True)
     distances = _distances(F.normalize(at_least_float32(teacher)))  # (N, N)
     return (torch.exp(-distances.square() / sigma) + _contextual(distances, k)) / 2
 
@@ -114,17 +103,15 @@ def relaxed_contrastive_loss(
     Raises:
         TypeError, ValueError: for shapes that do not match, a similarity out of range, delta out of range.
 
-    Source: "Self-Taught Metric Learning without Labels" (CVPR 2022); the loss is that of "Embedding Transfer
-    with Label Relaxation for Improved Metric Learning" (CVPR 2021).
-    Differs from the paper: in nothing known.
+    Source: "Embedding Transfer with Label Relaxation for Improved Metric Learning" (CVPR 2021).
 
     Example:
         >>> z = torch.tensor([[0.0], [1.0]])  # each row's mean distance is 1/2, the relative distance 2
         >>> relaxed_contrastive_loss(z, torch.full((2, 2), 0.25)).item()
         1.0
     """
-    _check(embeddings, "embeddings")
-    _positive(delta, "delta")
+    check_floats(embeddings, "embeddings", "(N, D)")
+    delta = as_real(delta, "delta", low=0, open_low=True)
     count = len(embeddings)
     if similarity.shape != (count, count):
         raise ValueError(
@@ -133,15 +120,14 @@ def relaxed_contrastive_loss(
         )
     if count < 2:
         return at_least_float32(embeddings)[:0].sum()
-    with torch.autocast(embeddings.device.type, enabled=False):
-        z = at_least_float32(embeddings)
-        weight = _off_diagonal(similarity.detach().to(z))  # (N, N - 1)
-        if not torch.compiler.is_compiling():
-            low, high = (float(value) for value in torch.aminmax(weight))
-            if not (low >= -1e-3 and high <= 1 + 1e-3):
-                raise ValueError(f"similarity must lie in 0..1, got {low:g} to {high:g}")
-        distance = _off_diagonal(_relative(z))  # (N, N - 1)
-        return (weight * distance.square() + (1 - weight) * F.relu(delta - distance).square()).mean()
+    z = at_least_float32(embeddings)
+    weight = _off_diagonal(similarity.detach().to(z))  # (N, N - 1)
+    if not torch.compiler.is_compiling():
+        low, high = (float(value) for value in torch.aminmax(weight))
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise ValueError(f"similarity must be in [0, 1], got {low:g} to {high:g}")
+    distance = _off_diagonal(_relative(z))  # (N, N - 1)
+    return (weight * distance.square() + (1 - weight) * F.relu(delta - distance).square()).mean()
 
 
 def relation_divergence(
@@ -164,7 +150,6 @@ def relation_divergence(
     Raises:
         TypeError, ValueError: for shapes that do not match, a temperature out of range.
 
-    Source: "Self-Taught Metric Learning without Labels" (CVPR 2022).
     Differs from the paper: direction, temperature and the stopped gradient are not known to us.
 
     Example:
@@ -172,21 +157,17 @@ def relation_divergence(
         >>> abs(relation_divergence(z, 7 * z).item()) < 1e-6  # only relations count
         True
     """
-    _check(embeddings, "embeddings")
-    _check(target, "target")
-    _positive(temperature, "temperature")
+    check_floats(embeddings, "embeddings", "(N, D)")
+    check_floats(target, "target", "(N, D)")
+    temperature = as_real(temperature, "temperature", low=0, open_low=True)
     if len(target) != len(embeddings):
         raise ValueError(
             f"target must have {len(embeddings)} rows like the embeddings, got {tuple(target.shape)}"
         )
     if len(embeddings) < 2:
         return at_least_float32(embeddings)[:0].sum()
-    with torch.autocast(embeddings.device.type, enabled=False):
-        ours = F.log_softmax(-_off_diagonal(_relative(at_least_float32(embeddings))) / temperature, dim=1)
-        theirs = F.log_softmax(
-            -_off_diagonal(_relative(at_least_float32(target.detach()))) / temperature, dim=1
-        )
-        return F.kl_div(ours, theirs.to(ours), reduction="batchmean", log_target=True)
+    ours, theirs = (_log_relations(x, temperature) for x in (embeddings, target.detach()))
+    return F.kl_div(ours, theirs.to(ours), reduction="batchmean", log_target=True)
 
 
 class STMLObjective(nn.Module):
@@ -196,15 +177,12 @@ class STMLObjective(nn.Module):
 
     The student has two heads on the trunk: the embedder, f, which is used in the end, and a wide linear one,
     g. The teacher is an exponential moving average of the trunk and the wide head; W is `teacher_similarity`
-    of its embeddings. L_KL passes the relations that the wide head finds on to the embedder. It takes batches
-    that hold neighbours and several views, such as those of `pml_posets.neighbor_batches.NeighborBatches`.
+    of its embeddings. L_KL passes the relations that the wide head finds on to the embedder. Batches must
+    hold neighbors and several views, such as those of `pml_posets.samplers.NeighborBatches`.
 
     Called as objective(images, indices, models) with images (B, C, H, W) and models {"trunk": ...,
-    "embedder": ...}, those that it was made for. In training mode each call moves the teacher towards the
-    student first. Returns a scalar of at least 32 bits.
-
-    Its parameters are the wide head's and the teacher's; the latter need no gradient, optimizers leave them
-    alone. The teacher is part of the state dict.
+    "embedder": ...}; in training mode it moves the teacher towards the student first. Returns a scalar of at
+    least 32 bits. The teacher is part of the state dict; its weights need no gradient.
 
     Args:
         models: {"trunk": ...}, copied for the teacher, on its device already.
@@ -215,17 +193,14 @@ class STMLObjective(nn.Module):
         delta: of `relaxed_contrastive_loss`. Default 1.
         divergence_weight: w, from 0. Default 1.
         temperature: of `relation_divergence`. Default 1.
-        decay: of the moving average, in 0..1 without 1. Default 0.999, the published value.
-        same_view: True (default): where the trunk augments, the teacher sees the same augmented images as the
-            student. False: it sees them as they are. The same view takes a trunk that draws from torch's
-            generator of the CPU, and not before it augments, as one with `BatchAugmentation` in front does.
+        decay: of the moving average, in [0, 1). Default 0.999, the published value.
+        same_view: True (default): the teacher sees the student's augmented images, if the trunk draws from
+            torch's generator of the CPU to augment and not before. False: it sees them as they are.
         augmenting: classes of the trunk's submodules that augment. Default: `BatchAugmentation`.
 
     Raises:
-        TypeError, ValueError: for options out of range, another trunk than the teacher's, fewer
-            than k images.
+        TypeError, ValueError: for options out of range, another trunk than the teacher's, too few images.
 
-    Source: "Self-Taught Metric Learning without Labels" (CVPR 2022).
     Differs from the paper: the decay rises to its final value over the first updates (see `moving_average`).
     Which head the teacher has, the mean of the two L_RC and w are not known to us for certain.
 
@@ -255,20 +230,15 @@ class STMLObjective(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(models, Mapping) or not isinstance(models.get("trunk"), nn.Module):
-            raise TypeError(
-                'models must be a mapping with a module "trunk", which the teacher is copied from'
-            )
+            raise TypeError('models must be a mapping with a module "trunk", the start of the teacher')
         self.k = as_count(k, "k", least=2)
-        for name, value in (("sigma", sigma), ("delta", delta), ("temperature", temperature)):
-            _positive(value, name)
-        if not 0 <= divergence_weight < math.inf:
-            raise ValueError(f"divergence_weight must be finite and at least 0, got {divergence_weight}")
-        self.sigma, self.delta, self.temperature = float(sigma), float(delta), float(temperature)
-        self.divergence_weight = float(divergence_weight)
+        self.sigma = as_real(sigma, "sigma", low=0, open_low=True)
+        self.delta = as_real(delta, "delta", low=0, open_low=True)
+        self.temperature = as_real(temperature, "temperature", low=0, open_low=True)
+        self.divergence_weight = as_real(divergence_weight, "divergence_weight", low=0)
         self.same_view, self.augmenting = same_view, augmenting
         self.wide = nn.Linear(as_count(feature_dim, "feature_dim"), as_count(wide_dim, "wide_dim"))
-        weight = next((p for p in models["trunk"].parameters()), None)
-        if weight is not None:
+        for weight in models["trunk"].parameters():
             self.wide.to(weight.device)
         self.decay = float(decay)
         student = {"trunk": models["trunk"], "wide": self.wide}
@@ -295,9 +265,9 @@ class STMLObjective(nn.Module):
         features = trunk(images)
         narrow, wide = embedder(features), self.wide(pooled_features(features))  # (B, D), (B, wide_dim)
         similarity = teacher_similarity(self._taught(images, trunk, state), self.k, self.sigma)
-        losses = [relaxed_contrastive_loss(z, similarity, self.delta) for z in (narrow, wide)]
+        first, second = (relaxed_contrastive_loss(z, similarity, self.delta) for z in (narrow, wide))
         divergence = relation_divergence(narrow, wide, self.temperature)
-        return (losses[0] + losses[1]) / 2 + self.divergence_weight * divergence
+        return (first + second) / 2 + self.divergence_weight * divergence
 
     def _follow(self, trunk: nn.Module) -> None:
         """Move the teacher towards the student."""
@@ -305,10 +275,7 @@ class STMLObjective(nn.Module):
             self._averages["trunk"].update_parameters(trunk)
             self._averages["wide"].update_parameters(self.wide)
         except (KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"the trunk is not the one that the teacher was copied from ({error}): give the objective "
-                "the models that are trained"
-            ) from error
+            raise ValueError(f"the trunk is not the one that the teacher was copied from: {error}") from error
 
     @torch.no_grad()
     def _taught(self, images: torch.Tensor, trunk: nn.Module, state: torch.Tensor) -> torch.Tensor:
@@ -337,8 +304,8 @@ class STMLObjective(nn.Module):
 
     def extra_repr(self) -> str:
         """What the module's repr says beside its parts."""
-        names = ("k", "sigma", "delta", "divergence_weight", "temperature", "same_view")
-        return ", ".join([f"decay={self.decay}", *(f"{name}={getattr(self, name)}" for name in names)])
+        names = ("decay", "k", "sigma", "delta", "divergence_weight", "temperature", "same_view")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 def _contextual(distances: torch.Tensor, k: int) -> torch.Tensor:
@@ -370,20 +337,12 @@ def _relative(x: torch.Tensor) -> torch.Tensor:
     return distances / distances.mean(dim=1, keepdim=True).clamp_min(_EPS)
 
 
+def _log_relations(x: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log softmax_j(-d_ij / t) of each row, (N, N - 1)."""
+    return F.log_softmax(-_off_diagonal(_relative(at_least_float32(x))) / temperature, dim=1)
+
+
 def _off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
     """(N, N) to (N, N - 1): each row without its own entry."""
     count = len(matrix)
     return matrix.flatten()[1:].view(count - 1, count + 1)[:, :-1].reshape(count, count - 1)
-
-
-def _positive(value: float, name: str) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be finite and above 0, got {value}")
-
-
-def _check(x: Any, name: str) -> None:
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a floating point tensor, got {found}")
-    if x.ndim != 2:
-        raise ValueError(f"{name} must have shape (N, D), got {tuple(x.shape)}")

@@ -1,6 +1,9 @@
-"""Transformed attention consistency (TAC): what two images share is found again when both are moved.
+"""Transformed attention consistency (TAC) of TAC-CCL, reconstructed from the abstract of its paper.
 
-The method's text and code were not at hand. This is a reconstruction from its abstract.
+"Unsupervised Deep Metric Learning with Transformed Attention Consistency and Contrastive Clustering Loss"
+(ECCV 2020). The abstract has attention maps of a pair of images that are the same before and after a
+transform. The form of the attention, the squared difference, its mask, the stopped gradient, the transforms
+and how pairs are drawn are ours. The other half of the system is `ContrastiveClusteringLoss`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .._batch_checks import as_indices
+from .._validation import as_real
 from ..data.augmentation import BatchAugmentation
 from ..posets import Posets
 from ._networks import at_least_float32, check_images, conv_maps, pooled_features, without_augmentation
@@ -42,10 +47,6 @@ def cross_attention(maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: for shapes that do not match.
 
-    Source: "Unsupervised Deep Metric Learning with Transformed Attention Consistency and Contrastive
-    Clustering Loss" (ECCV 2020).
-    Differs from the paper: a reconstruction from its abstract; the form of the attention is ours.
-
     Example:
         >>> maps = torch.tensor([[[[1.0, 0.0], [3.0, -2.0]], [[0.0, 1.0], [4.0, 0.0]]]])
         >>> cross_attention(maps, torch.tensor([[1.0, 0.0]])).round(decimals=3).tolist()  # 1, 0, 0.6, -1
@@ -57,11 +58,10 @@ def cross_attention(maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
             f"{tuple(features.shape)}"
         )
     with torch.autocast(maps.device.type, enabled=False):
-        maps, features = at_least_float32(maps), at_least_float32(features)
-        places = F.normalize(maps, dim=1, eps=_EPS)  # (B, C, H, W)
-        towards = F.normalize(features, dim=1, eps=_EPS)  # (B, C)
-        found = F.relu(torch.einsum("bchw,bc->bhw", places, towards))
-        return found / found.sum(dim=(1, 2), keepdim=True).clamp_min(_EPS)
+        cells = F.normalize(at_least_float32(maps), dim=1, eps=_EPS)  # (B, C, H, W)
+        towards = F.normalize(at_least_float32(features), dim=1, eps=_EPS)  # (B, C)
+        attention = F.relu(torch.einsum("bchw,bc->bhw", cells, towards))
+        return attention / attention.sum(dim=(1, 2), keepdim=True).clamp_min(_EPS)
 
 
 def attention_consistency_loss(
@@ -77,18 +77,16 @@ def attention_consistency_loss(
 
         L_TAC = 1/2 [ mean_u (T_a[M_ab](u) - M_a'b'(u))^2 + mean_u (T_b[M_ba](u) - M_b'a'(u))^2 ]
 
-    with a' = T_a(a), b' = T_b(b), M as in `cross_attention` and g the maps' mean over their places. u runs
-    over the places whose origin lies inside the image before it was moved; the mean over the pairs is taken
-    after that over u. Pairs without such a place count as 0.
-
-    As each map sums to 1, the loss is of the order 1 / (H W)^2: weigh it by (H W)^2 to have maps of mean 1.
+    with a' = T_a(a), b' = T_b(b), M as in `cross_attention` and g the mean of the maps. u runs over the cells
+    whose origin is inside the image before it was moved; the mean over the pairs comes after that over u.
+    Pairs without such a cell count as 0. As each map sums to 1, the loss is of the order 1 / (H W)^2: weigh
+    it by (H W)^2 to have maps of mean 1.
 
     Args:
         maps_a, maps_b: F_a and F_b, (B, C, H, W), the last maps of the images of each pair.
         moved_a, moved_b: F_a' and F_b', (B, C, H, W), those of the moved images.
-        theta_a, theta_b: (B, 2, 3), from a place of the moved image to its origin, as in
-            `torch.nn.functional.affine_grid` with align_corners=False. The coordinates are relative to width
-            and height, so images and maps share them; neither needs to be square.
+        theta_a, theta_b: (B, 2, 3), from a point of the moved image to its origin, as in
+            `torch.nn.functional.affine_grid` with align_corners=False.
         stop_gradient: True (default): only the attention of the moved images learns.
 
     Returns:
@@ -97,31 +95,50 @@ def attention_consistency_loss(
     Raises:
         ValueError: for shapes that do not match.
 
-    Source: "Unsupervised Deep Metric Learning with Transformed Attention Consistency and Contrastive
-    Clustering Loss" (ECCV 2020).
-    Differs from the paper: a reconstruction from its abstract (attention maps of a pair of images, the same
-    before and after a transform). That the loss is a squared difference, the mask and the stopped gradient
-    are ours.
-
     Example:
         >>> maps = torch.rand(2, 4, 5, 5, 3, generator=torch.Generator().manual_seed(0)).unbind(-1)
         >>> stay = torch.eye(2, 3).expand(2, 2, 3)
         >>> attention_consistency_loss(maps[0], maps[1], maps[0], maps[1], stay, stay).item()
         0.0
-        >>> attention_consistency_loss(maps[0], maps[1], maps[0], maps[2], stay, stay).item() > 0
-        True
     """
     _check_pairs((maps_a, maps_b, moved_a, moved_b), (theta_a, theta_b))
     if not len(maps_a):
-        return sum(
-            (at_least_float32(maps).sum() for maps in (maps_b, moved_a, moved_b)),
-            at_least_float32(maps_a).sum(),
-        )
+        return torch.stack([at_least_float32(x).sum() for x in (maps_a, maps_b, moved_a, moved_b)]).sum()
     with torch.autocast(maps_a.device.type, enabled=False):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
             before = _mutual_attention(maps_a, maps_b)  # twice (B, H, W)
         after = _mutual_attention(moved_a, moved_b)
         return (_difference(before[0], after[0], theta_a) + _difference(before[1], after[1], theta_b)) / 2
+
+
+def _mutual_attention(maps_a: torch.Tensor, maps_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """M_ab and M_ba, (B, H, W) each."""
+    features = [pooled_features(at_least_float32(maps)) for maps in (maps_b, maps_a)]  # (B, C)
+    return cross_attention(maps_a, features[0]), cross_attention(maps_b, features[1])
+
+
+def _difference(before: torch.Tensor, after: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """Mean over valid cells, then over pairs, of (T[before] - after)^2 for (B, H, W) maps."""
+    size = [len(before), 1, *before.shape[1:]]
+    grid = F.affine_grid(theta.to(before), size, align_corners=False)  # (B, H, W, 2)
+    valid = (grid.detach().abs() <= 1).all(dim=3)  # (B, H, W)
+    warped = F.grid_sample(before[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+    squares = (warped - after).square().masked_fill(~valid, 0)
+    return (squares.sum(dim=(1, 2)) / valid.sum(dim=(1, 2)).clamp_min(1)).mean()
+
+
+def _check_pairs(maps: tuple[torch.Tensor, ...], thetas: tuple[torch.Tensor, ...]) -> None:
+    for name, given in zip(("maps_a", "maps_b", "moved_a", "moved_b"), maps, strict=True):
+        if given.ndim != 4 or given.shape != maps[0].shape or not given.is_floating_point():
+            raise ValueError(
+                f"{name} must be floating point maps (B, C, H, W) like maps_a {tuple(maps[0].shape)}, got "
+                f"{given.dtype} {tuple(given.shape)}"
+            )
+    for name, theta in zip(("theta_a", "theta_b"), thetas, strict=True):
+        if theta.shape != (len(maps[0]), 2, 3):
+            raise ValueError(
+                f"{name} must have shape ({len(maps[0])}, 2, 3), a matrix a pair, got {tuple(theta.shape)}"
+            )
 
 
 def random_affines(
@@ -135,17 +152,17 @@ def random_affines(
 ) -> torch.Tensor:
     """Random rotations, magnifications, shifts and mirrorings of images, for `affine_grid`.
 
-    Every amount is drawn evenly from its range, for each image on its own, from torch's global generator of
-    the CPU. About its centre an image is mirrored, rotated and magnified, then shifted. Angles hold in pixels
-    on images that are not square.
+    Every amount is drawn uniformly from its range, for each image, from torch's global generator of the CPU.
+    An image is mirrored, rotated and magnified about its center, then shifted. Angles are right in pixels on
+    images that are not square, too.
 
     Args:
         count: B, from 0.
         height, width: of the images, in pixels.
-        rotation: largest angle, to either side, degrees in 0..180. Default 20.
+        rotation: largest angle, to either side, degrees in [0, 180]. Default 20.
         scale: range of the magnification, both above 0. Default (0.8, 1.25).
-        translation: largest shift, to any side, as part of width and height, in 0..1. Default 0.1.
-        flip: part of the images that are mirrored left to right, in 0..1. Default 0.5.
+        translation: largest shift, to any side, as a fraction of width and height, in [0, 1]. Default 0.1.
+        flip: fraction of the images that are mirrored left to right, in [0, 1]. Default 0.5.
 
     Returns:
         (B, 2, 3) float32 on the CPU, from the moved image to the image.
@@ -153,15 +170,12 @@ def random_affines(
     Raises:
         ValueError: for a range out of bounds.
 
-    Source: none; the transforms of the paper are not known to us.
-    Differs from the paper: see source.
-
     Example:
         >>> mirrored = random_affines(1, 8, 8, rotation=0, scale=(1, 1), translation=0, flip=1)
         >>> torch.equal(mirrored[0], torch.tensor([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
         True
     """
-    _check_ranges(rotation, scale, translation, flip)
+    rotation, scale, translation, flip = _check_ranges(rotation, scale, translation, flip)
     angle = torch.empty(count).uniform_(-rotation, rotation).mul(math.pi / 180)
     zoom = torch.empty(count).uniform_(*scale)
     shift = torch.empty(count, 2, 1).uniform_(-2 * translation, 2 * translation)
@@ -179,8 +193,8 @@ class AttentionConsistencyObjective(nn.Module):
     Each image is moved at random (`random_affines`) and paired with another of the batch: one of the same
     class, at random, where posets are bound and there is one, otherwise its nearest neighbour by the pooled
     features of the image as it is. The loss is that of `attention_consistency_loss`, mean over the pairs. The
-    trunk sees the images and the moved images, its own augmentation put off (only moves that are known can be
-    undone). The weight is the caller's; mind the size of the loss, see there.
+    trunk sees the images and the moved images, its own augmentation switched off (only known moves can be
+    undone). The caller gives the weight; mind the size of the loss, see there.
 
     Called as objective(images, indices, models) with images (B, C, H, W), uint8 or floating point, dataset
     indices (B,) and models {"trunk": ...}; the embedder is not used. Returns a scalar of at least 32 bits;
@@ -194,11 +208,7 @@ class AttentionConsistencyObjective(nn.Module):
         augmenting: classes of the trunk's submodules that augment. Default: `BatchAugmentation`.
 
     Raises:
-        TypeError, ValueError: for maps that are none, shapes that do not match, ranges out of bounds.
-
-    Source: "Unsupervised Deep Metric Learning with Transformed Attention Consistency and Contrastive
-    Clustering Loss" (ECCV 2020).
-    Differs from the paper: a reconstruction from its abstract; how pairs and transforms are drawn is ours.
+        TypeError, ValueError: for a layer without maps, shapes that do not match, ranges out of bounds.
 
     Example:
         >>> trunk = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
@@ -220,9 +230,10 @@ class AttentionConsistencyObjective(nn.Module):
         augmenting: tuple[type[nn.Module], ...] = (BatchAugmentation,),
     ) -> None:
         super().__init__()
-        _check_ranges(rotation, scale, translation, flip)
         self.layer = layer
-        self.rotation, self.scale, self.translation, self.flip = rotation, scale, translation, flip
+        self.rotation, self.scale, self.translation, self.flip = _check_ranges(
+            rotation, scale, translation, flip
+        )
         self.stop_gradient = stop_gradient
         self.augmenting = augmenting
         self._posets: Posets | None = None
@@ -257,7 +268,7 @@ class AttentionConsistencyObjective(nn.Module):
         )
 
     def _partners(self, indices: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        """(B,) the place in the batch of each image's partner."""
+        """(B,) the row in the batch of each image's partner."""
         features = F.normalize(at_least_float32(pooled_features(maps)))  # (B, C)
         near = features @ features.T  # (B, B)
         near.fill_diagonal_(-math.inf)
@@ -265,13 +276,8 @@ class AttentionConsistencyObjective(nn.Module):
         draws = torch.rand(len(indices), len(indices))  # drawn in any case: the same numbers for what follows
         if self._posets is None:
             return nearest
-        chosen = indices.detach().cpu().long()
-        if int(chosen.min()) < 0 or int(chosen.max()) >= self._posets.num_samples:
-            raise ValueError(
-                f"dataset indices must be in 0..{self._posets.num_samples - 1}, got {int(chosen.min())} to "
-                f"{int(chosen.max())}: do the posets belong to this dataset?"
-            )
-        labels = torch.from_numpy(self._posets.labels)[chosen]  # (B,)
+        rows = as_indices(indices, self._posets.num_samples)
+        labels = torch.from_numpy(self._posets.labels)[rows]  # (B,)
         same = (labels[:, None] == labels) & (labels >= 0)[:, None]
         draws = draws.masked_fill(~same.fill_diagonal_(False), -1)
         best, partners = draws.max(dim=1)
@@ -283,42 +289,14 @@ class AttentionConsistencyObjective(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
-def _mutual_attention(maps_a: torch.Tensor, maps_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """M_ab and M_ba, (B, H, W) each."""
-    feature_a, feature_b = (
-        pooled_features(at_least_float32(maps_a)),
-        pooled_features(at_least_float32(maps_b)),
-    )  # (B, C)
-    return cross_attention(maps_a, feature_b), cross_attention(maps_b, feature_a)
-
-
-def _difference(before: torch.Tensor, after: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    """Mean over valid places, then over pairs, of (T[before] - after)^2 for (B, H, W) maps."""
-    size = [len(before), 1, *before.shape[1:]]
-    grid = F.affine_grid(theta.to(before), size, align_corners=False)  # (B, H, W, 2)
-    valid = (grid.detach().abs() <= 1).all(dim=3)  # (B, H, W)
-    warped = F.grid_sample(before[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
-    squares = (warped - after).square().masked_fill(~valid, 0)
-    return (squares.sum(dim=(1, 2)) / valid.sum(dim=(1, 2)).clamp_min(1)).mean()
-
-
-def _check_pairs(maps: tuple[torch.Tensor, ...], thetas: tuple[torch.Tensor, ...]) -> None:
-    for name, found in zip(("maps_a", "maps_b", "moved_a", "moved_b"), maps, strict=True):
-        if found.ndim != 4 or found.shape != maps[0].shape or not found.is_floating_point():
-            raise ValueError(
-                f"{name} must be floating point maps (B, C, H, W) like maps_a {tuple(maps[0].shape)}, got "
-                f"{found.dtype} {tuple(found.shape)}"
-            )
-    for name, theta in zip(("theta_a", "theta_b"), thetas, strict=True):
-        if theta.shape != (len(maps[0]), 2, 3):
-            raise ValueError(
-                f"{name} must have shape ({len(maps[0])}, 2, 3), a matrix a pair, got {tuple(theta.shape)}"
-            )
-
-
-def _check_ranges(rotation: float, scale: tuple[float, float], translation: float, flip: float) -> None:
+def _check_ranges(
+    rotation: float, scale: tuple[float, float], translation: float, flip: float
+) -> tuple[float, tuple[float, float], float, float]:
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
         raise ValueError(f"scale must be a range of two numbers above 0, got {scale}: try (0.8, 1.25)")
-    for name, value, top in (("rotation", rotation, 180), ("translation", translation, 1), ("flip", flip, 1)):
-        if not 0 <= value <= top:
-            raise ValueError(f"{name} must lie in 0..{top}, got {value}")
+    return (
+        as_real(rotation, "rotation", low=0, high=180),
+        scale,
+        as_real(translation, "translation", low=0, high=1),
+        as_real(flip, "flip", low=0, high=1),
+    )

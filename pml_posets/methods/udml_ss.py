@@ -1,4 +1,7 @@
-"""The auxiliary rotation loss of UDML-SS: a network must tell by how much an image was turned."""
+"""The auxiliary rotation loss of UDML-SS: a network must predict by how much an image was turned.
+
+"Unsupervised Deep Metric Learning via Auxiliary Rotation Loss" (2019).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._validation import as_count
-from ._networks import at_least_float32, check_images, pooled_features
+from ._networks import at_least_float32, check_images, no_images, pooled_features
 
 __all__ = ["RotationHead", "RotationObjective", "rotate_images", "rotation_cross_entropy"]
 
@@ -31,9 +34,6 @@ def rotate_images(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         TypeError: for something that is no tensor.
         ValueError: for images that are not square: at 90 degrees they would have another shape.
-
-    Source: "Unsupervised Deep Metric Learning via Auxiliary Rotation Loss" (2019).
-    Differs from the paper: in nothing known.
 
     Example:
         >>> turned, angles = rotate_images(torch.tensor([[[[1, 2], [3, 4]]]]))
@@ -67,9 +67,6 @@ def rotation_cross_entropy(logits: torch.Tensor, angles: torch.Tensor) -> torch.
 
     Raises:
         TypeError, ValueError: for other shapes or kinds, or angles out of range.
-
-    Source: "Unsupervised Deep Metric Learning via Auxiliary Rotation Loss" (2019).
-    Differs from the paper: in nothing known.
 
     Example:
         >>> round(rotation_cross_entropy(torch.zeros(8, 4), torch.arange(8) % 4).item(), 4)  # log 4
@@ -106,11 +103,10 @@ class RotationHead(nn.Module):
     Shapes: (N, D) -> (N, 4).
 
     Raises:
-        TypeError, ValueError: for a width that is no count, or features of another width.
+        TypeError, ValueError: for a width that is not a count, or features of another width.
 
-    Source: "Unsupervised Deep Metric Learning via Auxiliary Rotation Loss" (2019).
-    Differs from the paper: the published code has a ReLU behind the logits too, which keeps them from falling
-    below 0; there is none here.
+    Differs from the paper: the published code has a ReLU on the logits too, which keeps them from falling
+    below 0; here they have none.
 
     Example:
         >>> RotationHead(16)(torch.zeros(8, 16)).shape
@@ -135,9 +131,9 @@ class RotationHead(nn.Module):
 class RotationObjective(nn.Module):
     """The rotation loss of a trunk on some images of the batch, by a forward pass of its own.
 
-    The first `num_images` images are taken at four angles, then transformed (and augmented by the trunk, if
-    it does that), and the head must tell the angles from the trunk's pooled features. The loss is unweighted:
-    the paper adds it to its metric loss with the weight eta = 0.1.
+    The first `num_images` images are turned by four angles, then transformed (and augmented by the trunk, if
+    it does that), and the head must predict the angles from the trunk's pooled features. The loss is
+    unweighted: the paper adds it to its metric loss with the weight eta = 0.1.
 
     Called as objective(images, indices, models) with images (B, C, S, S), square, and models {"trunk": ...};
     the embedder is not used and gets no gradient. Returns a scalar of at least 32 bits; without images 0,
@@ -151,10 +147,9 @@ class RotationObjective(nn.Module):
         pool: the trunk's output to (4n, D). Default: mean over the map of a 4-D output.
 
     Raises:
-        TypeError, ValueError: for images that are not square, shapes that do not match, a head that is none.
+        TypeError, ValueError: for images that are not square, shapes that do not match, another head.
 
-    Source: "Unsupervised Deep Metric Learning via Auxiliary Rotation Loss" (2019).
-    Differs from the paper: crop and augmentation are drawn anew for each of the four angles of an image
+    Differs from the paper: crop and augmentation are drawn for each of the four angles of an image separately
     (whether theirs are is not known).
 
     Example:
@@ -186,8 +181,7 @@ class RotationObjective(nn.Module):
         check_images(images, indices, models)
         turned, angles = rotate_images(images[: self.num_images])  # (4n, C, S, S), (4n,)
         if not len(turned):
-            nothing = torch.zeros((), device=images.device)
-            return sum((p.flatten()[:0].sum().float() for p in self.head.parameters()), nothing)
+            return no_images(self, images)
         if self.transform is not None:
             turned = self.transform(turned)
         features = self.pool(models["trunk"](turned))  # (4n, D)

@@ -1066,3 +1066,14 @@ def test_docstrings_name_every_argument(documented):
     for name in inspect.signature(documented).parameters:
         assert f"{name}:" in text, name
     assert "Example" in text
+
+
+def test_names_that_moved_to_methods_are_found_with_a_warning():
+    import pml_posets.losses as old
+    from pml_posets import methods
+
+    for name in methods.__all__:
+        with pytest.warns(DeprecationWarning, match=f"{name} has moved: import it from pml_posets.methods"):
+            assert getattr(old, name) is getattr(methods, name)
+    with pytest.raises(AttributeError, match="no attribute 'NoSuchLoss'"):
+        old.NoSuchLoss  # noqa: B018
