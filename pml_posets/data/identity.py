@@ -65,6 +65,8 @@ def data_identity(images: Any, data_id: str | None = None) -> tuple[str, str]:
         if files is not None:
             if not isinstance(files, list | tuple | np.ndarray):
                 raise _UnknownError(f"its files are a {type(files).__qualname__}, no list")
+            if not hasattr(images, "__dict__"):
+                raise _UnknownError("it has no attributes to read")
             rest = {key: value for key, value in vars(images).items() if key not in _BESIDE_FILES}
             how = digest(_class_values(type(images)), _values(rest))
         elif isinstance(images, np.ndarray | torch.Tensor | list | tuple):
@@ -108,7 +110,10 @@ def _item_identity(item: Any) -> tuple[str | None, Any]:
             raise UnreadableImageError(f"cannot read the image {path}: {error}") from error
         return path, (status.st_size, status.st_mtime_ns)
     if hasattr(item, "getbands"):
-        item = np.asarray(pixels.as_image(item))
+        try:
+            item = np.asarray(pixels.as_image(item))
+        except (OSError, SyntaxError, EOFError) as error:  # what decoders raise
+            raise UnreadableImageError(f"cannot read an image in memory: {error}") from error
     if isinstance(item, torch.Tensor):
         item = item.detach().cpu()
         item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()

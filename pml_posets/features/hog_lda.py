@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
 
-from .._validation import as_count, as_real, unit_rows
+from .._validation import as_count, as_features, as_real, unit_rows
 from ..data.cache import CacheKey, FeatureCache
 from ..distributed.process_group import all_gather_objects, is_main
 from ..distributed.sharing import shares_work
@@ -256,12 +256,8 @@ class HOGLDA(ImageStep):
         how |= {"batch_size": as_count(batch_size, "batch_size"), "num_workers": num_workers}
 
         def batches(samples: range) -> Iterator[list[Rows]]:
-            start = samples.start
             for batch in hog_batches(items, self.grid, samples, progress=shows_progress(progress), **how):
-                rows = [self._project(view) for view in batch]
-                _check_finite(rows, start)
-                start += len(rows[0])
-                yield rows
+                yield [as_features(self._project(view)) for view in batch]
 
         views = collect_rows(len(items), batch_size, len(names), batches)
         if cache is not None and key is not None and (is_main() or not shares_work()):
@@ -346,10 +342,3 @@ def _cached(cache: FeatureCache, key: CacheKey, names: list[str]) -> list[Rows] 
     if shares_work():
         complete = all(all_gather_objects(complete))
     return [entry[name] for name in names] if entry is not None and complete else None
-
-
-def _check_finite(views: list[Rows], start: int) -> None:
-    for rows in views:
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if len(bad):
-            raise ValueError(f"the features of images[{start + bad[0]}] hold a NaN or an infinite value")

@@ -12,7 +12,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from pml_posets.data import BatchAugmentation, ImageList, ImageStore, data_identity
+from pml_posets.data import BatchAugmentation, ImageList, ImageStore, UnreadableImageError, data_identity
 from pml_posets.data.cache import FeatureCache
 from pml_posets.data.identity import digest
 from pml_posets.features import HOGLDA
@@ -71,6 +71,14 @@ class ReadsGlobal(Cropped):
 class CallsCode(Cropped):
     def __getitem__(self, index):
         return crop(super().__getitem__(index))
+
+
+class Slotted:
+    __slots__ = ()
+    paths = ("a.png",)
+
+    def __len__(self):
+        return 1
 
 
 class PathsByMethod(Cropped):
@@ -189,6 +197,7 @@ def test_code_and_globals_of_a_dataset_count(paths, monkeypatch):
         lambda paths: [None],
         lambda paths: [{"image": paths[0]}],
         lambda paths: np.array([None]),
+        lambda paths: Slotted(),
     ],
 )
 def test_what_nothing_is_known_of_needs_a_data_id(paths, make):
@@ -230,6 +239,12 @@ def test_relative_paths_are_those_of_their_folder(tmp_path, monkeypatch):
         found.append(data_identity(["image.png"]))
         assert found[-1] == data_identity([tmp_path / name / "image.png"])
     assert found[0] != found[1]
+
+
+def test_a_truncated_image_in_memory_is_unreadable(paths):
+    paths[0].write_bytes(paths[0].read_bytes()[:500])
+    with pytest.raises(UnreadableImageError, match=r"cannot read an image in memory: .*truncated"):
+        data_identity([Image.open(paths[0])])
 
 
 def test_palettes_of_images_in_memory_count():
