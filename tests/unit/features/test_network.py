@@ -1,7 +1,6 @@
 """Features of a network: order, mirror images, modes, randomness, and models that go wrong."""
 
 import random
-import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch
 from torch import nn
 
 from pml_posets.features.network import extract
-from pml_posets.features.reduction import principal_components
 
 
 def images(num: int = 11, size: int = 6) -> torch.Tensor:
@@ -195,94 +193,3 @@ def test_progress_bar(capfd):
     assert "11/11" in capfd.readouterr().err
     extract(nn.Flatten(), images(), progress=False)
     assert capfd.readouterr() == ("", "")
-
-
-# --- Principal components
-
-
-def low_rank(num=80, wide=40, rank=6, noise=0.0, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((num, rank)) @ np.random.default_rng(9).standard_normal((rank, wide))
-    return (rows + noise * rng.standard_normal((num, wide))).astype(np.float32)
-
-
-def test_cosines_are_kept():
-    features, mirrored = low_rank(), low_rank(seed=1)
-    rows, turned = principal_components(features, 6, mirrored)
-    assert rows.shape == turned.shape == (80, 6)
-    assert rows.dtype == turned.dtype == np.float32
-    for found, whole in ((rows, features), (turned, mirrored)):
-        unit = whole / np.linalg.norm(whole, axis=1, keepdims=True)
-        np.testing.assert_allclose(found @ rows.T, unit @ (features / norms(features)).T, atol=1e-4)
-
-
-def norms(rows):
-    return np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def test_the_directions_are_those_of_the_decomposition():
-    features = low_rank(noise=0.3)
-    rows = principal_components(features, 6, normalize=False)
-    u, s, _ = np.linalg.svd(features, full_matrices=False)
-    np.testing.assert_allclose(np.abs(rows), np.abs(u[:, :6] * s[:6]), atol=1e-3 * s[0])
-    assert np.square(rows).sum() < np.square(features).sum()
-
-
-def test_mirrored_features_go_into_the_same_directions():
-    features = low_rank(noise=0.3)
-    rows, turned = principal_components(features, 5, features[::-1])
-    np.testing.assert_array_equal(turned, rows[::-1])
-    np.testing.assert_array_equal(principal_components(features, 5), rows)
-
-
-def test_rows_are_of_unit_length_unless_told_otherwise():
-    features = low_rank(noise=0.3)
-    features[3] = 0
-    lengths = np.linalg.norm(principal_components(features, 4), axis=1)
-    np.testing.assert_allclose(np.delete(lengths, 3), 1, atol=1e-6)
-    assert lengths[3] == 0
-    assert np.linalg.norm(principal_components(features, 4, normalize=False), axis=1).max() > 2
-
-
-def test_as_many_directions_as_there_are():
-    features = low_rank(noise=0.3)
-    for count in (40, 500):
-        np.testing.assert_array_equal(principal_components(features, count, normalize=False), features)
-        np.testing.assert_allclose(
-            principal_components(features, count), features / norms(features), atol=1e-6
-        )
-    few = principal_components(features[:7], 30)
-    assert few.shape == (7, 7)
-    unit = features[:7] / norms(features[:7])
-    np.testing.assert_allclose(few @ few.T, unit @ unit.T, atol=1e-5)
-
-
-def test_components_leave_features_and_randomness_alone():
-    features = low_rank(noise=0.3)
-    before, state = features.copy(), torch.get_rng_state()
-    first = principal_components(features, 5, random_state=3)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.rand(3)
-    np.testing.assert_array_equal(principal_components(features, 5, random_state=3), first)
-    np.testing.assert_allclose(
-        np.abs(principal_components(features, 5, random_state=4)), np.abs(first), atol=0.05
-    )
-    principal_components(features, 99, normalize=False)[:] = 0
-    np.testing.assert_array_equal(features, before)
-    features.flags.writeable = False  # as those of a memory-mapped file: no warning
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        principal_components(features, 5)
-
-
-def test_bad_components():
-    features = low_rank()
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
-        principal_components(features, 0)
-    with pytest.raises(TypeError, match="count"):
-        principal_components(features, 2.5)
-    with pytest.raises(ValueError, match=r"mirrored must have the shape \(80, 40\)"):
-        principal_components(features, 3, features[:-1])
-    features[5, 5] = np.inf
-    with pytest.raises(ValueError, match="row 5 holds a NaN or an infinite value"):
-        principal_components(features, 3)

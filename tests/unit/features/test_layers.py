@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.base import clone
-from sklearn.decomposition import PCA
-from sklearn.pipeline import FeatureUnion, make_pipeline
 from torch import nn
 
 from pml_posets.data import ImageList, ImageStore
-from pml_posets.features import HOGLDA, NetworkFeatures, combine, extract, load, save
+from pml_posets.features import extract
 
 
 def images(num=7, size=12):
@@ -160,99 +157,3 @@ def test_a_store_for_a_network_without_normalization(folder, network):
         extract(network, store, progress=False)
     assert len(extract(network, store, mean=0.5, std=0.25, progress=False)) == 3
     assert len(extract(nn.Flatten(), store, progress=False)) == 3  # as they are
-
-
-# --- Several features as one
-
-
-def test_squared_distances_add_by_weight():
-    a, b = np.random.default_rng(0).normal(size=(2, 6, 5))
-    rows = combine([(a, 0.7), (3 * b[:, :2], 0.3)])
-    assert rows.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
-    ua, ub = a / np.linalg.norm(a, axis=1)[:, None], b[:, :2] / np.linalg.norm(b[:, :2], axis=1)[:, None]
-    for i in range(6):
-        for j in range(6):
-            expected = 0.7 * ((ua[i] - ua[j]) ** 2).sum() + 0.3 * ((ub[i] - ub[j]) ** 2).sum()
-            assert ((rows[i] - rows[j]) ** 2).sum() == pytest.approx(expected, abs=1e-5)
-    plain, mirrored = combine([((a, b), 0.7), ((b, a), 0.3)])
-    np.testing.assert_array_equal(plain, combine([(a, 0.7), (b, 0.3)]))
-    np.testing.assert_array_equal(mirrored, combine([(b, 0.7), (a, 0.3)]))
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ([], "at least one pair"),
-        ([(np.ones((2, 2)), 0.0)], "weight 0 must be above 0, got 0.0"),
-        (
-            [(np.ones((2, 2)), 1), (np.ones((3, 2)), 1)],
-            "features 1 must be of the same .* 3 and 2 rows",
-        ),
-        ([(np.ones((2, 2)), 1), ((np.ones((2, 2)),) * 2, 1)], "all be features, or all be pairs"),
-        ([(np.ones(2), 1)], r"features 0 must have shape \(N, D\)"),
-    ],
-)
-def test_parts_that_do_not_fit(parts, message):
-    with pytest.raises(ValueError, match=message):
-        combine(parts)
-
-
-# --- As steps of a scikit-learn pipeline
-
-
-MAPS = {"layer": "blocks", "grid": 2, "window": (1.3, 1.0), "center": True, "size": (12, 12), "std": 0.5}
-
-
-def union(model):
-    maps = NetworkFeatures(model, **MAPS)
-    hog = HOGLDA(image_size=16, cell_size=4, window=(0.2, 0.5))
-    weights = {"maps": np.sqrt(0.7).item(), "hog": np.sqrt(0.3).item()}
-    return FeatureUnion([("maps", maps), ("hog", hog)], transformer_weights=weights)
-
-
-def test_a_union_is_what_combine_gives():
-    data = images(9)
-    joined = union(Named())
-    rows = joined.fit(data).transform(data)
-    maps, hog = (step.transform(data, mirror=False) for _, step in joined.transformer_list)
-    np.testing.assert_allclose(rows, combine([(maps, 0.7), (hog, 0.3)]), atol=1e-6)
-    np.testing.assert_allclose(maps, joined.transformer_list[0][1].fit_transform(data), atol=1e-6)
-    expected = extract(Named(), data, **MAPS, progress=False)
-    np.testing.assert_allclose(maps, expected, atol=1e-5)
-
-
-def test_a_pipeline_is_saved_and_loaded_whole(tmp_path):
-    data, model = images(9), Named()
-    pipeline = make_pipeline(union(model), PCA(4, whiten=True, random_state=0))
-    expected = pipeline.fit(data).transform(data)
-    save(pipeline, tmp_path / "a.npz")
-    loaded = load(tmp_path / "a.npz", network=model)
-    np.testing.assert_array_equal(loaded.transform(data), expected)
-    np.testing.assert_allclose(loaded.transform(data[3:5]), expected[3:5], atol=1e-5)
-    assert repr(loaded) == repr(pipeline)
-    assert "PCA" in loaded._repr_html_()
-    np.testing.assert_allclose(clone(loaded).fit(data).transform(data), expected, atol=1e-4)
-    with pytest.raises(ValueError, match=r"holds features of a network: give load\(path, network=\.\.\.\)"):
-        load(tmp_path / "a.npz")
-    save(make_pipeline(PCA(4)), tmp_path / "b.npz")
-    with pytest.raises(ValueError, match=r"b\.npz holds a Pipeline, no HOGLDA: read it by features\.load"):
-        HOGLDA.load(tmp_path / "b.npz")
-
-
-def test_what_cannot_be_saved(tmp_path):
-    from sklearn.cluster import KMeans
-
-    with pytest.raises(TypeError, match=r"cannot save a KMeans: save one of HOGLDA, .* or use joblib"):
-        save(make_pipeline(PCA(2), KMeans(2)), tmp_path / "a.npz")
-    with pytest.raises(TypeError, match="cannot save the random_state of PCA, a RandomState: use joblib"):
-        save(PCA(2, random_state=np.random.RandomState(0)), tmp_path / "a.npz")
-    assert not list(tmp_path.iterdir())
-    np.savez(tmp_path / "b.npz", steps=np.array('{"format": 2, "tree": {"class": "os.system"}}'))
-    with pytest.raises(ValueError, match=r"holds a os\.system, which this version does not know"):
-        load(tmp_path / "b.npz")
-    np.savez(tmp_path / "c.npz", steps=np.array("no json"))
-    with pytest.raises(ValueError, match="holds no feature steps"):
-        load(tmp_path / "c.npz")
-    with pytest.raises(ValueError, match="has learned nothing yet"):
-        NetworkFeatures(nn.Flatten()).transform(images())
