@@ -7,6 +7,7 @@ group, or with one process in it, each of them is the identity or does nothing, 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -37,6 +38,7 @@ Result = TypeVar("Result")
 
 _REASON = "pml_posets/reason"  # in the store that all ranks read: why one of them left
 _PIECE = 2**30  # bytes sent at once
+_PATIENCE = 30.0  # seconds that a rank waits for the others at the end
 _left: list[tuple[int, int]] = []  # (rank, world size) of this process after it has left a failed group
 
 
@@ -81,7 +83,7 @@ def barrier() -> None:
 
 
 def broadcast_object(value: Result) -> Result:
-    """What rank 0 gives, on every rank (there itself, elsewhere a copy).
+    """What rank 0 gives, on every rank (on rank 0 itself, elsewhere a copy).
 
     Args:
         value: anything that can be pickled; only that of rank 0 matters.
@@ -230,7 +232,7 @@ def abort_on_error() -> Iterator[None]:
     """An error of one rank inside ends the process group, so that no other waits for this one in vain.
 
     The others find out in their next exchange, and raise `RankError` with the reason. The group is then lost
-    on all ranks: end the script, or start the processes anew. A rank that is killed closes its connections,
+    on all ranks: end the script, or start the processes again. A rank that is killed closes its connections,
     which gloo notices at once; on GPUs torchrun ends the others.
     """
     if world_size() == 1 or not _initialized():
@@ -253,7 +255,7 @@ def from_environment(
 
     Args:
         device: "cpu", "cuda" (the GPU with the number LOCAL_RANK) or None (default): "cuda" where there is a
-            GPU. Exchange is by gloo, on GPUs by nccl for what lies there.
+            GPU. Exchange is by gloo, and by nccl for tensors on GPUs.
         timeout: seconds a rank waits for another before it gives up. Default 7200: the longest that one rank
             may work alone while the others wait.
 
@@ -281,6 +283,7 @@ def from_environment(
         with abort_on_error():
             yield chosen
             barrier()
+            _leave_in_order()
     finally:
         if _initialized():
             dist.destroy_process_group()
@@ -331,7 +334,7 @@ def _as_bytes(block: np.ndarray | torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _collective() -> Iterator[None]:
     if not _initialized():
-        raise RankError("the process group has ended with an error before: start the processes anew")
+        raise RankError("the process group has ended with an error before: start the processes again")
     try:
         yield
     except RuntimeError as error:
@@ -348,6 +351,16 @@ def _reason() -> str | None:
         if store.check([_REASON]):
             return store.get(_REASON).decode()
     return None
+
+
+def _leave_in_order() -> None:
+    """Wait until no rank needs another any more; rank 0, which may hold the store of all, leaves last."""
+    with suppress(Exception):  # the work is done
+        store, end = dist.distributed_c10d._get_default_store(), time.monotonic() + _PATIENCE
+        for step, waits in (("done", True), ("gone", is_main())):
+            store.add(f"pml_posets/{step}", 1)
+            while waits and store.add(f"pml_posets/{step}", 0) < world_size() and time.monotonic() < end:
+                time.sleep(0.005)
 
 
 def _leave(error: BaseException) -> None:

@@ -58,7 +58,7 @@ def shared_work() -> Iterator[None]:
 
     Example:
         >>> with shared_work():
-        ...     shares_work()  # of one process there is nothing to share
+        ...     shares_work()  # one process has nothing to share
         False
     """
     token = _sharing.set(True)
@@ -118,7 +118,7 @@ def main_first(function: Callable[[], Result]) -> Result:
         What the function returned on this rank.
 
     Raises:
-        Exception: on a rank what the function raised there.
+        Exception: on each rank what the function raised on it.
         RankError: on the others then, with its text.
 
     Example:

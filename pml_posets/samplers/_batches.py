@@ -14,9 +14,9 @@ from ..posets import Posets
 
 
 class PosetBatches:
-    """Draws batches from posets; the rules stand in `pml_posets.samplers.PseudoLabelSampler`.
+    """Draws batches from posets; the rules are those of `pml_posets.samplers.PseudoLabelSampler`.
 
-    A class is at home in a batch (its medoid and other members are there) or alone (only its medoid is).
+    A class is at home in a batch, if its medoid and other members are in it, or alone, if only its medoid is.
 
     Args:
         posets: the classes and the posets around them.
@@ -176,14 +176,14 @@ class SeededBatches(BatchSampler):
     """The batches of some iterations of a run, each index with the seed of its sample's augmentation.
 
     Iteration i has batch i % E of epoch i // E, E the sampler's length; no earlier iteration need have run.
-    The pairs (index, seed) are keys of `pml_posets.datasets.IndexedDataset`.
+    The pairs (index, seed) are keys of `pml_posets.data.IndexedDataset`.
 
     Args:
         sampler: a batch sampler with `set_epoch`, whose batches are a function of the epoch.
         seeds: numbers from which, with the iteration, the seeds are derived.
         first: the first iteration, from 0.
         last: the one after the last.
-        positions: where the samples that are wanted stand in each batch. Default None: everywhere.
+        positions: of the wanted samples in each batch. Default None: all.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The sampler of STML: batches of queries, each with its nearest neighbours, in several views."""
+"""The sampler of STML: batches of queries, each with its nearest neighbors, in several views."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["NeighborBatches"]
 
 
 class NeighborBatches(PseudoLabelSampler):
-    """Draws queries, and with each query its nearest neighbours, so that a batch holds what resembles.
+    """Draws queries and their nearest neighbors, so that the samples of a batch resemble each other.
 
-    A batch of B indices is B / (k v) queries with k samples each, the query and its k - 1 nearest neighbours,
-    in v views. The queries stand one after another, each followed by its neighbours, nearest first; the views
-    stand one after another. A sample that is a neighbour of two queries stands in the batch twice.
+    A batch of B indices is B / (k v) queries with k samples each, the query and its k - 1 nearest neighbors,
+    in v views. Each query is followed by its neighbors, nearest first; the views follow one another. A sample
+    that is a neighbor of two queries is in the batch twice.
 
-    The neighbours are those in the features of the round: in a `JointTrainer` every y-step makes the table
-    anew, so that a round of one epoch is the schedule of the paper. Euclidean distances are taken as the
+    The neighbors are those in the features of the round: in a `JointTrainer` every y-step makes a new
+    table, so that a round of one epoch is the schedule of the paper. Euclidean distances are taken as the
     features are; `JointTrainer.extract` brings them to unit length.
 
     An epoch has `num_batches` batches, by default as many as show N samples. The queries of an epoch are
@@ -36,7 +36,7 @@ class NeighborBatches(PseudoLabelSampler):
         batch_size: B, a multiple of samples_per_query times views, at most N times views. Default 240, the
             published value.
         samples_per_query: k, the query included, at most N. Default 5.
-        views: v, how often each drawn sample stands in a batch, each time augmented anew. Default 2.
+        views: v, how often each drawn sample is in a batch, each time augmented otherwise. Default 2.
         grouping: a `PseudoLabelProvider`, for losses of surrogate classes beside. Default: no classes, every
             sample is unassigned.
         num_nearest: Z of the posets made of that grouping. Default 2.
@@ -52,8 +52,8 @@ class NeighborBatches(PseudoLabelSampler):
         TypeError, ValueError: for arguments out of range or that do not match each other.
 
     Source: "Self-Taught Metric Learning without Labels" (CVPR 2022).
-    Differs from the paper: the query counts as one of its k nearest (whether it does there is not known to
-    us), and no sample is a query twice in an epoch.
+    Differs from the paper: the query counts as one of its k nearest (whether it does in the paper is
+    not known to us), and no sample is a query twice in an epoch.
 
     Example:
         >>> features = np.arange(12, dtype=np.float32)[:, None]
@@ -115,24 +115,24 @@ class NeighborBatches(PseudoLabelSampler):
 
     @property
     def neighbors(self) -> np.ndarray:
-        """(N, k) int64, each sample and its k - 1 nearest neighbours in the features of the round."""
+        """(N, k) int64, each sample and its k - 1 nearest neighbors in the features of the round."""
         if self._table is None:
             self.regroup(*self._waiting)
         assert self._table is not None
         return self._table
 
     def regroup(self, features: ArrayLike, mirrored: ArrayLike | None = None) -> Posets:
-        """A new table of neighbours, and new posets, from new features of the same samples.
+        """A new table of neighbors, and new posets, from new features of the same samples.
 
-        Everything else as in `PseudoLabelSampler.regroup`; the mirrored features are not looked at for the
-        table.
+        Everything else as in `PseudoLabelSampler.regroup`; the table does not depend on the mirrored
+        features.
         """
         features = as_features(features)
         table = np.arange(len(features))[:, None]  # (N, 1)
         if self.samples_per_query > 1 and len(features) == self.num_samples:
             found = search(features, self.samples_per_query - 1, method=self.method, seed=self.seed)
             table = np.concatenate([table, found.indices], axis=1)  # (N, k)
-        posets = super().regroup(features, mirrored)  # the check of the shape is there
+        posets = super().regroup(features, mirrored)  # checks the shape
         self._table = table
         return posets
 
@@ -155,7 +155,7 @@ class NeighborBatches(PseudoLabelSampler):
         """Take a state back; the first table is not made if it has not been yet.
 
         Raises:
-            ValueError: if the state is incomplete or belongs to another number of samples or neighbours.
+            ValueError: if the state is incomplete or belongs to another number of samples or neighbors.
         """
         table = state.get("neighbors")
         if not isinstance(table, torch.Tensor):

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler
 from .._classes import relabel
 from .._random import derive_seeds, preserved_randomness, seed_everything
 from .._sketch import sketch
-from .._validation import ArrayLike, as_count, as_features, as_labels, as_mirrored, checked
+from .._validation import ArrayLike, as_count, as_features, as_labels, as_mirrored, as_real, checked
 from ..neighbors.nearest import Neighbors
 from ..posets import Posets
 from ._batches import PosetBatches
@@ -26,7 +26,7 @@ class PseudoLabelProvider(Protocol):
 
     `fit_predict` may also take any of the keywords `sources` (N,), `mirrored` (N, D) and `labels` (N,), those
     of the round before for a warm start; it is given those that its signature names. If the provider then
-    has an attribute `flips_`, (N,) bool, these are the samples that stand in their class mirrored. If it has
+    has an attribute `flips_`, (N,) bool, these are the samples that are in their class mirrored. If it has
     a method `find_neighbors(features, *, sources, mirrored)`, its answer is computed once a round and shared
     with the assignment and the posets, as the keyword `neighbors`.
     """
@@ -60,15 +60,15 @@ class PseudoLabelSampler(BatchSampler):
     A batch of B indices is drawn like this. A few unassigned samples are drawn at random, and the classes
     whose posets hold them (their Z nearest) become the batch's home classes: its medoid and random other
     members, `samples_per_class` together. More unassigned samples from the posets of the home classes join
-    them, those first that have all Z nearest classes there; where one of these is not at home, its medoid
-    comes along alone. What always holds:
+    them, those first whose Z nearest classes are all at home; of a nearest class that is not, the medoid
+    alone joins too. What always holds:
 
     - every batch has exactly `batch_size` indices;
     - with an unassigned sample come the medoids of all its Z nearest classes;
     - with any member of a class comes its medoid;
     - unassigned samples and the medoids that come along for them alone take at most `unassigned_fraction` of
       the batch. What they leave free goes to further classes, then to further members;
-    - a sample stands in a batch twice only if the classes have too few members in all to fill it. They are
+    - a sample is in a batch twice only if the classes have too few members in all to fill it. They are
       then repeated evenly (augmentation tells them apart). Unassigned samples never are.
 
     With `views` above 1 all this holds of the batch_size / views samples that are drawn; these then stand in
@@ -87,7 +87,7 @@ class PseudoLabelSampler(BatchSampler):
         batch_size: B, at most N. Default 128.
         num_nearest: Z, how many nearest classes an unassigned sample has. Default 2; the paper has Z >= 2.
         samples_per_class: members of a home class in a batch, its medoid included. Default 4.
-        views: how often each drawn sample stands in a batch, each time augmented anew. Default 1.
+        views: how often each drawn sample is in a batch, each time augmented otherwise. Default 1.
         unassigned_fraction: largest part of a batch for unassigned samples, 0..1. Default 0.5; 0: none.
         random_fraction: part of a batch that is drawn from all samples alike, 0..1, the rules above being for
             the rest. Default 0. The samples of one poset resemble each other, and a batch of few posets shows
@@ -95,8 +95,8 @@ class PseudoLabelSampler(BatchSampler):
         grouping: a `PseudoLabelProvider`. Default: `SurrogateGrouping()`.
         assignment: refines the labels (`RelaxedAssignment`, Eq. 5). Default None: the grouping's labels stay.
         warm_start: from the second round on, True (default, the paper's): `assignment` starts from the labels
-            of the round before, and the grouping is not called again; False: every round groups anew, then
-            refines. Without an assignment every round groups anew.
+            of the round before, and the grouping is not called again; False: every round calls the
+            grouping, then refines. Without an assignment every round calls the grouping.
         sources: (N,) source of each sample, passed on to the grouping and heeded by the posets. Default None.
         mirrored: (N, D) float32, features of the mirrored images. Default None.
         num_batches: batches in an epoch. Default: N // batch_size.
@@ -148,8 +148,8 @@ class PseudoLabelSampler(BatchSampler):
         self.drop_last = True  # batches are exact; part of what a BatchSampler has
         self.num_nearest = as_count(num_nearest, "num_nearest")
         self.samples_per_class = as_count(samples_per_class, "samples_per_class")
-        self.unassigned_fraction = float(unassigned_fraction)
-        self.random_fraction = float(random_fraction)
+        self.unassigned_fraction = as_real(unassigned_fraction, "unassigned_fraction", low=0, high=1)
+        self.random_fraction = as_real(random_fraction, "random_fraction", low=0, high=1)
         self.views = as_count(views, "views")
         self.grouping = grouping if grouping is not None else _default_grouping()
         self.assignment = assignment
@@ -165,21 +165,14 @@ class PseudoLabelSampler(BatchSampler):
             )
         if self.batch_size % self.views:
             raise ValueError(f"batch_size must be a multiple of views={views}, got {batch_size}")
-        for name in ("unassigned_fraction", "random_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
         if self.sources is not None and self.sources.shape != (self.num_samples,):
             raise ValueError(
                 f"sources must have shape ({self.num_samples},) to match the features, "
                 f"got {self.sources.shape}"
             )
-        for what, part in (("grouping", self.grouping), ("assignment", assignment)):
-            if part is None:
-                continue
-            if isinstance(part, type):
-                raise TypeError(f"{what} must be an instance, got the class: write {part.__name__}(...)")
-            if not callable(getattr(part, "fit_predict", None)):
-                raise TypeError(f"{what} must have a method fit_predict, got {type(part).__name__}")
+        _check_provider("grouping", self.grouping)
+        if assignment is not None:
+            _check_provider("assignment", assignment)
         default = max(1, self.num_samples // self.batch_size)
         self.num_batches = default if num_batches is None else as_count(num_batches, "num_batches")
         self._waiting: Any = (features, as_mirrored(mirrored, features))
@@ -326,8 +319,15 @@ class PseudoLabelSampler(BatchSampler):
         self._posets, self._waiting = posets, None
 
 
+def _check_provider(name: str, provider: Any) -> None:
+    if isinstance(provider, type):
+        raise TypeError(f"{name} must be an instance, got the class: write {provider.__name__}(...)")
+    if not callable(getattr(provider, "fit_predict", None)):
+        raise TypeError(f"{name} must have a method fit_predict, got {type(provider).__name__}")
+
+
 def _call(function: Callable[..., Any], features: np.ndarray, options: dict[str, Any]) -> Any:
-    """Call with those options that the signature names and that are there."""
+    """Call with those options that are not None and that the signature names."""
     named = inspect.signature(function).parameters
     return function(features, **{k: v for k, v in options.items() if v is not None and k in named})
 

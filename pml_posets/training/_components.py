@@ -264,7 +264,7 @@ class Components:
     # --- State
 
     def settings(self) -> dict[str, Any]:
-        """What tells the components of this run from those of another, flat, before they have learned."""
+        """The settings of all components, flat, before they have learned."""
         found: dict[str, Any] = {}
         things = {**self._modules, **self.optimizers, **self.lr_schedulers}
         for name, thing in things.items():

@@ -1,4 +1,4 @@
-"""What tells one run from another: its settings and its data, flat and comparable."""
+"""The settings and the data of a run, flat and comparable with those of another run."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ __all__ = ["LossRecord"]
 
 
 class LossRecord:
-    """Sums losses where they are, and makes a row of their means every so many iterations.
+    """Sums losses where they are, and makes a row of their means every few iterations.
 
     Args:
         every: iterations a row averages over, from 1.
@@ -63,9 +63,9 @@ class LossRecord:
         sums = {name: float(value) for name, value in self._sums.items()}
         for name, value in sums.items():
             if not math.isfinite(value):
-                place = ", ".join(f"{key} {number}" for key, number in where.items())
+                position = ", ".join(f"{key} {number}" for key, number in where.items())
                 raise FloatingPointError(
-                    f"{name} became {value} in the {self._count} iterations before {place}: lower the "
+                    f"{name} became {value} in the {self._count} iterations before {position}: lower the "
                     "learning rate (the last checkpoint is from before)"
                 )
         return sums

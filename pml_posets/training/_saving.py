@@ -1,4 +1,4 @@
-"""The file that holds a run, and what tells the run from others."""
+"""The file that holds a run, and the settings by which it is known."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Saved(Rounds):
         self._owns_checkpoint = True
 
     def _described(self) -> dict[str, Any]:
-        """What tells this run from others, flat; num_rounds is not in it: a run may be prolonged."""
+        """The settings that change the result, flat; num_rounds is not in it: a run may be prolonged."""
         if self._settings is None:
             options = {k: v for k, v in self.trainer_options.items() if k not in _SAME_RESULT}
             extraction = {k: v for k, v in self.feature_options.items() if k not in _SAME_RESULT}

@@ -378,7 +378,7 @@ def test_a_failed_regrouping_keeps_the_old_groups():
         ({"batch_size": 2.0}, TypeError, "batch_size must be an integer"),
         ({"num_nearest": 0}, ValueError, "num_nearest must be at least 1"),
         ({"samples_per_class": 0}, ValueError, "samples_per_class"),
-        ({"unassigned_fraction": 1.5}, ValueError, r"0\.\.1, got 1\.5"),
+        ({"unassigned_fraction": 1.5}, ValueError, r"in \[0, 1\], got 1\.5"),
         ({"unassigned_fraction": float("nan")}, ValueError, "unassigned_fraction"),
         ({"num_batches": 0}, ValueError, "num_batches"),
         ({"seed": -1}, ValueError, "seed"),
@@ -441,7 +441,7 @@ def test_a_random_fraction_is_drawn_from_all_samples_alike():
     assert abs(drawn[20:].mean() - 200 * 20 / 380) < 0.5  # alike, but for those that the rules took
     everyone = PseudoLabelSampler(features, 64, random_fraction=1.0, grouping=GivenLabels(labels))
     assert all(len(set(batch)) == 64 for batch in everyone)
-    with pytest.raises(ValueError, match=r"random_fraction must be in 0\.\.1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"random_fraction must be in \[0, 1\], got 1\.5"):
         PseudoLabelSampler(features, 40, random_fraction=1.5)
 
 
