@@ -34,6 +34,7 @@ VERSION = 2
 
 _OVERSHOOT = 0.25  # beyond [0, 1]: bicubic resizing of floats does that
 _CHANNELS = (1, 3, 4)
+_ABOUT_DTYPES = re.compile(r"[Bb]yte|unsigned char|dtype|UInt16|Bool|Char|Long|Int\b|[Dd]ouble")
 
 
 class UnreadableImageError(OSError):
@@ -194,7 +195,7 @@ def check_pixels(images: torch.Tensor, name: str = "images") -> None:
 
 @contextmanager
 def needs_floats(images: torch.Tensor) -> Iterator[None]:
-    """Explain torch's error when a network without normalization is given integer images inside.
+    """Explain torch's error when a network is given images of a dtype that it does not take inside.
 
     Raises:
         TypeError: in place of torch's RuntimeError about dtypes.
@@ -202,12 +203,17 @@ def needs_floats(images: torch.Tensor) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        is_dtype = re.search(r"[Bb]yte|unsigned char|dtype|UInt16|Bool|Char|Long|Int\b", str(error))
-        if images.is_floating_point() or not is_dtype:
+        about_dtypes = re.search(
+            r"[Bb]yte|unsigned char|dtype|UInt16|Bool|Char|Long|Int\b|[Dd]ouble", str(error)
+        )
+        if not about_dtypes or (images.is_floating_point() and images.dtype != torch.float64):
             raise
+        wanted, remedy = "float32", "convert them with .float()"
+        if not images.is_floating_point():
+            wanted = "floating ones"
+            remedy = "put BatchAugmentation() in front of it, or give features.extract the network's mean= and std="
         raise TypeError(
-            f"the images are {images.dtype} and the network wants floating ones: put BatchAugmentation() "
-            f"in front of it, or give features.extract the network's mean= and std= ({error})"
+            f"the images are {images.dtype} and the network wants {wanted}: {remedy} ({error})"
         ) from error
 
 
@@ -222,11 +228,11 @@ def _from_pil(image: Image, name: str) -> Image:
         return Image.fromarray(_to_bytes(np.asarray(image), name))
     if image.mode in ("I", "LAB"):
         raise ValueError(
-            f"{name} has the mode {image.mode}, whose values have no fixed range: convert it to uint8, "
-            "uint16 or RGB first"
+            f"{name} has the mode {image.mode}, which does not say what black and white are: convert it to "
+            "uint8, uint16 or RGB first"
         )
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     if image.mode in ("L", "1"):
@@ -277,7 +283,7 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
         return np.ascontiguousarray(array)
     if array.dtype.kind == "b":
         return np.where(array, np.uint8(255), np.uint8(0))
-    if array.dtype == np.uint16:
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
         return np.round(array / 257).astype(np.uint8)
     low, high = array.min(), array.max()
     if array.dtype.kind != "f" or not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
