@@ -211,7 +211,7 @@ def needs_floats(images: torch.Tensor) -> Iterator[None]:
         wanted, remedy = "float32", "convert them with .float()"
         if not images.is_floating_point():
             wanted = "floating ones"
-            remedy = "put BatchAugmentation() in front of it, or give features.extract the network's mean= and std="
+            remedy = "put BatchAugmentation() in front of it, or give features.extract mean= and std="
         raise TypeError(
             f"the images are {images.dtype} and the network wants {wanted}: {remedy} ({error})"
         ) from error
