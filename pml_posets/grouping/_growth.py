@@ -89,6 +89,7 @@ def grow(
     members = np.full((num_samples, min(max_size, k + 1)), -1, np.int64)
     flips = np.zeros(members.shape, bool)
     members[:, 0] = np.arange(num_samples)
+    sums = np.zeros((2, *members.shape))
     for block in blocks(num_samples, (k + 1) ** 2):
         index = np.concatenate([members[block, :1], neighbors.indices[block]], axis=1)  # (b, k + 1)
         flip = np.zeros(index.shape, bool)
@@ -96,13 +97,16 @@ def grow(
             flip[:, 1:] = neighbors.flips[block]
         reach = torch.from_numpy(radii[np.maximum(index, 0)]).to(place)
         limit = torch.minimum(reach[:, :, None], reach[:, None, :])
-        far = space.distances(index, flip).div_(limit.clamp_min_(torch.finfo(torch.float32).tiny))
+        gaps = space.distances(index, flip)
+        far = gaps / limit.clamp_min_(torch.finfo(torch.float32).tiny)
         outside = torch.from_numpy(index < 0).to(place)
         source = None if codes is None else torch.from_numpy(codes[np.maximum(index, 0)]).to(place)
         row = torch.arange(len(index), device=place)
         farthest = far[:, 0].masked_fill(outside, torch.inf)  # (b, k + 1), each candidate to the group
         farthest[:, 0] = torch.inf
         diameter = torch.zeros(len(index), device=place)
+        inside = torch.zeros(index.shape, dtype=torch.bool, device=place)
+        inside[:, 0] = True
         for position in range(1, members.shape[1]):
             nearest, pick = farthest.min(dim=1)
             taken = nearest <= 1 + _ROUNDING
@@ -114,10 +118,15 @@ def grow(
             slot = pick.cpu().numpy()[chosen]
             members[block][chosen, position] = index[chosen, slot]
             flips[block][chosen, position] = flip[chosen, slot]
+            near = gaps[row, pick]  # (b, k + 1), the new member to all
+            for total, values in zip(sums, (torch.exp(near / -space.scale), near), strict=True):
+                added = (values.double() * (inside & taken[:, None])).sum(1).cpu().numpy()
+                total[block, position] = total[block, position - 1] + added
+            inside[row, pick] |= taken
             diameter = torch.maximum(diameter, nearest)
             farthest = torch.maximum(farthest, far[row, pick])
             farthest[row, pick] = torch.inf
             farthest[~taken] = torch.inf
             if source is not None:
                 farthest.masked_fill_(source == source[row, pick][:, None], torch.inf)
-    return Groups(members, flips)
+    return Groups(members, flips, sums)

@@ -305,7 +305,7 @@ class SurrogateGrouping(ClusterMixin, BaseEstimator):
         self, grown: Groups, size: int, space: Space, codes: np.ndarray | None
     ) -> tuple[Groups, Groups, np.ndarray]:
         """Disjoint classes from the groups grown, each cut off at the size; the merged groups; scores."""
-        groups = Groups(grown.members[:, :size], grown.flips[:, :size])
+        groups = grown.first(size)
         large = groups.sizes >= self.min_size
         owner = np.where(large, np.cumsum(large) - 1, -1)
         groups, owner = unique_groups(groups.pick(large), owner)

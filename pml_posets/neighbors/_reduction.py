@@ -11,12 +11,15 @@ MAX_REDUCED_DIM = 512
 _VARIANCE_KEPT = 0.95
 _MAX_SQUARE = 1e36  # squared distances beyond may overflow
 _FAR = 4.0  # squared distance to the origin, over the variance, from which features are centered
-_MIN_AUTO = (16_384, 1024)  # samples and dimensions from which "auto" is approximate: it is faster then
+_MIN_AUTO = 20_000  # samples and queries from which "auto" is approximate ...
+_MIN_AUTO_DIM = (
+    1024  # ... for features this long: from here on it is faster even if no direction is negligible
+)
 
 
-def faster_method(num_samples: int, num_dims: int) -> str:
-    """The method that "auto" stands for, by what was measured: approximate only where it saves time."""
-    large = num_samples >= _MIN_AUTO[0] and num_dims >= _MIN_AUTO[1]
+def faster_method(num_samples: int, num_queries: int, num_dims: int) -> str:
+    """The method that "auto" stands for: approximate only where that was measured to save time."""
+    large = min(num_samples, num_queries) >= _MIN_AUTO and num_dims >= _MIN_AUTO_DIM
     return "approximate" if large else "exact"
 
 

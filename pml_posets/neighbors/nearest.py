@@ -82,8 +82,8 @@ def search(
         exclude_self: whether a sample is left out of its own list (by index: equal copies of it stay).
         method: "exact" (default); "approximate": candidates, 2 k + 64, are the nearest in the first principal
             directions (up to 512, for features longer than 256 and from 8,192 samples on), from 200,000
-            samples on by an inverted file of faiss, and are then measured in full; "auto": the faster of the
-            two by the number of samples and dimensions.
+            samples on by an inverted file of faiss, and are then measured in full; "auto":
+            approximate from 20,000 samples and queries of 1,024 dimensions on, where that is faster.
         backend: "faiss", "torch" or "auto" (default: faiss on a CPU, torch elsewhere).
         device: where to compute, e.g. "cpu" (default) or "cuda:0".
         chunk_size: queries handled at once; None: 1024 on a CPU, 8192 on a GPU. Memory grows with it.
@@ -118,7 +118,9 @@ def search(
     use_faiss = _uses_faiss(backend, place)
     default = 8192 if place.type == "cuda" else 1024
     chunk_size = default if chunk_size is None else as_count(chunk_size, "chunk_size")
-    approximate = (faster_method(*table.shape) if method == "auto" else method) == "approximate"
+    approximate = (
+        faster_method(len(table), len(asked.rows), table.shape[1]) if method == "auto" else method
+    ) == "approximate"
     order = np.argsort(asked.excluded, kind="stable")  # queries that need equally long lists go together
     num_chunks = -(-len(order) // chunk_size)
     chunks = shard(num_chunks) if shares_work() else range(num_chunks)  # whole chunks: the same numbers

@@ -124,6 +124,21 @@ def test_every_pair_of_a_grown_group_is_mutually_similar(seed):
             assert nearest <= 1 + 1e-3
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_growth_knows_the_means_of_its_pairs(mirror):
+    rng = np.random.default_rng(3)
+    features, mirrored = rng.normal(size=(2, 120, 5)).astype(np.float32)
+    mirrored = mirrored if mirror else None
+    sources = rng.integers(0, 60, 120)
+    grouping = SurrogateGrouping(scale=0.6).fit(features, sources=sources, mirrored=mirrored)
+    space = space_of(features, mirrored, 0.6)
+    grown = grow(space, grouping.neighbors_, grouping.radii_, sources, 3, 9, np.inf)
+    for size in (1, 2, 5, 9):
+        known = grown.first(size).pick(np.arange(0, 120, 2))
+        expected = Groups(known.members, known.flips).means(space)
+        np.testing.assert_allclose(known.means(space), expected, rtol=1e-4)
+
+
 def test_radii_hold_the_top_fraction_of_other_sources():
     rng = np.random.default_rng(0)
     features, mirrored = rng.normal(size=(2, 300, 5)).astype(np.float32)

@@ -226,9 +226,10 @@ def test_all_pairs_at_once_are_single_searches(monkeypatch, by_source, exclude_s
 
 
 def test_the_automatic_method():
-    assert reduction.faster_method(14_000, 512) == "exact"
-    assert reduction.faster_method(50_000, 256) == "exact"
-    assert reduction.faster_method(113_516, 4096) == "approximate"
+    assert reduction.faster_method(14_000, 14_000, 4096) == "exact"
+    assert reduction.faster_method(50_000, 50_000, 256) == "exact"
+    assert reduction.faster_method(113_516, 10, 4096) == "exact"
+    assert reduction.faster_method(113_516, 113_516, 4096) == "approximate"
     features, _ = clusters(500, 20)
     np.testing.assert_array_equal(search(features, 5, method="auto").indices, search(features, 5).indices)
 
