@@ -82,8 +82,8 @@ def search(
         exclude_self: whether a sample is left out of its own list (by index: equal copies of it stay).
         method: "exact" (default); "approximate": candidates, 2 k + 64, are the nearest in the first principal
             directions (up to 512, for features longer than 256 and from 8,192 samples on), from 200,000
-            samples on by an inverted file of faiss, and are then measured in full; "auto":
-            approximate from 20,000 samples and queries of 1,024 dimensions on, where that is faster.
+            samples on by an inverted file of faiss, and are then measured in full; "auto": approximate
+            from 20,000 samples and queries of 1,024 dimensions on, where that is faster.
         backend: "faiss", "torch" or "auto" (default: faiss on a CPU, torch elsewhere).
         device: where to compute, e.g. "cpu" (default) or "cuda:0".
         chunk_size: queries handled at once; None: 1024 on a CPU, 8192 on a GPU. Memory grows with it.
