@@ -253,3 +253,13 @@ def test_other_shapes_are_refused(shape):
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(TypeError, match=r"uint8 in 0\.\.255 or floating point"):
         BatchAugmentation()(torch.zeros(2, 3, 8, 8, dtype=dtype))
+
+
+def test_arguments_of_the_first_version_still_work_and_warn():
+    with pytest.warns(DeprecationWarning, match=r"colour= is now color="):
+        augment = BatchAugmentation(colour=0.2)
+    with pytest.warns(DeprecationWarning, match=r"grey= is now gray="):
+        assert repr(BatchAugmentation(color=0.2, grey=0.3)) == repr(BatchAugmentation(color=0.2, gray=0.3))
+    assert augment.color == 0.2
+    with pytest.raises(TypeError, match="no argument 'hue'"):
+        BatchAugmentation(hue=0.1)
