@@ -16,6 +16,7 @@ _PACKAGE = __name__.rpartition(".")[0]
 MOVED = {
     "assignment": "grouping.relaxed_assignment",
     "augmentation": "data.augmentation",
+    "averaging": "training.averaging",
     "cache": "data.cache",
     "checkpoints": "training.checkpoints",
     "clustering": "grouping.kmeans",
@@ -36,6 +37,7 @@ MOVED = {
     "losses.rotation_loss": "methods.udml_ss",
     "neighbor_batches": "samplers.neighbor_batches",
     "objectives": "training.objectives",
+    "parallel": "training._ranks",
     "pseudo_labels": "losses.pseudo_label",
     "representatives": "_medoids",
     "sharing": "distributed.sharing",

@@ -1,5 +1,8 @@
 """Several processes started by torchrun: the process group, and work that the ranks share."""
 
+import warnings
+from typing import Any
+
 from .process_group import (
     RankError,
     abort_on_error,
@@ -38,3 +41,12 @@ __all__ = [
     "shares_work",
     "world_size",
 ]
+
+_RENAMED = {"guarded": "abort_on_error", "together": "share_errors", "total": "all_reduce_sum"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{name} is now {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+    return globals()[_RENAMED[name]]

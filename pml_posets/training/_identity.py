@@ -163,8 +163,10 @@ def _parts_of(thing: Any, sizes: bool) -> list[tuple[str, Any]]:
         for kept in (f"{key}s", f"_{key}"):  # LambdaLR keeps lr_lambda as lr_lambdas
             if key not in attributes and kept in attributes:
                 parts.append((key, attributes[kept]))
+    recorded = (*attributes.get("_record_these", ()), *attributes.get("_record_these_stats", ()))
+    measured = set(recorded) - arguments  # by PML's losses and miners, of the last batch
     for key, value in attributes.items():
-        public = not (key in _NO_SETTINGS or key.startswith("_") or key.endswith("_"))
+        public = not (key in _NO_SETTINGS or key in measured or key.startswith("_") or key.endswith("_"))
         if public and (key in arguments or isinstance(value, float | str) or inspect.isroutine(value)):
             parts.append((key, value))
     if isinstance(thing, torch.nn.Module):

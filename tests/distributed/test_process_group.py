@@ -113,6 +113,15 @@ def test_more_processes_than_gpus(monkeypatch):
         from_environment("cuda:1").__enter__()
 
 
+def test_old_names_say_their_new_ones():
+    import pml_posets.distributed as package
+
+    with pytest.warns(DeprecationWarning, match="guarded is now abort_on_error"):
+        assert package.guarded is abort_on_error
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = package.nothing
+
+
 @pytest.mark.parametrize("block", [3, [1, 2], np.float32(2)])
 def test_what_is_no_block_of_rows(block):
     with pytest.raises(TypeError, match="block of rows must be an array or a tensor"):

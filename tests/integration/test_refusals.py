@@ -21,6 +21,7 @@ from pml_posets.grouping.relaxed_assignment import RelaxedAssignment
 from pml_posets.grouping.surrogate import SurrogateGrouping
 from pml_posets.losses.poset import PosetLoss
 from pml_posets.losses.pseudo_label import PseudoLabelLoss
+from pml_posets.losses.wrappers import PosetCrossBatchMemory
 from pml_posets.miners import NearestMedoidMiner
 from pml_posets.samplers.neighbor_batches import NeighborBatches
 from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
@@ -235,6 +236,21 @@ def test_a_moved_folder_and_rounding_are_no_difference(tmp_path):
     (tmp_path / "b" / "07.png").rename(tmp_path / "b" / "99.png")
     with pytest.raises(ValueError, match="dataset file names"):
         run("b", resume=True)
+
+
+def test_objects_that_have_learned_make_the_same_run_again(tmp_path):
+    network = trunk()
+    optimizer = sgd()(network.parameters())
+    loss = PosetCrossBatchMemory(PosetLoss(sigma=0.5, collect_stats=True), 4, memory_size=16)
+
+    def again(**changes):
+        return make(
+            models={"trunk": network}, optimizers={"trunk_optimizer": optimizer}, output_dir=tmp_path,
+            lr_schedulers=schedule(0.5), loss_funcs={"metric_loss": loss}, **changes,
+        )  # fmt: skip
+
+    again(num_rounds=1).train()
+    again().train(resume=True)  # as in a notebook, whose cells are run again
 
 
 def test_nothing_to_resume_is_said(tmp_path):
