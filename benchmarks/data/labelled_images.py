@@ -67,7 +67,7 @@ class LabelledImages:
         return "\n".join([*lines, *left_out(self.excluded)])
 
     def settings(self) -> dict[str, Any]:
-        """What tells these data from others, for results."""
+        """What identifies these data, for results."""
         return {
             "data": self.name,
             "image_names": str(digest(list(self.names), self.labels, self.train, self.test)[:16]),
@@ -113,8 +113,8 @@ def numbered(names: Sequence[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ..
     """The number of each sample's class, and the classes in order: 2 comes before 10."""
     numeric = all(name.isdecimal() for name in names)
     classes = sorted(set(names), key=lambda name: (int(name) if numeric else 0, name))
-    places = {name: place for place, name in enumerate(classes)}
-    return np.array([places[name] for name in names], np.int64), tuple(classes)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return np.array([numbers[name] for name in names], np.int64), tuple(classes)
 
 
 def check_known(

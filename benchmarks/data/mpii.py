@@ -58,19 +58,19 @@ def load_mpii(
     annotation_file, image_folder = Path(annotation_file), Path(image_folder)
     if not image_folder.is_dir():
         raise FileNotFoundError(f"there is no folder of images {image_folder}: give MPII's images")
-    found = _read_people(annotation_file)
-    if not found.names:
+    persons = _read_people(annotation_file)
+    if not persons.names:
         raise ValueError(f"{annotation_file} has no annotated person in a training image")
     people = People(
-        found.names,
-        [image_folder / image for image in found.images],
-        np.array(found.joints) - 0.5,  # MATLAB's first pixel has its middle at 1
-        np.isfinite(found.joints).all(axis=2),
+        persons.names,
+        [image_folder / image for image in persons.images],
+        np.array(persons.joints) - 0.5,  # MATLAB's first pixel has its middle at 1
+        np.isfinite(persons.joints).all(axis=2),
         MPII_SKELETON,
-        images=np.unique(found.images, return_inverse=True)[1],
-        head_boxes=np.array(found.head_boxes) - 0.5,
+        images=np.unique(persons.images, return_inverse=True)[1],
+        head_boxes=np.array(persons.head_boxes) - 0.5,
     )
-    for reason, names in found.excluded.items():
+    for reason, names in persons.excluded.items():
         people.note(reason, names)
     people.drop("no joint annotated", ~people.visible.any(axis=1))
     if complete:
@@ -101,7 +101,7 @@ def _draw(images: npt.NDArray[np.int64], share: float, seed: int) -> npt.NDArray
 
 
 @dataclass
-class _Found:
+class _Persons:
     """The people of an annotation file."""
 
     names: list[str] = field(default_factory=list)
@@ -115,7 +115,7 @@ class _Found:
         self.excluded.setdefault(reason, []).append(name)
 
 
-def _read_people(path: Path) -> _Found:
+def _read_people(path: Path) -> _Persons:
     """Everybody who is annotated in a training image."""
     release = _read_release(path)
     entries = _structs(getattr(release, "annolist", None))
@@ -125,22 +125,22 @@ def _read_people(path: Path) -> _Found:
             f"RELEASE of {path} must have an entry of img_train for each image of annolist, got "
             f"{len(in_training)} and {len(entries)}: give MPII's file as it was released"
         )
-    found = _Found()
+    persons = _Persons()
     for number in np.flatnonzero(in_training == 1):
         image = getattr(getattr(entries[number], "image", None), "name", None)
         if not isinstance(image, str):
-            found.note("annotation without an image's name", f"entry {number + 1}")
+            persons.note("annotation without an image's name", f"entry {number + 1}")
             continue
         rects = _structs(getattr(entries[number], "annorect", None))
         if not rects:
-            found.note("image without annotation", image)
+            persons.note("image without annotation", image)
         for place, rect in enumerate(rects, start=1):
             name = f"{image} person {place}"
-            found.names.append(name)
-            found.images.append(image)
-            found.joints.append(_joints_of(rect, name, found))
-            found.head_boxes.append(np.array([_number(rect, key) for key in ("x1", "y1", "x2", "y2")]))
-    return found
+            persons.names.append(name)
+            persons.images.append(image)
+            persons.joints.append(_joints_of(rect, name, persons))
+            persons.head_boxes.append(np.array([_number(rect, key) for key in ("x1", "y1", "x2", "y2")]))
+    return persons
 
 
 def _read_release(path: Path) -> Any:
@@ -151,14 +151,14 @@ def _read_release(path: Path) -> Any:
     return content["RELEASE"]
 
 
-def _joints_of(rect: Any, name: str, found: _Found) -> npt.NDArray[np.float64]:
+def _joints_of(rect: Any, name: str, persons: _Persons) -> npt.NDArray[np.float64]:
     """(16, 2) joints of a person, NaN where there is none."""
     joints = np.full((_NUM_JOINTS, 2), np.nan)
     for points in _structs(getattr(rect, "annopoints", None)):
         for point in _structs(getattr(points, "point", None)):
             joint = _number(point, "id")
             if joint not in range(_NUM_JOINTS):
-                found.note("joint of an unknown id", f"{name} id {joint:g}")
+                persons.note("joint of an unknown id", f"{name} id {joint:g}")
                 continue
             joints[int(joint)] = [_number(point, "x"), _number(point, "y")]
     return joints

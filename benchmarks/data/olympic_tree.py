@@ -181,18 +181,18 @@ class OlympicTree:
 
 
 def _filtered(
-    labels: RetrievalLabels, keep: npt.NDArray[np.bool_], place: npt.NDArray[np.int64]
+    labels: RetrievalLabels, keep: npt.NDArray[np.bool_], new_index: npt.NDArray[np.int64]
 ) -> RetrievalLabels | None:
-    """Labels among the kept frames, numbered anew; None when no anchor is left."""
+    """Labels among the kept frames, renumbered; None when no anchor is left."""
     rows = []
     for i, anchor in enumerate(labels.anchors):
         pos, neg = keep[labels.pos_ids[i]], keep[labels.neg_ids[i]]
         if keep[anchor] and pos.any() and neg.any():
             rows.append(
                 (
-                    place[anchor],
-                    place[labels.pos_ids[i][pos]],
-                    place[labels.neg_ids[i][neg]],
+                    new_index[anchor],
+                    new_index[labels.pos_ids[i][pos]],
+                    new_index[labels.neg_ids[i][neg]],
                     labels.pos_flips[i][pos],
                     labels.neg_flips[i][neg],
                 )

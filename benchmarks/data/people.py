@@ -92,7 +92,7 @@ class PoseData:
         return "\n".join([*lines, *left_out(self.excluded)])
 
     def settings(self) -> dict[str, Any]:
-        """What tells these data from others, for results."""
+        """What identifies these data, for results."""
         return {
             "data": self.name,
             "people": digest(list(self.names), self.joints, self.train, self.test)[:16],

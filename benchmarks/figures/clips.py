@@ -41,7 +41,7 @@ class FigureSettings:
         size: nominal side of a person's box, in pixels.
         num_anchors: anchors in a sport's label file, at most.
         clutter: how much stands behind the athlete; 0: plain backgrounds, 1: ordinary, 2: full.
-        vividness: colour of the backgrounds; 0: grey, 1: as colourful as the athletes' clothes.
+        vividness: color of the backgrounds; 0: gray, 1: as colorful as the athletes' clothes.
         variety: 0: everybody moves alike and is seen from the same side; 1: in their own way, from anywhere.
         jitter: noise of the boxes: their scale (share) and position (share of the side).
         blur: motion blur as a share of the time between two frames, at most.
@@ -179,9 +179,9 @@ def _render_clip(
         # The box: square, larger than the figure, held steady over the clip, and noisy as a detector's.
         side = (0.6 * extent[frame] + 0.4 * extent.max()) * np.exp(settings.jitter * rng.normal())
         placed = shot.pixels(middle[frame], frame)[:, :2] / _SUPER
-        centre = (placed.min(axis=0) + placed.max(axis=0)) / 2
-        centre += settings.jitter * side * np.clip(rng.standard_normal(2), -2, 2)
-        corner, side = np.round(centre - side / 2), round(float(side))
+        center = (placed.min(axis=0) + placed.max(axis=0)) / 2
+        center += settings.jitter * side * np.clip(rng.standard_normal(2), -2, 2)
+        corner, side = np.round(center - side / 2), round(float(side))
         joints.append((placed[: len(JOINT_NAMES)] - corner) / side)
         boxes.append(" ".join(f"{v:.0f}" for v in (frame + 1, *(corner + 1), *(corner + side))))
     box_path = root / "bboxes" / f"{sequence}.bb"
@@ -244,7 +244,7 @@ def _paint(source: _Source, shot: _Shot, frame: int, moment: int) -> Image.Image
 
 
 def _smooth(track: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(F, 2) moved towards its neighbours in time, ends held."""
+    """(F, 2) moved towards its neighbors in time, ends held."""
     padded = np.concatenate([track[:1].repeat(3, axis=0), track, track[-1:].repeat(3, axis=0)])
     weights = np.array([1, 3, 6, 7, 6, 3, 1]) / 27
     return np.stack([w * padded[i : i + len(track)] for i, w in enumerate(weights)]).sum(axis=0)

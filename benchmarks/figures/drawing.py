@@ -12,17 +12,17 @@ import numpy.typing as npt
 from PIL import ImageDraw
 
 from benchmarks.figures.motion import EXTRA_POINTS, JOINT_NAMES
-from benchmarks.figures.scenes import Colour, colour, shade
+from benchmarks.figures.scenes import Color, color, shade
 
 _PLACE = {name: i for i, name in enumerate((*JOINT_NAMES, *EXTRA_POINTS))}
-_SKINS: tuple[Colour, ...] = (
+_SKINS: tuple[Color, ...] = (
     (240, 200, 172),
     (224, 178, 142),
     (196, 146, 110),
     (152, 104, 74),
     (104, 70, 50),
 )
-_HAIRS: tuple[Colour, ...] = ((28, 22, 20), (72, 46, 30), (120, 82, 46), (196, 160, 96), (150, 150, 150))
+_HAIRS: tuple[Color, ...] = ((28, 22, 20), (72, 46, 30), (120, 82, 46), (196, 160, 96), (150, 150, 150))
 
 Point = npt.NDArray[np.float64]
 
@@ -31,14 +31,14 @@ Point = npt.NDArray[np.float64]
 class Look:
     """How an athlete looks; `sleeve` and `leg` count the bones that shirt and trousers cover (0 to 2)."""
 
-    skin: Colour
-    hair: Colour
-    shirt: Colour
-    stripes: Colour | None
+    skin: Color
+    hair: Color
+    shirt: Color
+    stripes: Color | None
     num_stripes: int
-    trousers: Colour
-    side_stripe: Colour | None
-    shoes: Colour
+    trousers: Color
+    side_stripe: Color | None
+    shoes: Color
     sleeve: float
     leg: float
     girth: float
@@ -48,17 +48,17 @@ class Look:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Look:
         """Somebody new."""
-        shirt = colour(rng, (0.6, 1.0), (0.4, 1.0))
-        trousers = colour(rng, (0.5, 1.0), (0.3, 1.0)) if rng.uniform() < 0.8 else shirt
+        shirt = color(rng, (0.6, 1.0), (0.4, 1.0))
+        trousers = color(rng, (0.5, 1.0), (0.3, 1.0)) if rng.uniform() < 0.8 else shirt
         return cls(
             skin=shade(_SKINS[rng.integers(len(_SKINS))], rng.uniform(0.92, 1.05)),
             hair=_HAIRS[rng.integers(len(_HAIRS))],
             shirt=shirt,
-            stripes=colour(rng, (0.0, 1.0), (0.1, 1.0)) if rng.uniform() < 0.45 else None,
+            stripes=color(rng, (0.0, 1.0), (0.1, 1.0)) if rng.uniform() < 0.45 else None,
             num_stripes=int(rng.integers(1, 6)),
             trousers=trousers,
-            side_stripe=colour(rng, (0.0, 0.6), (0.7, 1.0)) if rng.uniform() < 0.3 else None,
-            shoes=colour(rng, (0.0, 1.0), (0.1, 1.0)),
+            side_stripe=color(rng, (0.0, 0.6), (0.7, 1.0)) if rng.uniform() < 0.3 else None,
+            shoes=color(rng, (0.0, 1.0), (0.1, 1.0)),
             sleeve=float(rng.choice([0.0, 0.45, 0.6, 1.0, 2.0])),
             leg=float(rng.choice([0.35, 0.6, 0.85, 1.3, 2.0, 2.0])),
             girth=float(np.exp(rng.normal(0.05, 0.14))),
@@ -116,12 +116,12 @@ class Painter:
             ends = right - along * 0.4 * u, right + along * 0.4 * u
             self._limb(ends, (0.007 * u, 0.007 * u), (214, 208, 190))
 
-    def _disc(self, centre: Point, wide: float, high: float, paint: Colour) -> None:
+    def _disc(self, center: Point, wide: float, high: float, paint: Color) -> None:
         """A filled ellipse with a darker rim; half axes in pixels."""
-        x, y = centre[:2]
+        x, y = center[:2]
         self.canvas.ellipse((x - wide, y - high, x + wide, y + high), fill=paint, outline=shade(paint, 0.5))
 
-    def _limb(self, points: Sequence[Point], radii: Sequence[float], paint: Colour) -> None:
+    def _limb(self, points: Sequence[Point], radii: Sequence[float], paint: Color) -> None:
         """A round limb along some points, each with its radius in pixels, with a lit side."""
         lx, ly = self.look.light
         placed = [(float(p[0]), float(p[1]), r) for p, r in zip(points, radii, strict=True)]
@@ -129,10 +129,10 @@ class Painter:
             moved = [(x + lx * move * r, y + ly * move * r, r * scale) for x, y, r in placed]
             self._chain(moved, shade(paint, bright))
 
-    def _capsule(self, a: Point, b: Point, ra: float, rb: float, paint: Colour) -> None:
+    def _capsule(self, a: Point, b: Point, ra: float, rb: float, paint: Color) -> None:
         self._chain([(float(a[0]), float(a[1]), ra), (float(b[0]), float(b[1]), rb)], paint)
 
-    def _chain(self, circles: Sequence[tuple[float, float, float]], paint: Colour) -> None:
+    def _chain(self, circles: Sequence[tuple[float, float, float]], paint: Color) -> None:
         """Circles (x, y, radius) and what lies between each and the next."""
         for x, y, r in circles:
             self.canvas.ellipse((x - r, y - r, x + r, y + r), fill=paint)
@@ -149,7 +149,7 @@ class Painter:
                 )
 
     def _clothed(
-        self, points: Sequence[Point], radii: Sequence[float], bare: Colour, cloth: Colour, share: float
+        self, points: Sequence[Point], radii: Sequence[float], bare: Color, cloth: Color, share: float
     ) -> None:
         """A limb of two bones, clothed from its start over `share` bones (0 to 2)."""
         if share < 2:
@@ -200,8 +200,8 @@ class Painter:
             shoulders = float(np.hypot(*(corners[0] - corners[1])))
             half = max(0.074 * t, 0.45 * shoulders) * 0.95
             for share in (np.arange(look.num_stripes) + 0.5) / look.num_stripes:
-                centre = top[:2] + share * across
-                ends = [*(centre - normal * half), *(centre + normal * half)]
+                center = top[:2] + share * across
+                ends = [*(center - normal * half), *(center + normal * half)]
                 self.canvas.line(ends, fill=look.stripes, width=max(1, round(0.045 * t)))
 
     def _head(self, at: dict[str, Point], side: str, far: float) -> None:

@@ -8,17 +8,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
-def colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Colour:
-    """A colour of any hue, with saturation and brightness drawn from the two ranges (both in [0, 1])."""
+def color(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Color:
+    """A color of any hue, with saturation and brightness drawn from the two ranges (both in [0, 1])."""
     r, g, b = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
     return int(255 * r), int(255 * g), int(255 * b)
 
 
-def shade(base: Colour, factor: float) -> Colour:
-    """A colour made darker (factor below 1) or brighter."""
+def shade(base: Color, factor: float) -> Color:
+    """A color made darker (factor below 1) or brighter."""
     r, g, b = base
     return min(255, round(r * factor)), min(255, round(g * factor)), min(255, round(b * factor))
 
@@ -33,16 +33,14 @@ def make_scene(
         width, height: in pixels.
         ground: where feet stand, as a share of the height from above.
         clutter: 0 (nearly empty) to about 1.5: how many things stand around, and how much they stand out.
-        vividness: 0: shades of grey; 1: as colourful as athletes' clothes may be.
+        vividness: 0: shades of gray; 1: as colorful as athletes' clothes may be.
     """
     horizon = int(height * (ground - rng.uniform(0.05, 0.28)))
     image = Image.new("RGB", (width, height))
     pixels = _gradient(
-        width, height, colour(rng, (0.05, 0.5), (0.5, 1.0)), colour(rng, (0.0, 0.4), (0.35, 0.9))
+        width, height, color(rng, (0.05, 0.5), (0.5, 1.0)), color(rng, (0.0, 0.4), (0.35, 0.9))
     )
-    floor = _gradient(
-        width, height, colour(rng, (0.1, 0.6), (0.3, 0.8)), colour(rng, (0.1, 0.6), (0.25, 0.7))
-    )
+    floor = _gradient(width, height, color(rng, (0.1, 0.6), (0.3, 0.8)), color(rng, (0.1, 0.6), (0.25, 0.7)))
     pixels[horizon:] = floor[horizon:]
     pixels += _noise(rng, width, height, 3) * rng.uniform(4, 10 + 12 * clutter)
     pixels[horizon:] += _noise(rng, width, height, 1)[horizon:] * rng.uniform(3, 6 + 8 * clutter)
@@ -61,7 +59,7 @@ def make_scene(
     return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.0, 1.3))))
 
 
-def _gradient(width: int, height: int, top: Colour, bottom: Colour) -> npt.NDArray[np.float32]:
+def _gradient(width: int, height: int, top: Color, bottom: Color) -> npt.NDArray[np.float32]:
     share = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     rows = np.array(top, dtype=np.float32) * (1 - share) + np.array(bottom, dtype=np.float32) * share
     return np.broadcast_to(rows, (height, width, 3)).copy()
@@ -86,7 +84,7 @@ def _crowd(
         y = horizon - (rows - row) * size * 1.5
         for x in np.arange(-size, width + size, size * rng.uniform(1.2, 2.0)):
             at = x + rng.normal(0, size * 0.2)
-            shirt = colour(rng, (0.1, 0.9), (0.2, 0.95))
+            shirt = color(rng, (0.1, 0.9), (0.2, 0.95))
             draw.ellipse([at - size * 0.7, y, at + size * 0.7, y + size * 2.6], fill=shirt)
             skin = shade((222, 178, 148), rng.uniform(0.4, 1.05))
             draw.ellipse([at - size * 0.36, y - size * 0.7, at + size * 0.36, y + size * 0.1], fill=skin)
@@ -98,7 +96,7 @@ def _houses(
     x = -rng.uniform(0, 40)
     while x < width:
         wide, high = rng.uniform(30, 90), rng.uniform(0.3, 1.0) * horizon
-        wall = colour(rng, (0.0, 0.4), (0.3, 0.9))
+        wall = color(rng, (0.0, 0.4), (0.3, 0.9))
         draw.rectangle([x, horizon - high, x + wide, horizon], fill=wall, outline=shade(wall, 0.6))
         step, pane = rng.uniform(9, 16), shade(wall, float(rng.choice([0.5, 1.5])))
         for wx in np.arange(x + 4, x + wide - 6, step):
@@ -111,7 +109,7 @@ def _bars(
     draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, horizon: int, clutter: float
 ) -> None:
     """A fence, a grid or wall bars."""
-    thick, paint = int(rng.integers(1, 4)), colour(rng, (0.0, 0.5), (0.1, 1.0))
+    thick, paint = int(rng.integers(1, 4)), color(rng, (0.0, 0.5), (0.1, 1.0))
     top = rng.uniform(0.0, 0.55) * horizon
     if rng.uniform() < 0.7:
         step = rng.uniform(9, 26)
@@ -125,7 +123,7 @@ def _bricks(
     draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, horizon: int, clutter: float
 ) -> None:
     high, wide = rng.uniform(6, 13), rng.uniform(14, 30)
-    base = colour(rng, (0.1, 0.6), (0.3, 0.8))
+    base = color(rng, (0.1, 0.6), (0.3, 0.8))
     top = rng.uniform(0.0, 0.5) * horizon
     for row, y in enumerate(np.arange(top, horizon, high)):
         for x in np.arange(-wide * (0.5 if row % 2 else 1.0), width, wide):
@@ -157,7 +155,7 @@ def _banners(
     x = -rng.uniform(0, 60)
     while x < width:
         wide = rng.uniform(40, 120)
-        board, ink = colour(rng, (0.2, 1.0), (0.2, 1.0)), colour(rng, (0.0, 1.0), (0.0, 1.0))
+        board, ink = color(rng, (0.2, 1.0), (0.2, 1.0)), color(rng, (0.0, 1.0), (0.0, 1.0))
         draw.rectangle([x, horizon - high, x + wide, horizon], fill=board)
         at = x + 5
         while at < x + wide - 8:  # something like letters
@@ -171,7 +169,7 @@ def _banners(
 def _lines_on_the_floor(
     draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int, horizon: int
 ) -> None:
-    paint = shade(colour(rng, (0.0, 0.3), (0.8, 1.0)), rng.uniform(0.7, 1.0))
+    paint = shade(color(rng, (0.0, 0.3), (0.8, 1.0)), rng.uniform(0.7, 1.0))
     meet = rng.uniform(-0.5, 1.5) * width
     for x in np.arange(-1.5 * width, 2.5 * width, rng.uniform(50, 160)) if rng.uniform() < 0.6 else ():
         draw.line([meet, horizon - 40, x, height + 10], fill=paint, width=int(rng.integers(1, 4)))
@@ -182,7 +180,7 @@ def _lines_on_the_floor(
 
 def _pole(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int, horizon: int) -> None:
     x, foot, thick = rng.uniform(0, width), rng.uniform(horizon, height), int(rng.integers(2, 8))
-    paint = colour(rng, (0.0, 0.6), (0.1, 1.0))
+    paint = color(rng, (0.0, 0.6), (0.1, 1.0))
     lean = rng.normal(0, 6)
     draw.line([x, foot, x + lean, foot - rng.uniform(0.3, 1.0) * height], fill=paint, width=thick)
     draw.line([x + thick * 0.3, foot, x + lean, foot - 40], fill=shade(paint, 0.6), width=max(1, thick // 3))
@@ -194,7 +192,7 @@ def _bystander(
     """Somebody who stands in the background, or a thing of that size."""
     x, foot = rng.uniform(0, width), horizon + rng.uniform(0, 0.25) * (height - horizon)
     high = rng.uniform(26, 62)
-    coat, legs = colour(rng, (0.1, 0.9), (0.15, 0.95)), colour(rng, (0.0, 0.6), (0.1, 0.7))
+    coat, legs = color(rng, (0.1, 0.9), (0.15, 0.95)), color(rng, (0.0, 0.6), (0.1, 0.7))
     if rng.uniform() < 0.35:
         draw.rectangle(
             [x, foot - high * 0.6, x + high * rng.uniform(0.4, 1.2), foot],

@@ -36,7 +36,7 @@ class Times:
         return float(np.median(getattr(self, kind)[name]))
 
     def ratio(self, name: str, to: str, kind: str = "wall") -> float:
-        """The median of the ratios of each repeat: neighbours in time share what else runs."""
+        """The median of the ratios of each repeat: neighbors in time share what else runs."""
         times = getattr(self, kind)
         return float(np.median(np.divide(times[name], times[to])))
 
@@ -61,7 +61,7 @@ def in_turns(things: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int
 
 
 def forget_peak() -> bool:
-    """Let the peak of this process's memory begin anew; False where the system cannot."""
+    """Reset the peak of this process's memory; False where the system cannot."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return True
@@ -95,12 +95,12 @@ def in_child(function: Callable[..., Any], *arguments: Any, threads: int = 0) ->
         ChildProcessError: if the process died (of too little memory, say).
     """
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_call, args=(there, threads, function, arguments))
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_call, args=(sender, threads, function, arguments))
     child.start()
-    there.close()
+    sender.close()
     try:
-        good, answer = here.recv()
+        good, answer = receiver.recv()
     except EOFError:
         child.join()
         raise ChildProcessError(

@@ -1,6 +1,6 @@
 """The y-step on a sparse graph of a size that no search was made for here.
 
-What is simulated is the search: each sample's list of neighbours is drawn, its class mates first among other
+What is simulated is the search: each sample's list of neighbors is drawn, its class mates first among other
 samples at random, and their distances are measured. What is run is the library's own: radii, growth, merging,
 labels, medoids and the relaxed assignment, on features of a few dimensions. So the time of grouping is that
 of today's code, less what longer features would add to each distance.
@@ -25,7 +25,7 @@ PER_CLASS = 8
 def planted_graph(
     num_nodes: int, num_neighbors: int, num_dims: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, Neighbors]:
-    """Features (N, D), classes (N,) with -1 for a tenth, and lists of neighbours (N, k), nearest first."""
+    """Features (N, D), classes (N,) with -1 for a tenth, and lists of neighbors (N, k), nearest first."""
     rng = np.random.default_rng(seed)
     mates = np.arange(num_nodes) // PER_CLASS
     num_classes = int(mates[-1]) + 1
