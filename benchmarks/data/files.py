@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +22,9 @@ from pml_posets.data.cache import digest
 _ROOM = 1 << 24  # bytes to which any file may unpack
 _RATIO = 30  # times its size to which a larger one may: packed drawings take 11
 _COMPRESSED = 15  # MATLAB's type of a compressed element
+_LOAD = """import json, pickle, sys
+from scipy.io import loadmat
+sys.stdout.buffer.write(pickle.dumps(loadmat(sys.argv[1], **json.loads(sys.argv[2]))))"""
 
 
 def most_bytes(path: Path) -> int:
@@ -68,16 +75,24 @@ def read_matlab(path: Path, **options: Any) -> Mapping[str, Any]:
         FileNotFoundError: if it is not there.
         ValueError: if it is damaged, or unpacks to more than its size allows.
     """
-    from scipy.io import loadmat
-
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no annotation file {path}: give {path.name} as it was released")
     try:
         with open(path, "rb") as file:
             _check_unpacked(file, most_bytes(path))
-        return loadmat(path, **options)
+        return _load_matlab(path, options)
     except Exception as error:  # scipy raises anything on damage
         raise ValueError(f"{path} is damaged or no MATLAB file ({error}): download it again") from error
+
+
+def _load_matlab(path: Path, options: Mapping[str, Any]) -> Any:
+    """The content by scipy, in another process: damaged files can end it."""
+    command = [sys.executable, "-c", _LOAD, str(path), json.dumps(options)]
+    reader = subprocess.run(command, capture_output=True)
+    if reader.returncode:
+        said = reader.stderr.decode(errors="replace").strip().splitlines()
+        raise ValueError(said[-1] if said else f"its reader ended with status {reader.returncode}")
+    return pickle.loads(reader.stdout)
 
 
 def _check_unpacked(file: IO[bytes], most: int) -> None:

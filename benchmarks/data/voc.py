@@ -132,6 +132,10 @@ def _voc(root: Path, year: str, part: str, download: bool) -> Any:
 
     try:
         return VOCDetection(str(root), year=year, image_set=part, download=download)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the image set {part} of PASCAL VOC {year} in {root} is damaged ({error}): unpack it again"
+        ) from error
     except ValueError as error:
         raise ValueError(f"there is no image set {part} of PASCAL VOC {year}: {error}") from error
     except (RuntimeError, OSError) as error:
