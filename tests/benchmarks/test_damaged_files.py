@@ -302,7 +302,7 @@ def test_folders_in_place_of_files_of_voc(tmp_path):
     with pytest.raises(ValueError, match=r"the annotation .*000001\.xml is damaged"):
         load_voc(tmp_path, "2007", "trainval", "test")
     (base / "ImageSets" / "Main" / "test.txt").write_bytes(b"\xff\n")
-    with pytest.raises(ValueError, match="the image set test of PASCAL VOC 2007 in .* is damaged"):
+    with pytest.raises(ValueError, match=r"the image set test of PASCAL VOC 2007 in .* is damaged"):
         load_voc(tmp_path, "2007", "trainval", "test")
     replaced(base / "ImageSets" / "Main" / "test.txt", True)
     with pytest.raises(FileNotFoundError, match="PASCAL VOC 2007 test is not in"):
