@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BatchAugmentation": "data",
+    "Embedder": "embedder",
+    "Gallery": "gallery",
     "HOGLDA": "features",
     "ImageStore": "data",
     "IndexedDataset": "data",

@@ -1,6 +1,7 @@
 """How good are features? Measures as plain functions on arrays.
 
 `retrieval`: recall@k, R-precision, MAP@R. `clustering`: NMI, AMI, ARI and accuracy of clusters.
+`label_free`: which of two embeddings is better, without labels.
 `calculator`: both for the testers of pytorch-metric-learning; loaded only when `RetrievalCalculator` is used.
 """
 
@@ -14,6 +15,7 @@ from .clustering import (
     clustering_scores,
     normalized_mutual_information,
 )
+from .label_free import LabelFreeScore, label_free_score
 from .retrieval import RetrievalScores, retrieval_scores
 
 if TYPE_CHECKING:
@@ -21,12 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClusteringScores",
+    "LabelFreeScore",
     "RetrievalCalculator",
     "RetrievalScores",
     "adjusted_mutual_information",
     "adjusted_rand_index",
     "clustering_accuracy",
     "clustering_scores",
+    "label_free_score",
     "normalized_mutual_information",
     "retrieval_scores",
 ]

@@ -3,13 +3,17 @@
 from .hog_lda import HOGLDA
 from .instance_lda import InstanceLDA
 from .network import NetworkFeatures, extract
+from .pooled import LayerOutputs, PartialWhitening, choose_layers
 from .reduction import combine, principal_components
 from .saving import load, save
 
 __all__ = [
     "HOGLDA",
     "InstanceLDA",
+    "LayerOutputs",
     "NetworkFeatures",
+    "PartialWhitening",
+    "choose_layers",
     "combine",
     "extract",
     "load",

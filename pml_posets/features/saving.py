@@ -25,6 +25,7 @@ _CLASSES = {
     "FeatureUnion": "sklearn.pipeline",
     "Normalizer": "sklearn.preprocessing",
     "PCA": "sklearn.decomposition",
+    "PartialWhitening": "pml_posets.features.pooled",
     "Pipeline": "sklearn.pipeline",
     "StandardScaler": "sklearn.preprocessing",
     "TruncatedSVD": "sklearn.decomposition",

@@ -1,0 +1,353 @@
+"""Search, clusters and near-duplicates of a folder of photos, without labels or training.
+
+python -m pml_posets embed photos/ --output out/
+python -m pml_posets search out/ query.jpg
+python -m pml_posets clusters out/
+python -m pml_posets duplicates out/
+python -m pml_posets picture out/
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._io import atomic_write
+from ._sheets import map_sheet, row_sheet, save_sheet
+from .data.image_list import ImageList, image_files
+from .embedder import Embedder
+from .gallery import Added, Gallery
+
+_DUPLICATE = 0.9
+_MAP_PHOTOS = 1500
+_JUDGED = 800  # photos that the embedding is judged on
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (OSError, ValueError, TypeError, ImportError, AttributeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def embed(options: argparse.Namespace) -> None:
+    """Embed a folder, or bring its embeddings up to date."""
+    gallery = Gallery(options.output)
+    embedder = _open_embedder(gallery, options)
+    print(f"{embedder.num_features_} columns from {_kind(embedder)}")
+    added = _add(gallery, options.photos, embedder)
+    print(
+        f"{len(gallery)} photos: {added.new} new, {added.changed} changed, {added.unchanged} as before, "
+        f"{added.gone} gone, {len(added.unreadable)} unreadable"
+    )
+    for path, reason in added.unreadable[:20]:
+        print(f"  left out {path}: {reason}")
+    report = _write_report(gallery, embedder, added)
+    print(f"report: {report}")
+
+
+def search(options: argparse.Namespace) -> None:
+    """Show the photos most similar to some queries."""
+    gallery = _opened(options.output)
+    embedder = _open_embedder(gallery, options)
+    rows = embedder.transform(ImageList(options.queries))
+    indices, similarities = gallery.nearest(rows, options.count)
+    sheet = []
+    for query, nearest, close in zip(options.queries, indices, similarities, strict=True):
+        print(f"{query}:")
+        tiles = [(query, "query")]
+        for index, similarity in zip(nearest.tolist(), close.tolist(), strict=True):
+            print(f"  {similarity:.3f}  {gallery.names[index]}")
+            tiles.append((gallery.path(index), f"{similarity:.2f} {gallery.names[index]}"))
+        sheet.append((str(query), tiles))
+    print(f"picture: {save_sheet(row_sheet(sheet), gallery.folder / 'search.png')}")
+
+
+def clusters(options: argparse.Namespace) -> None:
+    """Group similar photos."""
+    gallery = _opened(options.output)
+    labels = gallery.clusters(options.count)
+    path = gallery.folder / "clusters.csv"
+    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "cluster"])
+        writer.writerows(zip(gallery.names, labels.tolist(), strict=True))
+    count = int(labels.max(initial=-1)) + 1
+    print(f"{count} clusters of {int((labels >= 0).sum())} photos, {int((labels < 0).sum())} photos in none")
+    print(f"table: {path}")
+    if count:
+        print(f"picture: {_cluster_picture(gallery, labels)}")
+
+
+def duplicates(options: argparse.Namespace) -> None:
+    """List groups of near-duplicates."""
+    gallery = _opened(options.output)
+    groups = gallery.duplicates(options.threshold)
+    path = gallery.folder / "duplicates.csv"
+    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["group", "file"])
+        writer.writerows((number, gallery.names[i]) for number, group in enumerate(groups) for i in group)
+    print(f"{len(groups)} groups of photos with a cosine similarity of {options.threshold} or more")
+    print(f"table: {path}")
+    if groups:
+        rows = [
+            (f"{len(group)} photos", [(gallery.path(i), gallery.names[i]) for i in group[:8]])
+            for group in groups[:20]
+        ]
+        print(f"picture: {save_sheet(row_sheet(rows), gallery.folder / 'duplicates.png')}")
+
+
+def picture(options: argparse.Namespace) -> None:
+    """Draw a map of the photos."""
+    gallery = _opened(options.output)
+    path, method = _map_picture(gallery, options.method)
+    print(f"{method} map of {min(len(gallery), _MAP_PHOTOS)} photos: {path}")
+
+
+def _open_embedder(gallery: Gallery, options: argparse.Namespace) -> Embedder:
+    """The embedder of a gallery; fitted and saved now where it has none yet."""
+    path, settings_path = gallery.folder / "embedder.npz", gallery.folder / "settings.json"
+    how = {"batch_size": options.batch_size, "num_workers": options.workers, "progress": True}
+    if path.exists():
+        settings = json.loads(settings_path.read_text(encoding="utf-8"))
+        given = options.network
+        if given is not None and given != settings["network"]:
+            raise ValueError(
+                f"{gallery.folder} was embedded with {settings['network'] or 'HOG'}, not with {given}: "
+                "choose another output folder"
+            )
+        weights = options.weights or settings["weights"]
+        return Embedder.load(path, _network(settings["network"], weights), **how)
+    network = _network(options.network, options.weights)
+    chosen = {
+        name: getattr(options, name)
+        for name in ("image_size", "layers", "mean", "std")
+        if getattr(options, name) is not None
+    }
+    embedder = Embedder(network, mirror=not options.no_mirror, **chosen, **how)
+    files = image_files(options.photos)
+    order = np.random.default_rng(0).permutation(len(files))[:5000]
+    sample = ImageList([files[i] for i in sorted(order.tolist())], skip_unreadable=True)
+    embedder.fit(sample)
+    with atomic_write(settings_path, "w", encoding="utf-8") as file:
+        json.dump({"network": options.network, "weights": options.weights}, file)
+    embedder.save(path)
+    return embedder
+
+
+def _network(name: str | None, weights: str | None) -> Any:
+    """A module from "module:function", or a torchvision or timm name with a file of weights."""
+    if name is None:
+        return None
+    import torch
+
+    if ":" in name:
+        sys.path.insert(0, "")
+        module, _, function = name.partition(":")
+        network = getattr(import_module(module), function)()
+    elif weights is None:
+        raise ValueError(f"--network {name} needs --weights FILE: nothing is downloaded")
+    else:
+        from torchvision.models import get_model, list_models
+
+        if name in list_models():
+            network = get_model(name, weights=None)
+        elif find_spec("timm") is not None:
+            network = import_module("timm").create_model(name, pretrained=False)
+        else:
+            raise ValueError(
+                f"torchvision has no network {name!r}; timm, which may have it, is not installed"
+            )
+    if not isinstance(network, torch.nn.Module):
+        raise TypeError(f"--network {name} must return a torch module, got {type(network).__qualname__}")
+    if weights is not None:
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return network
+
+
+def _kind(embedder: Embedder) -> str:
+    if embedder.network is None:
+        return "HOG and views"
+    return f"layers {', '.join(embedder.layers_)}"
+
+
+def _add(gallery: Gallery, photos: Path, embedder: Embedder) -> Added:
+    from tqdm.auto import tqdm
+
+    with tqdm(desc="photos", unit="photo") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        embedder.progress = False
+        return gallery.add(photos, embedder, show)
+
+
+def _opened(folder: Path) -> Gallery:
+    """A gallery that holds photos."""
+    if not (folder / "gallery.npz").exists():
+        raise ValueError(
+            f"{folder} holds no embeddings: run python -m pml_posets embed PHOTOS --output {folder} first"
+        )
+    return Gallery(folder)
+
+
+def _write_report(gallery: Gallery, embedder: Embedder, added: Added) -> Path:
+    """A page with pictures: nearest photos, the map, and what the judge without labels says."""
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.permutation(len(gallery))[:_JUDGED])
+    lines = [
+        f"# {len(gallery)} photos of {gallery.photos}",
+        "",
+        f"Embeddings: {gallery.embeddings.shape[1]} columns from {_kind(embedder)}. "
+        f"{added.new} photos are new, {added.changed} changed, {added.gone} gone, "
+        f"{len(added.unreadable)} unreadable.",
+        "",
+    ]
+    if len(gallery) >= 50:
+        verdict = _verdict(embedder, [gallery.path(i) for i in chosen.tolist()])
+        print(verdict)
+        lines += [verdict, ""]
+    queries = rng.permutation(len(gallery))[:6]
+    nearest, close = gallery.nearest(gallery.embeddings[queries], 8)
+    rows = []
+    for query, found, similarities in zip(queries.tolist(), nearest.tolist(), close.tolist(), strict=True):
+        pairs = [(i, s) for i, s in zip(found, similarities, strict=True) if i != query][:7]
+        tiles = [(gallery.path(query), "query"), *((gallery.path(i), f"{s:.2f}") for i, s in pairs)]
+        rows.append((gallery.names[query], tiles))
+    save_sheet(row_sheet(rows), gallery.folder / "nearest.png")
+    path, method = _map_picture(gallery, "auto")
+    lines += [
+        "## Some photos and their nearest",
+        "",
+        "![nearest photos](nearest.png)",
+        "",
+        f"## Map ({method})",
+        "",
+        f"![map]({path.name})",
+        "",
+    ]
+    lines += [f"- left out `{path}`: {reason}" for path, reason in added.unreadable]
+    with atomic_write(gallery.folder / "report.md", "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    return gallery.folder / "report.md"
+
+
+def _verdict(embedder: Embedder, photos: list[Path]) -> str:
+    """The judge's word on the embedding, as a sentence."""
+    learned, plain = embedder.judge(ImageList(photos))
+    name = "plain HOG" if embedder.network is None else "the network's last layer"
+    better = learned.score > plain.score
+    return (
+        f"Judged without labels on {len(photos)} photos: score {learned.score:.2f}, {name} "
+        f"{plain.score:.2f}. "
+        f"{learned.stability:.0%} of a photo's ten nearest stay the same when the photo is changed "
+        f"({name}: {plain.stability:.0%}). "
+        + (
+            f"The embedding is likely better than {name}."
+            if better
+            else f"{name} may be better: look well at the pictures."
+        )
+    )
+
+
+def _cluster_picture(gallery: Gallery, labels: Any) -> Path:
+    rows = []
+    for cluster in range(min(20, int(labels.max()) + 1)):
+        members = np.flatnonzero(labels == cluster)
+        center = gallery.embeddings[members].mean(0)
+        order = members[np.argsort(-(gallery.embeddings[members] @ center), kind="stable")]
+        tiles = [(gallery.path(i), gallery.names[i]) for i in order[:8].tolist()]
+        rows.append((f"cluster {cluster}: {len(members)} photos", tiles))
+    return save_sheet(row_sheet(rows), gallery.folder / "clusters.png")
+
+
+def _map_picture(gallery: Gallery, method: str) -> tuple[Path, str]:
+    if method == "umap" or (method == "auto" and find_spec("umap") is not None):
+        if find_spec("umap") is None:
+            raise ImportError("a UMAP map needs umap-learn: pip install umap-learn, or take --method pca")
+        positions, name = import_module("umap").UMAP(random_state=0).fit_transform(gallery.embeddings), "UMAP"
+    else:
+        from sklearn.decomposition import PCA
+
+        positions, name = PCA(min(2, len(gallery)), random_state=0).fit_transform(gallery.embeddings), "PCA"
+        positions = np.pad(positions, ((0, 0), (0, 2 - positions.shape[1])))
+        positions = np.argsort(np.argsort(positions, axis=0), axis=0).astype(np.float32)  # spread evenly
+    shown = np.sort(np.random.default_rng(0).permutation(len(gallery))[:_MAP_PHOTOS])
+    sheet = map_sheet([gallery.path(i) for i in shown.tolist()], positions[shown])
+    return save_sheet(sheet, gallery.folder / "map.png"), name
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, usage = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m pml_posets",
+        description=summary,
+        epilog=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        sub.set_defaults(run=run, network=None, weights=None, batch_size=64, workers=0)
+        return sub
+
+    sub = command(embed)
+    sub.add_argument("photos", type=Path, help="folder of photos, searched with its subfolders")
+    sub.add_argument("--output", type=Path, required=True, help="folder for all results")
+    sub.add_argument("--network", help="module:function, or a torchvision or timm name. Default: HOG")
+    sub.add_argument("--weights", help="file of the network's state dict")
+    sub.add_argument("--layers", nargs="+", help="names of the network's layers. Default: chosen")
+    sub.add_argument("--image-size", type=int, help="side the photos are resized to, pixels")
+    for name in ("mean", "std"):
+        sub.add_argument(f"--{name}", nargs=3, type=float, help="of pixels in [0, 1]. Default: ImageNet's")
+    sub.add_argument("--no-mirror", action="store_true", help="a photo and its mirror image differ")
+    sub.add_argument("--batch-size", type=int, help="photos at once. Default 64")
+    sub.add_argument("--workers", type=int, help="processes that read photos. Default 0: this one")
+    sub = command(search)
+    sub.add_argument("output", type=Path, help="output folder of embed")
+    sub.add_argument("queries", type=Path, nargs="+", help="photos to search for")
+    sub.add_argument("--count", type=int, default=8, help="photos for each query. Default 8")
+    sub.add_argument("--weights", help="file of the network's state dict, if it has moved")
+    sub = command(clusters)
+    sub.add_argument("output", type=Path, help="output folder of embed")
+    sub.add_argument(
+        "--count", type=int, help="clusters of k-means. Default: compact groups, as many as are clear"
+    )
+    sub = command(duplicates)
+    sub.add_argument("output", type=Path, help="output folder of embed")
+    sub.add_argument(
+        "--threshold",
+        type=float,
+        default=_DUPLICATE,
+        help="cosine similarity from which. Default %(default)s",
+    )
+    sub = command(picture)
+    sub.add_argument("output", type=Path, help="output folder of embed")
+    sub.add_argument(
+        "--method", choices=("auto", "pca", "umap"), default="auto", help="Default auto: umap if installed"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

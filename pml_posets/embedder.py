@@ -1,0 +1,346 @@
+"""From photos to embeddings in one object: learned without labels or training, saved and loaded whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from torch import nn
+from torch.utils.data import Dataset, Subset
+
+from ._io import read_npz, write_npz
+from ._random import derive_seeds, preserved_randomness, seed_everything
+from ._validation import as_count, as_real, unit_rows
+from .data.augmentation import BatchAugmentation
+from .data.datasets import check_dataset
+from .data.image_list import ImageList, image_files
+from .data.images import as_image
+from .evaluation.label_free import LabelFreeScore, label_free_score
+from .features.hog import HogGrid, HogItems, hog_batches
+from .features.instance_lda import InstanceLDA
+from .features.network import extract
+from .features.pooled import LayerOutputs, PartialWhitening, choose_layers
+
+__all__ = ["Embedder"]
+
+_FORMAT = 1
+_HOG_SIZE, _HOG_IMAGES, _HOG_COMPONENTS = 96, 2000, 128
+_NETWORK_SIZE, _NETWORK_IMAGES, _LAYER_COMPONENTS = 224, 5000, 256
+_SETTINGS = ("image_size", "num_components", "mirror", "whitening", "mean", "std")
+
+
+class Embedder(BaseEstimator):
+    """Embeddings of photos for search, clustering and near-duplicates, from unlabeled photos alone.
+
+    Without a network: HOG, then `InstanceLDA` of randomly changed views of the photos, half of them mirrored.
+    It needs no download and no training. With a pretrained network: the pooled outputs of several of its
+    layers, each centered, rotated to its principal directions, partly whitened and scaled to unit length;
+    then concatenated, so that squared distances of the layers add. Middle layers add details that the last
+    one has dropped. The network is not trained.
+
+    Args:
+        network: a module (B, 3, S, S) -> anything, pretrained. It is used in evaluation mode. Default None:
+            HOG.
+        layers: names of its submodules (as in `named_modules`) whose outputs are used: maps (B, C, H, W),
+            tokens (B, T, C) or vectors (B, C). Default None: `features.choose_layers` picks four blocks
+            from the last third of the network, and its last maps.
+        image_size: S, photos are resized to squares of this side, pixels. Default None: 96 for HOG, 224 for
+            a network.
+        num_components: columns of the embedding for HOG, at most; of each layer for a network, at most.
+            Default None: 128 for HOG, 256 for a layer.
+        num_images: photos to learn from, drawn at random, at most. Default None: 2,000 for HOG (eight views
+            of each), 5,000 for a network.
+        num_views: views of each photo that HOG learns from, from 2. Default 8.
+        mirror: a photo and its mirror image show the same thing. HOG: half of the views are mirrored.
+            Network: features are averaged over both, which takes twice the time. Default True.
+        whitening: exponent p of the network's whitening, in 0..1: principal coordinates are divided by their
+            standard deviation to the power p; 0: rotated only, 1: full whitening. Default 0.75.
+        mean, std: of the three channels, for pixels in [0, 1], that the network was trained with. Default:
+            those of ImageNet.
+        batch_size: photos at once, from 1. Default 64.
+        num_workers: processes that read photos. Default 0: this one.
+        device: of the network. Default None: where it is.
+        random_state: of all that is drawn, from 0. Default 0.
+        progress: show progress bars. Default False.
+
+    Attributes:
+        layers_: names of the layers in use; empty for HOG.
+        num_features_: D, columns of the embedding. Both are there after `fit`.
+
+    Raises:
+        TypeError, ValueError: at `fit`, for an argument that is wrong, or fewer than three photos.
+
+    Source: none, an addition.
+
+    Example:
+        >>> from PIL import Image
+        >>> rng = np.random.default_rng(0)
+        >>> photos = [Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)) for _ in range(12)]
+        >>> embedder = Embedder(image_size=32).fit(photos)
+        >>> embedder.transform(photos[:5]).shape
+        (5, 11)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | None = None,
+        *,
+        layers: Sequence[str] | None = None,
+        image_size: int | None = None,
+        num_components: int | None = None,
+        num_images: int | None = None,
+        num_views: int = 8,
+        mirror: bool = True,
+        whitening: float = 0.75,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        batch_size: int = 64,
+        num_workers: int = 0,
+        device: str | torch.device | None = None,
+        random_state: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.network, self.layers, self.image_size = network, layers, image_size
+        self.num_components, self.num_images, self.num_views = num_components, num_images, num_views
+        self.mirror, self.whitening, self.mean, self.std = mirror, whitening, mean, std
+        self.batch_size, self.num_workers, self.device = batch_size, num_workers, device
+        self.random_state, self.progress = random_state, progress
+
+    def fit(self, images: Any, y: object = None) -> Embedder:
+        """Learn the embedding from photos.
+
+        Args:
+            images: a folder (searched with its subfolders), or a dataset or list of PIL images, paths,
+                arrays (H, W, 3) or tensors (3, H, W), or tuples that start with one.
+            y: ignored.
+
+        Returns:
+            self.
+
+        Raises:
+            UnreadableImageError: for a broken photo; the message names it. To leave broken ones out, give
+                `ImageList(image_files(folder), skip_unreadable=True)`.
+        """
+        seed = as_count(self.random_state, "random_state", 0)
+        as_real(self.whitening, "whitening", low=0, high=1)
+        as_count(self.num_views, "num_views", 2)
+        limit = self.num_images or (_HOG_IMAGES if self.network is None else _NETWORK_IMAGES)
+        photos = self._photos(images)
+        order = np.random.default_rng(seed).permutation(len(photos))[: as_count(limit, "num_images", 3)]
+        if len(order) < 3:
+            raise ValueError(f"an embedding is learned from three photos at least, got {len(order)}")
+        if self.network is None:
+            self.layers_: list[str] = []
+            pixels = torch.stack([photos[i] for i in order.tolist()])
+            views = [
+                self._describe(self._changed(pixels, seed, number), f"view {number + 1}")[0]
+                for number in range(self.num_views)
+            ]
+            lda = InstanceLDA(self.num_components or _HOG_COMPONENTS, random_state=seed)
+            lda.fit(np.concatenate(views), np.tile(np.arange(len(order)), len(views)))
+            steps = [{"mean": np.asarray(lda.mean_), "weight": np.asarray(lda.weight_)}]
+        else:
+            self.layers_ = list(self.layers or choose_layers(self.network, self._side()))
+            whitening = PartialWhitening(self.num_components or _LAYER_COMPONENTS, self.whitening)
+            steps = []
+            for rows in self._describe(Subset(photos, order.tolist()), "photos to learn from"):
+                whitening.fit(rows)
+                steps.append({"mean": whitening.mean_, "weight": whitening.weight_})
+        self._set_steps(steps)
+        return self
+
+    def transform(self, images: Any) -> NDArray[np.float32]:
+        """Embed photos.
+
+        Args:
+            images: as for `fit`.
+
+        Returns:
+            (N, D) float32, unit rows, in the photos' order (of a folder: sorted by path).
+
+        Raises:
+            sklearn.exceptions.NotFittedError: before `fit`.
+            UnreadableImageError: for a broken photo; the message names it.
+        """
+        return self._embed(self._photos(images), "embeddings")
+
+    def fit_transform(self, images: Any, y: object = None) -> NDArray[np.float32]:
+        """`fit`, then `transform` of the same photos."""
+        return self.fit(images).transform(images)
+
+    def judge(self, images: Any, random_state: int = 0) -> tuple[LabelFreeScore, LabelFreeScore]:
+        """Compare the embedding with the plain features that it is made from, without labels.
+
+        Args:
+            images: as for `fit`; a few hundred or more say most.
+            random_state: of the changes that the photos are judged by, from 0. Default 0.
+
+        Returns:
+            The scores of the embedding and of the plain features (centered HOG, or the network's last layer
+            pooled), see `pml_posets.evaluation.label_free_score`.
+        """
+        self._check_fitted()
+        photos = self._photos(images)
+        pixels = torch.stack([photos[i] for i in range(len(photos))])
+        changed = self._changed(pixels, random_state, self.num_views)  # no view that was learned from
+        described = [self._describe(pixels, "photos"), self._describe(changed, "changed photos")]
+        embedded = label_free_score(*(self._project(parts) for parts in described))
+        plain = [parts[-1] for parts in described]
+        middle = plain[0].mean(0) if self.network is None else np.float32(0)
+        return embedded, label_free_score(*(rows - middle for rows in plain))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what was learned and the settings to one .npz file; the network itself is not in it.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: before `fit`.
+            OSError: if it cannot be written; an older file stays as it was.
+        """
+        self._check_fitted()
+        settings = {name: getattr(self, name) for name in _SETTINGS} | {"layers": self.layers_}
+        settings |= {"format": _FORMAT, "network": _fingerprint(self.network)}
+        arrays = {"settings": np.array(json.dumps(settings, default=list))}
+        for number, step in enumerate(self._steps):
+            arrays |= {f"{number}.{name}": value for name, value in step.items()}
+        write_npz(path, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], network: nn.Module | None = None, **options: Any) -> Embedder:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            network: the network that it was fitted with, with the same weights; None if it had none.
+            **options: batch_size, num_workers, device or progress.
+
+        Returns:
+            A fitted embedder.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, or of another network or format.
+        """
+        arrays = read_npz(path)
+        try:
+            settings = json.loads(str(arrays.pop("settings")))
+        except (KeyError, ValueError):
+            settings = {}
+        if settings.pop("format", None) != _FORMAT:
+            raise ValueError(f"{path} holds no embedder in the format that this version reads: fit it again")
+        expected, layers = settings.pop("network"), settings.pop("layers")
+        if expected != _fingerprint(network):
+            given = "no network" if network is None else "another network or other weights"
+            wanted = "none" if expected is None else "one with the weights it was fitted with"
+            raise ValueError(f"{path} was fitted with {wanted}, got {given}: pass it as network=")
+        embedder = cls(network, **settings, **options)
+        embedder.layers_ = layers
+        steps: dict[int, dict[str, np.ndarray]] = {}
+        for key, value in arrays.items():
+            number, name = key.split(".")
+            steps.setdefault(int(number), {})[name] = value
+        embedder._set_steps([steps[number] for number in sorted(steps)])
+        return embedder
+
+    def _side(self) -> int:
+        return as_count(
+            self.image_size or (_HOG_SIZE if self.network is None else _NETWORK_SIZE), "image_size", 8
+        )
+
+    def _set_steps(self, steps: list[dict[str, NDArray[np.float32]]]) -> None:
+        self._steps = steps
+        self.num_features_ = sum(len(step["weight"]) for step in steps)
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "_steps"):
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError("the embedder has learned nothing yet: call fit(photos) first")
+
+    def _photos(self, images: Any) -> _Photos:
+        if isinstance(images, str | os.PathLike):
+            images = ImageList(image_files(Path(images)))
+        return _Photos(images, self._side())
+
+    def _changed(self, pixels: torch.Tensor, seed: int, number: int) -> torch.Tensor:
+        """A random view of each image, (N, 3, S, S) uint8; another one for another number."""
+        augment = BatchAugmentation(scale=(0.95, 1.41), brightness=0.4).train()
+        changed = torch.empty_like(pixels)
+        with preserved_randomness(accelerators=False):
+            seed_everything(derive_seeds(seed, number)[0], accelerators=False)
+            for start in range(0, len(pixels), 64):
+                batch = pixels[start : start + 64]
+                if self.mirror:
+                    batch = torch.where(
+                        (torch.rand(len(batch)) < 0.5).view(-1, 1, 1, 1), batch.flip(-1), batch
+                    )
+                views = augment(batch) * augment.std + augment.mean
+                changed[start : start + 64] = views.mul(255).round().clamp(0, 255).to(torch.uint8)
+        return changed
+
+    def _describe(self, photos: Any, what: str) -> list[NDArray[np.float32]]:
+        """The features of each part before any projection, (N, D) each."""
+        batch_size, workers = (
+            as_count(self.batch_size, "batch_size"),
+            as_count(self.num_workers, "num_workers", 0),
+        )
+        how: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "progress": self.progress}
+        if self.network is None:
+            batches = hog_batches(HogItems(photos, self._side()), HogGrid(self._side()), what=what, **how)
+            return [np.concatenate([batch[0] for batch in batches])]
+        how |= {"mean": self.mean, "std": self.std, "device": self.device, "normalize": False}
+        outputs = LayerOutputs(self.network, self.layers_)
+        if self.mirror:
+            plain, mirrored = extract(outputs, photos, mirror=True, **how)
+            rows = np.float32(0.5) * (plain + mirrored)
+        else:
+            rows = extract(outputs, photos, **how)
+        return np.split(rows, np.cumsum(outputs.widths)[:-1], axis=1)
+
+    def _embed(self, photos: Dataset[torch.Tensor], what: str) -> NDArray[np.float32]:
+        self._check_fitted()
+        return self._project(self._describe(photos, what))
+
+    def _project(self, described: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        parts = [
+            unit_rows((rows - step["mean"]) @ step["weight"].T)
+            for rows, step in zip(described, self._steps, strict=True)
+        ]
+        return np.concatenate(parts, axis=1) / np.float32(np.sqrt(len(parts)))
+
+
+class _Photos(Dataset[torch.Tensor]):
+    """Photos of any kind as (3, S, S) uint8 tensors."""
+
+    def __init__(self, dataset: Any, side: int) -> None:
+        check_dataset(dataset, "images")
+        self.dataset, self.side = dataset, side
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        from PIL import Image
+
+        image = as_image(self.dataset[index], f"images[{index}]").convert("RGB")
+        size = (self.side, self.side)
+        image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _fingerprint(network: nn.Module | None) -> str | None:
+    """A digest of the weights: another network, or other weights, have another one."""
+    if network is None:
+        return None
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

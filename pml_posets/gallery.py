@@ -1,0 +1,288 @@
+"""A folder of photos made searchable: embeddings, names and an index on disk, extended as photos come."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._io import atomic_write, check_folder, read_npz, write_npz
+from ._validation import as_count, as_real
+from .data.image_list import ImageList, image_files
+from .data.images import UnreadableImageError, read_image
+from .embedder import Embedder
+
+if TYPE_CHECKING:
+    import faiss
+
+__all__ = ["Added", "Gallery"]
+
+_SAVE_EVERY = 60.0  # seconds of work that a killed run loses at most
+_BLOCK = 512  # photos
+
+
+@dataclass(frozen=True)
+class Added:
+    """What `Gallery.add` did.
+
+    Attributes:
+        new: photos embedded for the first time.
+        changed: photos embedded again because their file had changed.
+        unchanged: photos left as they were.
+        gone: photos dropped because their file is no longer in the folder.
+        unreadable: (path, reason) of files that could not be read; they are left out.
+    """
+
+    new: int
+    changed: int
+    unchanged: int
+    gone: int
+    unreadable: list[tuple[Path, str]]
+
+
+class Gallery:
+    """The embeddings of a folder of photos, kept in an output folder.
+
+    The folder holds `gallery.npz` (names, file sizes and times, embeddings), `embeddings.npy` and `names.txt`
+    for use elsewhere, `index.faiss` (exact, by inner product of unit rows) and `embedder.npz`. Every file is
+    written whole or not at all. Row i of each belongs to photo i.
+
+    Args:
+        folder: the output folder; made if missing.
+
+    Attributes:
+        folder: the output folder.
+        photos: folder that the names are relative to; None before `add`.
+        names: list of N paths relative to it, with forward slashes.
+        embeddings: (N, D) float32, unit rows.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+        ValueError: if its files are damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> rng = np.random.default_rng(0)
+        >>> photos, output = Path(tempfile.mkdtemp()), tempfile.mkdtemp()
+        >>> for number in range(6):
+        ...     pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        ...     Image.fromarray(pixels).save(photos / f"{number}.png")
+        >>> embedder = Embedder(image_size=32).fit(photos)
+        >>> gallery = Gallery(output)
+        >>> gallery.add(photos, embedder).new, gallery.nearest(gallery.embeddings[3:4], 1)[0].tolist()
+        (6, [[3]])
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = check_folder(folder)
+        self.photos: Path | None = None
+        self.names: list[str] = []
+        self.embeddings: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+        self._stamps: NDArray[np.int64] = np.zeros((0, 2), np.int64)
+        self._index: faiss.IndexFlatIP | None = None
+        if (self.folder / "gallery.npz").exists():
+            arrays = read_npz(self.folder / "gallery.npz")
+            try:
+                self.photos, self.names = Path(str(arrays["photos"])), arrays["names"].tolist()
+                self.embeddings, self._stamps = arrays["embeddings"], arrays["stamps"]
+            except KeyError as error:
+                raise ValueError(
+                    f"{self.folder / 'gallery.npz'} is no gallery of this version ({error} is missing): "
+                    "delete it and embed the photos again"
+                ) from None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """The file of a photo."""
+        return (self.photos or Path()) / self.names[index]
+
+    def add(
+        self,
+        photos: str | os.PathLike[str],
+        embedder: Embedder,
+        report: Callable[[int, int], object] | None = None,
+    ) -> Added:
+        """Bring the gallery up to date with a folder: embed what is new or changed, drop what is gone.
+
+        The state is written at least once a minute; a run that was killed goes on where it was.
+
+        Args:
+            photos: folder, searched with its subfolders.
+            embedder: fitted; the same one for every call.
+            report: called as report(done, total) after each block of photos. Default None.
+
+        Returns:
+            What was done.
+
+        Raises:
+            NotADirectoryError, ValueError: if there is no such folder or it holds no image, or the gallery is
+                of another folder or another embedder.
+        """
+        root = Path(photos).resolve()
+        if self.photos not in (None, root):
+            raise ValueError(f"{self.folder} holds photos of {self.photos}, not of {root}: choose another")
+        if len(self) and self.embeddings.shape[1] != embedder.num_features_:
+            raise ValueError(
+                f"{self.folder} holds embeddings of {self.embeddings.shape[1]} columns, the embedder gives "
+                f"{embedder.num_features_}: embed into another folder"
+            )
+        self.photos = root
+        stamps = {path.relative_to(root).as_posix(): _stamp(path) for path in image_files(root)}
+        before = dict(zip(self.names, map(tuple, self._stamps.tolist()), strict=True))
+        kept = [i for i, name in enumerate(self.names) if stamps.get(name) == before[name]]
+        waiting = [name for name in stamps if stamps[name] != before.get(name)]
+        gone, first = len(before.keys() - stamps.keys()), len(kept)
+        if len(kept) < len(self):
+            self.names, self._index = [self.names[i] for i in kept], None
+            self.embeddings, self._stamps = self.embeddings[kept], self._stamps[kept]
+        unreadable: list[tuple[Path, str]] = []
+        saved = time.monotonic()
+        for start in range(0, len(waiting), _BLOCK):
+            block = waiting[start : start + _BLOCK]
+            unreadable += self._append(block, embedder, stamps)
+            if report is not None:
+                report(start + len(block), len(waiting))
+            if time.monotonic() - saved > _SAVE_EVERY:
+                self.save()
+                saved = time.monotonic()
+        if not self.names:
+            raise ValueError(f"none of {len(waiting)} images in {root} is readable: {unreadable[0][1]}")
+        self.save()
+        changed = sum(name in before for name in self.names[first:])
+        return Added(len(self) - first - changed, changed, first, gone, unreadable)
+
+    def nearest(
+        self, queries: NDArray[np.float32], count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The nearest photos of some embeddings.
+
+        Args:
+            queries: (Q, D) float32, unit rows, of the same embedder.
+            count: photos for each, from 1; no more than there are.
+
+        Returns:
+            (Q, count) int64 photo indices by falling similarity, and (Q, count) float32 cosine similarities.
+        """
+        count = min(as_count(count, "count"), len(self))
+        similarities, indices = self._search_index().search(np.ascontiguousarray(queries, np.float32), count)
+        return indices, similarities
+
+    def duplicates(self, threshold: float) -> list[list[int]]:
+        """Groups of photos that are nearly the same: linked by pairs with a cosine similarity from threshold.
+
+        Args:
+            threshold: in (0, 1].
+
+        Returns:
+            Lists of two or more photo indices, the largest group first.
+        """
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        as_real(threshold, "threshold", low=0, high=1, open_low=True)
+        ends, _, columns = self._search_index().range_search(self.embeddings, threshold - 1e-6)
+        rows = np.repeat(np.arange(len(self)), np.diff(ends.astype(np.int64)))
+        links = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(self), len(self)))
+        labels = connected_components(links, directed=False)[1]
+        groups = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+        return sorted((group.tolist() for group in groups if len(group) > 1), key=lambda g: (-len(g), g[0]))
+
+    def clusters(self, count: int | None = None, random_state: int = 0) -> NDArray[np.int64]:
+        """Groups of similar photos.
+
+        Args:
+            count: K: k-means, every photo in one of K clusters. None (default): `SurrogateGrouping`, compact
+                groups of photos that are clearly alike; the others belong to none.
+            random_state: from 0. Default 0.
+
+        Returns:
+            (N,) int64, -1 for a photo of no group; cluster 0 is the largest.
+        """
+        if count is None:
+            from .grouping import SurrogateGrouping
+
+            grouping = SurrogateGrouping(top_fraction=min(0.05, max(0.003, 12 / len(self))))
+            labels = np.asarray(grouping.fit_predict(self.embeddings))
+        else:
+            from sklearn.cluster import KMeans
+
+            clusters = as_count(count, "count", 2)
+            labels = KMeans(clusters, n_init=3, random_state=random_state).fit_predict(self.embeddings)
+        sizes = np.bincount(labels[labels >= 0], minlength=1)
+        rank = np.empty(len(sizes), np.int64)
+        rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
+        return np.where(labels >= 0, rank[labels], -1)
+
+    def save(self) -> None:
+        """Write all files of the gallery.
+
+        Raises:
+            OSError: if they cannot be written; the older ones stay as they were.
+        """
+        import faiss
+
+        write_npz(
+            self.folder / "gallery.npz",
+            {
+                "photos": np.array(str(self.photos)),
+                "names": np.array(self.names),
+                "stamps": self._stamps,
+                "embeddings": self.embeddings,
+            },
+        )
+        with atomic_write(self.folder / "embeddings.npy") as file:
+            np.save(file, self.embeddings)
+        with atomic_write(self.folder / "names.txt", "w", encoding="utf-8") as file:
+            file.write("".join(f"{name}\n" for name in self.names))
+        with atomic_write(self.folder / "index.faiss") as file:
+            file.write(faiss.serialize_index(self._search_index()).tobytes())
+
+    def _append(
+        self, names: Sequence[str], embedder: Embedder, stamps: dict[str, tuple[int, int]]
+    ) -> list[tuple[Path, str]]:
+        """Embed some photos; returns those that cannot be read, which are left out."""
+        root, unreadable = self.photos or Path(), []
+        try:
+            rows = embedder.transform(ImageList([root / name for name in names]))
+        except UnreadableImageError:
+            readable = []
+            for name in names:
+                try:
+                    read_image(root / name)
+                    readable.append(name)
+                except UnreadableImageError as error:
+                    unreadable.append((root / name, str(error)))
+            if not readable:
+                return unreadable
+            names, rows = readable, embedder.transform(ImageList([root / name for name in readable]))
+        index = self._search_index(rows.shape[1])
+        index.add(rows)
+        self.embeddings = np.concatenate([self.embeddings.reshape(-1, rows.shape[1]), rows])
+        self._stamps = np.concatenate([self._stamps, [stamps[name] for name in names]])
+        self.names += names
+        return unreadable
+
+    def _search_index(self, num_columns: int | None = None) -> Any:
+        """The index of all rows, made when it is first asked for."""
+        import faiss
+
+        if self._index is None:
+            self._index = faiss.IndexFlatIP(num_columns or self.embeddings.shape[1])
+            if len(self):
+                self._index.add(self.embeddings)
+        return self._index
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change: another pair means another content."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,149 @@
+"""python -m pml_posets on a small drawn folder: every command, twice, and what it says when it cannot."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pml_posets.__main__ import main
+
+
+def draw(folder):
+    """Six patterns of stripes, ten photos of each, a copy of one and a broken file."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    y, x = np.mgrid[:40, :40]
+    for kind, angle in enumerate(np.linspace(0, 1.5, 6)):
+        for number in range(10):
+            wave = np.sin(0.6 * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform(0, 6))
+            pixels = 128 + 80 * wave[:, :, None] + rng.normal(0, 8, (40, 40, 3))
+            image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+            image.save(folder / f"{kind}-{number}.png")
+    (folder / "sub").mkdir()
+    image.save(folder / "sub" / "copy.png")
+    (folder / "broken.jpg").write_bytes(b"half a photo")
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command-line")
+    draw(folder / "photos")
+    assert main(["embed", str(folder / "photos"), "--output", str(folder / "out")]) == 0
+    return folder
+
+
+def run(capsys, *arguments):
+    status = main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_embedding_again_has_nothing_to_do(embedded, capsys):
+    before = (embedded / "out" / "embedder.npz").stat().st_mtime_ns
+    status, out, _ = run(capsys, "embed", embedded / "photos", "--output", embedded / "out")
+    assert status == 0
+    assert "61 photos: 0 new, 0 changed, 61 as before, 0 gone, 1 unreadable" in out
+    assert "broken.jpg" in out
+    assert "Judged without labels on 61 photos: score" in out
+    assert (embedded / "out" / "embedder.npz").stat().st_mtime_ns == before
+    report = (embedded / "out" / "report.md").read_text(encoding="utf-8")
+    for picture in ("nearest.png", "map.png"):
+        assert f"]({picture})" in report
+        assert min(Image.open(embedded / "out" / picture).size) > 100
+
+
+def test_search_finds_the_photo_and_its_kind(embedded, capsys):
+    query = embedded / "photos" / "2-4.png"
+    status, out, _ = run(capsys, "search", embedded / "out", query, "--count", 5)
+    lines = [line.split() for line in out.splitlines() if line.startswith("  ")]
+    assert status == 0
+    assert lines[0] == ["1.000", "2-4.png"]
+    assert len(lines) == 5
+    assert sum(name.startswith("2-") for _, name in lines) >= 4
+    assert Image.open(embedded / "out" / "search.png").size[0] > 500
+
+
+def test_duplicates_are_listed(embedded, capsys):
+    status, out, _ = run(capsys, "duplicates", embedded / "out", "--threshold", 0.9999)
+    assert status == 0
+    assert "1 groups of photos with a cosine similarity of 0.9999 or more" in out
+    with open(embedded / "out" / "duplicates.csv", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["group", "file"], ["0", "5-9.png"], ["0", "sub/copy.png"]]
+
+
+def test_clusters_and_map(embedded, capsys):
+    status, out, _ = run(capsys, "clusters", embedded / "out", "--count", 6)
+    assert status == 0
+    assert "6 clusters of 61 photos, 0 photos in none" in out
+    with open(embedded / "out" / "clusters.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 61
+    assert {row["cluster"] for row in rows} == set("012345")
+    assert run(capsys, "clusters", embedded / "out")[0] == 0
+    status, out, _ = run(capsys, "picture", embedded / "out", "--method", "pca")
+    assert status == 0
+    assert "PCA map of 61 photos" in out
+
+
+def test_a_network_of_ones_own_is_used_and_asked_for_again(embedded, capsys, tmp_path, monkeypatch):
+    (tmp_path / "tinynet.py").write_text(
+        "import torch\n"
+        "def build():\n"
+        "    torch.manual_seed(0)\n"
+        "    layers = [torch.nn.Conv2d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(8, 12, 3, 2)]\n"
+        "    return torch.nn.Sequential(*layers, torch.nn.Flatten())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "out"
+    given = ("--network", "tinynet:build", "--layers", "1", "2", "--image-size", 40)
+    status, said, err = run(capsys, "embed", embedded / "photos", "--output", out, *given)
+    assert status == 0, err
+    assert "20 columns from layers 1, 2" in said
+    query = embedded / "photos" / "0-0.png"
+    status, said, err = run(capsys, "search", out, query, "--count", 1)
+    assert (status, said.splitlines()[1].split()) == (0, ["1.000", "0-0.png"])
+    status, _, err = run(capsys, "embed", embedded / "photos", "--output", out, "--network", "tinynet:other")
+    assert status == 1
+    assert "was embedded with tinynet:build, not with tinynet:other: choose another output folder" in err
+
+
+def test_torchvision_names_need_local_weights(embedded, capsys, tmp_path):
+    from torchvision.models import mobilenet_v3_small
+
+    torch.save(mobilenet_v3_small().state_dict(), tmp_path / "weights.pt")
+    given = ("--network", "mobilenet_v3_small", "--image-size", 32)
+    status, _, err = run(capsys, "embed", embedded / "photos", "--output", tmp_path / "a", *given)
+    assert status == 1
+    assert "needs --weights FILE: nothing is downloaded" in err
+    given += ("--weights", tmp_path / "weights.pt", "--layers", "features.9")
+    status, said, err = run(capsys, "embed", embedded / "photos", "--output", tmp_path / "b", *given)
+    assert status == 0, err
+    assert "columns from layers features.9" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("search", "none", "query.jpg"), "none holds no embeddings: run python -m pml_posets embed PHOTOS"),
+        (("clusters", "none"), "holds no embeddings"),
+        (("embed", "nowhere", "--output", "out"), "nowhere is no folder"),
+        (("embed", "photos", "--output", "o", "--network", "no_such:build"), "No module named 'no_such'"),
+    ],
+)
+def test_errors_are_said_in_one_line(arguments, message, embedded, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "photos" in arguments:
+        draw(tmp_path / "photos")
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+
+
+def test_a_broken_query_is_named(embedded, capsys):
+    status, _, err = run(capsys, "search", embedded / "out", embedded / "photos" / "broken.jpg")
+    assert status == 1
+    assert "broken.jpg" in err

@@ -1,0 +1,148 @@
+"""Pooled layers of a network, their partial whitening, and which layers are chosen."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from torch import nn
+
+from pml_posets.features import LayerOutputs, PartialWhitening, choose_layers, extract, load, save
+
+
+class Block(nn.Module):
+    def __init__(self, channels, stride=1):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride, 1)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, images):
+        return torch.relu(self.norm(self.conv(images)))
+
+
+def network(num_blocks=6):
+    torch.manual_seed(0)
+    blocks = [Block(4) for _ in range(num_blocks)]
+    return nn.Sequential(nn.Conv2d(3, 4, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 9))
+
+
+def test_outputs_are_the_layers_pooled():
+    net = network(2).eval()
+    images = torch.rand(5, 3, 8, 8)
+    outputs = LayerOutputs(net, ["2", "1", "5"])
+    rows = outputs(images)
+    maps = [net[:3](images), net[:2](images)]
+    expected = torch.cat([*(m.mean((2, 3)) for m in maps), net(images)], dim=1)
+    torch.testing.assert_close(rows, expected)
+    assert outputs.widths == [4, 4, 9]
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_tokens_are_averaged_and_bad_outputs_refused():
+    tokens = nn.Sequential(nn.Flatten(2), nn.Linear(16, 7))
+    assert LayerOutputs(tokens, ["1"])(torch.rand(2, 3, 4, 4)).shape == (2, 7)
+    volume = nn.Sequential(nn.Unflatten(1, (1, 3)))
+    with pytest.raises(TypeError, match=r"layer '0' must give a tensor \(B, C\), \(B, T, C\) or"):
+        LayerOutputs(volume, ["0"])(torch.rand(2, 3, 4, 4))
+
+
+def test_hooks_go_even_after_an_error():
+    net = network(1)
+    with pytest.raises(RuntimeError):
+        LayerOutputs(net, ["1"])(torch.rand(2, 5, 8, 8))
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_unknown_and_unused_layers_are_named():
+    net = network(1)
+    with pytest.raises(ValueError, match="layers must be submodules of the network, got 'no'"):
+        LayerOutputs(net, ["no"])
+    with pytest.raises(ValueError, match="at least one"):
+        LayerOutputs(net, [])
+    net[1].unused = nn.Identity()
+    with pytest.raises(ValueError, match=r"layer '1\.unused' takes no part"):
+        LayerOutputs(net, ["1.unused"])(torch.rand(1, 3, 8, 8))
+
+
+def test_extract_leaves_the_network_in_its_mode():
+    net = network(2).train()
+    rows = extract(LayerOutputs(net, ["1", "2"]), torch.rand(6, 3, 8, 8), normalize=False, progress=False)
+    assert rows.shape == (6, 8)
+    assert all(module.training for module in net.modules())
+
+
+def test_blocks_of_the_last_third_are_chosen():
+    assert choose_layers(network(7), 8, num_blocks=3) == ["5", "6", "7"]
+    assert choose_layers(network(7), 8, num_blocks=1) == ["5", "7"]  # and the last maps
+    net = network(4).train()
+    choose_layers(net, 8)
+    assert all(module.training for module in net.modules())
+    with pytest.raises(ValueError, match="no layer of the network gives maps"):
+        choose_layers(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", ["layer3.1", "layer4.0", "layer4.1"]),
+        ("mobilenet_v3_small", ["features.8", "features.9", "features.10", "features.11", "features"]),
+        ("vit_b_32", [*(f"encoder.layers.encoder_layer_{i}" for i in (7, 9, 10, 11)), "encoder"]),
+    ],
+)
+def test_blocks_of_known_networks(name, expected):
+    from torchvision.models import get_model
+
+    with torch.device("meta"):
+        model = get_model(name, weights=None)
+    model.to_empty(device="cpu")
+    assert choose_layers(model, 224) == expected
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 0.75, 1.0])
+def test_whitening_is_pca_divided_by_a_power_of_the_deviation(power):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(200, 5)) * [5, 4, 3, 2, 1] + 7
+    found = PartialWhitening(3, power, normalize=False).fit_transform(rows)
+    pca = PCA(3).fit(rows)
+    deviation = np.sqrt(pca.explained_variance_ * 199 / 200)
+    expected = pca.transform(rows) / deviation**power
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-3, atol=1e-4)
+
+
+def test_whitening_keeps_no_more_directions_than_there_are():
+    rng = np.random.default_rng(0)
+    assert PartialWhitening(50).fit(rng.normal(size=(6, 9))).weight_.shape == (5, 9)
+    flat = rng.normal(size=(40, 2)) @ rng.normal(size=(2, 9))
+    assert PartialWhitening(50).fit(flat).weight_.shape == (2, 9)
+
+
+def test_whitening_is_an_estimator_that_can_be_saved(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(30, 6))
+    fitted = PartialWhitening(4, 0.3).fit(rows)
+    assert clone(fitted).get_params() == fitted.get_params()
+    save(fitted, tmp_path / "w.npz")
+    np.testing.assert_array_equal(load(tmp_path / "w.npz").transform(rows), fitted.transform(rows))
+    np.testing.assert_allclose(np.linalg.norm(fitted.transform(rows), axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "message"),
+    [
+        ({"power": 1.5}, np.eye(3), r"power must be in \[0, 1\]"),
+        ({"num_components": 0}, np.eye(3), "num_components must be at least 1"),
+        ({}, np.ones((4, 3)), "two different rows"),
+        ({}, np.ones((1, 3)), "two different rows"),
+    ],
+)
+def test_wrong_whitening_is_named(options, rows, message):
+    with pytest.raises(ValueError, match=message):
+        PartialWhitening(**options).fit(rows)
+
+
+def test_whitening_of_another_width_is_refused():
+    from sklearn.exceptions import NotFittedError
+
+    with pytest.raises(NotFittedError):
+        PartialWhitening().transform(np.eye(3))
+    with pytest.raises(ValueError, match="features must have 3 columns, as fitted"):
+        PartialWhitening().fit(np.eye(3)).transform(np.eye(4))

@@ -1,0 +1,152 @@
+"""A gallery is brought up to date, searched, grouped, and survives a kill."""
+
+import os
+
+import faiss
+import numpy as np
+import pytest
+from PIL import Image
+
+from pml_posets import Embedder, Gallery
+
+
+def draw(folder, numbers, seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        pixels = np.random.default_rng((seed, number)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((32, 32)).save(folder / f"{number:03d}.png")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    draw(tmp_path / "photos", range(12))
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def embedder(photos):
+    return Embedder(image_size=32, num_views=2).fit(photos)
+
+
+def check_files(gallery):
+    """All files say the same, row by row."""
+    names = (gallery.folder / "names.txt").read_text(encoding="utf-8").splitlines()
+    index = faiss.read_index(str(gallery.folder / "index.faiss"))
+    assert names == gallery.names
+    np.testing.assert_array_equal(np.load(gallery.folder / "embeddings.npy"), gallery.embeddings)
+    np.testing.assert_array_equal(index.reconstruct_n(0, index.ntotal), gallery.embeddings)
+
+
+def test_photos_are_added_changed_and_dropped(photos, embedder, tmp_path):
+    gallery = Gallery(tmp_path / "out")
+    steps = []
+    added = gallery.add(photos, embedder, lambda done, total: steps.append((done, total)))
+    assert (added.new, added.changed, added.unchanged, added.gone) == (12, 0, 0, 0)
+    assert steps == [(12, 12)]
+    check_files(gallery)
+
+    draw(photos / "more", [40, 41])
+    draw(photos, [3], seed=1)
+    os.utime(photos / "003.png", ns=(1, 1))
+    (photos / "005.png").unlink()
+    gallery = Gallery(tmp_path / "out")  # as another process would open it
+    added = gallery.add(photos, embedder)
+    assert (added.new, added.changed, added.unchanged, added.gone) == (2, 1, 10, 1)
+    check_files(gallery)
+    expected = {str(name): row for name, row in zip(gallery.names, gallery.embeddings, strict=True)}
+    fresh = Gallery(tmp_path / "fresh")
+    fresh.add(photos, embedder)
+    assert sorted(expected) == fresh.names
+    for name, row in zip(fresh.names, fresh.embeddings, strict=True):
+        np.testing.assert_allclose(expected[name], row, atol=1e-6)
+    indices, similarities = gallery.nearest(gallery.embeddings, 1)
+    assert indices[:, 0].tolist() == list(range(13))
+    np.testing.assert_allclose(similarities, 1, rtol=1e-5)
+
+
+def test_broken_photos_are_left_out_and_tried_again(photos, embedder, tmp_path):
+    (photos / "006.png").write_bytes(b"half")
+    gallery = Gallery(tmp_path / "out")
+    added = gallery.add(photos, embedder)
+    assert added.new == 11
+    ((path, reason),) = added.unreadable
+    assert path.name == "006.png"
+    assert "006.png" in reason
+    assert "006.png" not in gallery.names
+    draw(photos, [6])
+    assert gallery.add(photos, embedder).new == 1
+    check_files(gallery)
+
+
+def test_a_killed_run_goes_on_where_it_was(photos, embedder, tmp_path, monkeypatch):
+    from pml_posets import gallery as module
+
+    monkeypatch.setattr(module, "_BLOCK", 4)
+    monkeypatch.setattr(module, "_SAVE_EVERY", -1)
+
+    def kill(done, total):
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Gallery(tmp_path / "out").add(photos, embedder, kill)
+    gallery = Gallery(tmp_path / "out")
+    assert len(gallery) == 4  # what was saved before the kill
+    assert gallery.add(photos, embedder).unchanged == 4
+    assert len(gallery) == 12
+    check_files(gallery)
+
+
+def test_duplicates_are_linked_by_pairs(photos, embedder, tmp_path):
+    gallery = Gallery(tmp_path / "out")
+    gallery.add(photos, embedder)
+    angles = np.radians([0, 20, 40, 120, 125, 200, 260, 300, 330, 345, 150, 180])
+    gallery.embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    gallery._index = None
+    similarity = gallery.embeddings @ gallery.embeddings.T
+    for threshold in (0.999, np.cos(np.radians(21)), np.cos(np.radians(9))):
+        expected, seen = [], set()
+        for i in range(12):
+            group, waiting = set(), [i]
+            while waiting:
+                j = waiting.pop()
+                if j not in group:
+                    group.add(j)
+                    waiting += np.flatnonzero(similarity[j] >= threshold - 1e-6).tolist()
+            if len(group) > 1 and i not in seen:
+                expected.append(sorted(group))
+                seen |= group
+        found = gallery.duplicates(threshold)
+        assert sorted(found) == sorted(expected)
+        assert [len(group) for group in found] == sorted(map(len, expected), reverse=True)
+
+
+def test_clusters_are_numbered_by_size(photos, embedder, tmp_path):
+    gallery = Gallery(tmp_path / "out")
+    gallery.add(photos, embedder)
+    labels = gallery.clusters(3)
+    sizes = np.bincount(labels)
+    assert labels.shape == (12,)
+    assert len(sizes) == 3
+    assert sizes.tolist() == sorted(sizes, reverse=True)
+    assert set(gallery.clusters().tolist()) <= {-1, *range(12)}
+
+
+def test_wrong_use_is_named(photos, embedder, tmp_path):
+    gallery = Gallery(tmp_path / "out")
+    gallery.add(photos, embedder)
+    draw(tmp_path / "other", range(3))
+    with pytest.raises(ValueError, match=r"holds photos of .*photos, not of .*other: choose another"):
+        gallery.add(tmp_path / "other", embedder)
+    narrow = Embedder(image_size=32, num_views=2, num_components=2).fit(photos)
+    with pytest.raises(ValueError, match="the embedder gives 2: embed into another folder"):
+        gallery.add(photos, narrow)
+    with pytest.raises(ValueError, match=r"threshold must be in \(0, 1\]"):
+        gallery.duplicates(0)
+    for path in (tmp_path / "other").iterdir():
+        path.write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"none of 3 images in .* is readable"):
+        Gallery(tmp_path / "out2").add(tmp_path / "other", embedder)
+    np.savez(tmp_path / "out" / "gallery.npz", a=1)
+    with pytest.raises(ValueError, match="is no gallery of this version"):
+        Gallery(tmp_path / "out")
