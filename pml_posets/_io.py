@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import zipfile
@@ -59,16 +60,17 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read what `write_npz` wrote.
 
     Raises:
-        FileNotFoundError: if it is not there.
         ValueError: if it is damaged or no .npz file.
+        OSError: if it is missing or cannot be read, which says nothing of its bytes.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # of the disk; EINVAL: an offset that cannot be
+            raise
+        raise ValueError(f"{path} is damaged or no file of arrays ({error}): make it again") from error
     except (
-        OSError,
         ValueError,
         EOFError,
         AttributeError,
@@ -76,7 +78,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        raise ValueError(f"{path} is damaged or no file of arrays ({error}): make it anew") from error
+        raise ValueError(f"{path} is damaged or no file of arrays ({error}): make it again") from error
 
 
 def check_folder(folder: str | os.PathLike[str], num_bytes: int = 0) -> Path:

@@ -7,7 +7,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from .._io import check_folder
+from ..distributed.process_group import RankError
 from ..distributed.sharing import from_main
 from ._identity import describe, describe_data
 from ._rounds import Rounds
@@ -83,6 +86,8 @@ class Saved(Rounds):
                 average.n_averaged.fill_(content["average"]["num_updates"] + 1)
             self.round, self.iteration, self._grouped, self._stopped = content["position"]
             self._losses.load_state_dict(content["losses"])
+        except (RankError, torch.cuda.OutOfMemoryError):
+            raise
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"the checkpoint {path} does not fit the parts of this run ({error}): "

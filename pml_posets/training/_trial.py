@@ -16,9 +16,21 @@ from .objectives import PML_LOSSES
 if TYPE_CHECKING:
     from .joint import JointTrainer
 
-__all__ = ["check_extraction", "check_training_batch"]
+__all__ = ["Cast", "check_extraction", "check_training_batch"]
 
 _IMAGES = 16  # looked at, spread over the data
+
+
+class Cast(torch.nn.Module):
+    """Images in the dtype of the trainer, which casts them before the trunk."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, channels, H, W) of any dtype to the trainer's."""
+        return images.to(self.dtype)
 
 
 def check_training_batch(joint: JointTrainer) -> None:

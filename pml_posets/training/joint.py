@@ -27,7 +27,7 @@ from ._components import Components
 from ._ranks import check_splittable, trainer_over_ranks
 from ._records import LossRecord
 from ._saving import Saved
-from ._trial import check_extraction, check_training_batch
+from ._trial import Cast, check_extraction, check_training_batch
 from .averaging import moving_average
 from .objectives import PML_LOSSES, trainer_with_objectives
 
@@ -201,16 +201,20 @@ class JointTrainer(Saved):
         self._choose_trainer(trainer_class, trainer_options, models, loss_funcs, mining_funcs or {})
         self.loss_weights = check_weights(loss_weights, loss_funcs)
         frozen = tuple(self.trainer_options.get("freeze_these", ()))
-        self._components = Components(
-            models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss, frozen
+        self._take(
+            Components(models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss, frozen),
+            ema_decay,
         )
-        self.models, self.loss_funcs = self._components.models, self._components.loss_funcs
-        self.optimizers, self.lr_schedulers = self._components.optimizers, self._components.lr_schedulers
+        trunk_device = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
+        self.device = torch.device(self.trainer_options.setdefault("data_device", trunk_device))
+
+    def _take(self, components: Components, ema_decay: float | None) -> None:
+        self._components = components
+        self.models, self.loss_funcs = components.models, components.loss_funcs
+        self.optimizers, self.lr_schedulers = components.optimizers, components.lr_schedulers
         self._ema_decay = ema_decay
         averaged = [] if ema_decay is None else [n for n in ("trunk", "embedder") if n in self.models]
         self._averages = {name: moving_average(self.models[name], ema_decay or 0.0) for name in averaged}
-        trunk_device = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
-        self.device = torch.device(self.trainer_options.setdefault("data_device", trunk_device))
 
     def _choose_trainer(
         self,
@@ -312,7 +316,7 @@ class JointTrainer(Saved):
         from ..features.network import extract
 
         dtype = self.trainer_options.get("dtype")
-        casts = [] if dtype is None else [_Cast(dtype)]
+        casts = [] if dtype is None else [Cast(dtype)]
         network = torch.nn.Sequential(*casts, *self.evaluation_models.values())
         defaults = {
             "num_workers": self.trainer_options["dataloader_num_workers"],
@@ -323,17 +327,6 @@ class JointTrainer(Saved):
         }
         data = self.feature_dataset if dataset is None else dataset
         return extract(network, data, **{**defaults, **self.feature_options, **options})
-
-
-class _Cast(torch.nn.Module):
-    """Images in the dtype of the trainer, which casts them before the trunk."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.to(self.dtype)
 
 
 def _checked_feature_fn(given: Any) -> Callable[[JointTrainer], Any] | None:

@@ -46,3 +46,16 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         check_folder(tmp_path / "file" / "out")
     with pytest.raises(OSError, match=r"MB of room, .* MB are needed"):
         check_folder(tmp_path / "out", num_bytes=2**60)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError("no memory")])
+def test_reading_that_fails_says_nothing_of_the_bytes(error, tmp_path, monkeypatch):
+    write_npz(tmp_path / "a.npz", {"x": np.zeros(2)})
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(type(error)) as raised:
+        read_npz(tmp_path / "a.npz")
+    assert raised.value is error
