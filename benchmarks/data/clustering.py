@@ -60,9 +60,6 @@ def load(kind: Kind, root: Path, download: bool = False, skip_unreadable: bool =
         root: folder that torchvision unpacks to, of the classes' folders, or of omniglot.npz.
         download: let torchvision fetch its data sets first.
         skip_unreadable: decode every file of a folder now, and leave out those that cannot be.
-
-    Raises:
-        OSError, ValueError: for data that are missing, damaged or of another layout.
     """
     if kind in TORCHVISION:
         return _of_torchvision(kind, root, download)

@@ -45,16 +45,7 @@ def kind_of(root: Path) -> Kind:
 
 
 def load(kind: Kind, root: Path, skip_unreadable: bool = False) -> LabelledImages:
-    """Data of any kind, split by classes.
-
-    Args:
-        kind: which.
-        root: the folder; of Omniglot also the file.
-        skip_unreadable: decode every file now, and leave out those that cannot be.
-
-    Raises:
-        OSError, ValueError: for data that are missing, damaged or of another layout.
-    """
+    """Data of any kind, split by classes; of Omniglot `root` may be the file."""
     if kind == "folder":
         return load_folder(root, "classes", skip_unreadable)
     if kind == "omniglot":
@@ -63,11 +54,7 @@ def load(kind: Kind, root: Path, skip_unreadable: bool = False) -> LabelledImage
 
 
 def load_cub(root: Path, skip_unreadable: bool = False) -> LabelledImages:
-    """CUB-200-2011: classes 1 to 100 are learned from, 101 to 200 tested on.
-
-    Raises:
-        FileNotFoundError, ValueError: if a table or an image is missing, or a table is damaged.
-    """
+    """CUB-200-2011: classes 1 to 100 are learned from, 101 to 200 tested on."""
     root = Path(root)
     files = _pairs(root / "images.txt")
     classes = {n: _number(text) for n, text in _pairs(root / "image_class_labels.txt").items()}
@@ -85,11 +72,7 @@ def load_cub(root: Path, skip_unreadable: bool = False) -> LabelledImages:
 
 
 def load_cars(root: Path, skip_unreadable: bool = False) -> LabelledImages:
-    """Cars-196, both of its own sets together: classes 1 to 98 are learned from, 99 to 196 tested on.
-
-    Raises:
-        FileNotFoundError, ValueError: if a file is missing or damaged.
-    """
+    """Cars-196, both of its own sets together: classes 1 to 98 are learned from, 99 to 196 tested on."""
     root = Path(root)
     devkit = root / "devkit" if (root / "devkit").is_dir() else root
     if (root / "cars_annos.mat").is_file():
@@ -113,11 +96,7 @@ def load_cars(root: Path, skip_unreadable: bool = False) -> LabelledImages:
 
 
 def load_sop(root: Path, skip_unreadable: bool = False) -> LabelledImages:
-    """Stanford Online Products, with the split of its two tables.
-
-    Raises:
-        FileNotFoundError, ValueError: if a table or an image is missing, or a table is damaged.
-    """
+    """Stanford Online Products, with the split of its two tables."""
     root = Path(root)
     paths: list[Path] = []
     ids: list[int] = []
@@ -164,11 +143,7 @@ class PackedDrawings(Dataset[Any]):
 def load_omniglot(root: Path) -> LabelledImages:
     """Omniglot: characters of the background alphabets are learned from, of the evaluation ones tested on.
 
-    Args:
-        root: omniglot.npz, or its folder. The classes are its characters, "<alphabet>/<character>".
-
-    Raises:
-        FileNotFoundError, ValueError: if it is missing, damaged, or lacks an array.
+    `root` is omniglot.npz, or its folder. The classes are its characters, "<alphabet>/<character>".
     """
     path = Path(root) / "omniglot.npz" if Path(root).is_dir() else Path(root)
     arrays = read_arrays(path, ("packed", "shape", "labels", "class_names", "evaluation", "names"))
@@ -200,12 +175,7 @@ def load_omniglot(root: Path) -> LabelledImages:
 
 
 def load_figures(root: Path, by: Literal["athletes", "sports"]) -> LabelledImages:
-    """Drawn figures; the classes are athletes, or sports. The first half of them is learned from.
-
-    Args:
-        root: a tree that `figures.make_figures` made.
-        by: what the classes are.
-    """
+    """Drawn figures of `make_figures` by athletes or sports; the first half of them is learned from."""
     tree = load_tree(root)
     sports = by == "sports"
     labels = np.asarray(tree.frame_categories if sports else tree.sources, np.int64)

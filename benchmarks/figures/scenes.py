@@ -9,9 +9,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 Color = tuple[int, int, int]
+Draw = ImageDraw.ImageDraw
+Rng = np.random.Generator
 
 
-def color(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Color:
+def color(rng: Rng, saturation: tuple[float, float], value: tuple[float, float]) -> Color:
     """A color of any hue, with saturation and brightness drawn from the two ranges (both in [0, 1])."""
     r, g, b = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
     return int(255 * r), int(255 * g), int(255 * b)
@@ -24,7 +26,7 @@ def shade(base: Color, factor: float) -> Color:
 
 
 def make_scene(
-    rng: np.random.Generator, width: int, height: int, ground: float, clutter: float, vividness: float
+    rng: Rng, width: int, height: int, ground: float, clutter: float, vividness: float
 ) -> Image.Image:
     """A background of the given size in pixels.
 
@@ -65,7 +67,7 @@ def _gradient(width: int, height: int, top: Color, bottom: Color) -> npt.NDArray
     return np.broadcast_to(rows, (height, width, 3)).copy()
 
 
-def _noise(rng: np.random.Generator, width: int, height: int, octaves: int) -> npt.NDArray[np.float32]:
+def _noise(rng: Rng, width: int, height: int, octaves: int) -> npt.NDArray[np.float32]:
     """(height, width, 1) noise of about unit size, coarse to fine."""
     total = np.zeros((height, width), dtype=np.float32)
     for octave in range(octaves):
@@ -75,9 +77,7 @@ def _noise(rng: np.random.Generator, width: int, height: int, octaves: int) -> n
     return total[:, :, None] / np.float32(octaves)
 
 
-def _crowd(
-    draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, horizon: int, clutter: float
-) -> None:
+def _crowd(draw: Draw, rng: Rng, width: int, horizon: int, clutter: float) -> None:
     size = rng.uniform(5, 11)
     rows = int(rng.integers(2, 3 + round(4 * clutter)))
     for row in range(rows):
@@ -90,9 +90,7 @@ def _crowd(
             draw.ellipse([at - size * 0.36, y - size * 0.7, at + size * 0.36, y + size * 0.1], fill=skin)
 
 
-def _houses(
-    draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, horizon: int, clutter: float
-) -> None:
+def _houses(draw: Draw, rng: Rng, width: int, horizon: int, clutter: float) -> None:
     x = -rng.uniform(0, 40)
     while x < width:
         wide, high = rng.uniform(30, 90), rng.uniform(0.3, 1.0) * horizon
@@ -105,9 +103,7 @@ def _houses(
         x += wide + rng.uniform(-4, 20)
 
 
-def _bars(
-    draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, horizon: int, clutter: float
-) -> None:
+def _bars(draw: Draw, rng: Rng, width: int, horizon: int, clutter: float) -> None:
     """A fence, a grid or wall bars."""
     thick, paint = int(rng.integers(1, 4)), color(rng, (0.0, 0.5), (0.1, 1.0))
     top = rng.uniform(0.0, 0.55) * horizon
@@ -119,9 +115,7 @@ def _bars(
         draw.line([0, y, width, y], fill=paint, width=thick)
 
 
-def _bricks(
-    draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, horizon: int, clutter: float
-) -> None:
+def _bricks(draw: Draw, rng: Rng, width: int, horizon: int, clutter: float) -> None:
     high, wide = rng.uniform(6, 13), rng.uniform(14, 30)
     base = color(rng, (0.1, 0.6), (0.3, 0.8))
     top = rng.uniform(0.0, 0.5) * horizon
@@ -131,9 +125,7 @@ def _bricks(
             draw.rectangle([x, y, x + wide - 1.5, min(y + high - 1.5, horizon)], fill=brick)
 
 
-def _trees(
-    draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, horizon: int, clutter: float
-) -> None:
+def _trees(draw: Draw, rng: Rng, width: int, horizon: int, clutter: float) -> None:
     for _ in range(int(rng.integers(3, 5 + round(6 * clutter)))):
         x, high = rng.uniform(0, width), rng.uniform(0.35, 0.95) * horizon
         thick = rng.uniform(3, 9)
@@ -148,9 +140,7 @@ def _trees(
             draw.ellipse([cx - r, cy - r, cx + r, cy + r], fill=shade(leaf, rng.uniform(0.6, 1.3)))
 
 
-def _banners(
-    draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, horizon: int, clutter: float
-) -> None:
+def _banners(draw: Draw, rng: Rng, width: int, horizon: int, clutter: float) -> None:
     high = rng.uniform(18, 44)
     x = -rng.uniform(0, 60)
     while x < width:
@@ -166,9 +156,7 @@ def _banners(
         x += wide + 2
 
 
-def _lines_on_the_floor(
-    draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int, horizon: int
-) -> None:
+def _lines_on_the_floor(draw: Draw, rng: Rng, width: int, height: int, horizon: int) -> None:
     paint = shade(color(rng, (0.0, 0.3), (0.8, 1.0)), rng.uniform(0.7, 1.0))
     meet = rng.uniform(-0.5, 1.5) * width
     for x in np.arange(-1.5 * width, 2.5 * width, rng.uniform(50, 160)) if rng.uniform() < 0.6 else ():
@@ -178,7 +166,7 @@ def _lines_on_the_floor(
         draw.line([0, y, width, y + rng.normal(0, 6)], fill=paint, width=int(rng.integers(1, 4)))
 
 
-def _pole(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int, horizon: int) -> None:
+def _pole(draw: Draw, rng: Rng, width: int, height: int, horizon: int) -> None:
     x, foot, thick = rng.uniform(0, width), rng.uniform(horizon, height), int(rng.integers(2, 8))
     paint = color(rng, (0.0, 0.6), (0.1, 1.0))
     lean = rng.normal(0, 6)
@@ -186,9 +174,7 @@ def _pole(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, heigh
     draw.line([x + thick * 0.3, foot, x + lean, foot - 40], fill=shade(paint, 0.6), width=max(1, thick // 3))
 
 
-def _bystander(
-    draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int, horizon: int
-) -> None:
+def _bystander(draw: Draw, rng: Rng, width: int, height: int, horizon: int) -> None:
     """Somebody who stands in the background, or a thing of that size."""
     x, foot = rng.uniform(0, width), horizon + rng.uniform(0, 0.25) * (height - horizon)
     high = rng.uniform(26, 62)
