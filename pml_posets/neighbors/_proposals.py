@@ -49,38 +49,21 @@ class TileProposer:
 class FaissProposer:
     """Search by faiss; lists are longer by the samples that a query must not find, which are then dropped.
 
-    On a CPU an exhaustive search reads the table itself; otherwise an index copies it.
+    On a CPU it reads the table itself; on a GPU an index copies it.
     """
 
     def __init__(
-        self,
-        table: NDArray[np.float32],
-        codes: NDArray[np.int64] | None,
-        device: torch.device,
-        inverted: bool,
-        seed: int,
+        self, table: NDArray[np.float32], codes: NDArray[np.int64] | None, device: torch.device
     ) -> None:
         import faiss
 
         self.table, self.codes, self.on_gpu = np.ascontiguousarray(table), codes, device.type == "cuda"
-        num_samples, dim = table.shape
         self.index: Any = None
-        if not inverted and not self.on_gpu:
-            return
-        index: Any = faiss.IndexFlatL2(dim)
-        if inverted:
-            num_cells = int(2 * num_samples**0.5)
-            index = faiss.IndexIVFFlat(index, dim, num_cells, faiss.METRIC_L2)
-            index.cp.seed, index.cp.max_points_per_centroid = seed, 64
-            index.cp.min_points_per_centroid = 1
-            index.nprobe = max(16, num_cells // 8)
         if self.on_gpu:
             self.resources = faiss.StandardGpuResources()
-            index = faiss.index_cpu_to_gpu(self.resources, device.index or 0, index)
-        if not index.is_trained:
-            index.train(self.table)
-        index.add(self.table)
-        self.index = index
+            flat = faiss.IndexFlatL2(table.shape[1])
+            self.index = faiss.index_cpu_to_gpu(self.resources, device.index or 0, flat)
+            self.index.add(self.table)
 
     def propose(self, view: Tensor, block: Block, width: int) -> tuple[Tensor, Tensor]:
         """(B, D) queries to (B, width) indices (-1: none) and rounded squared distances (inf: none)."""

@@ -29,7 +29,6 @@ __all__ = ["Backend", "Method", "Neighbors", "search"]
 
 Method = Literal["auto", "exact", "approximate"]
 Backend = Literal["auto", "faiss", "torch"]
-MIN_INVERTED_SAMPLES = 200_000  # an approximate search by faiss uses an inverted file from here on
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +80,13 @@ def search(
         query_sources: (Q,) the sources of query_features; needed exactly when both of those are given.
         exclude_self: whether a sample is left out of its own list (by index: equal copies of it stay).
         method: "exact" (default); "approximate": candidates, 2 k + 64, are the nearest in the first principal
-            directions (up to 512, for features longer than 256 and from 8,192 samples on), from 200,000
-            samples on by an inverted file of faiss, and are then measured in full; "auto": approximate
-            from 20,000 samples and queries of 1,024 dimensions on, where that is faster.
+            directions (up to 512, for features longer than 256 and from 8,192 samples on; others are searched
+            exactly, which is faster), and are then measured in full; "auto": approximate from 20,000 samples
+            and queries of 1,024 dimensions on, where that is faster than exact.
         backend: "faiss", "torch" or "auto" (default: faiss on a CPU, torch elsewhere).
         device: where to compute, e.g. "cpu" (default) or "cuda:0".
         chunk_size: queries handled at once; None: 1024 on a CPU, 8192 on a GPU. Memory grows with it.
-        seed: of the approximate search (sample for the directions, cells of the inverted file).
+        seed: of the approximate search (the sample that the directions are estimated on).
         progress: whether to show a progress bar. Default False.
 
     Inside `pml_posets.distributed.sharing.shared_work` every rank answers some chunks of the queries, and all
@@ -169,13 +168,12 @@ class _Finder:
             self.max_square = float(squares.max())
         self.exact = TileProposer(near, self.codes, squares)
         self.directions = principal_directions(near, seed) if approximate else None
-        self.inverted = approximate and use_faiss and len(table) >= MIN_INVERTED_SAMPLES
-        self.k, self.approximate = k, self.inverted or self.directions is not None
+        self.k, self.approximate = k, self.directions is not None
         self.width = min(len(table), 2 * k + 64 if self.approximate else k + max(8, k // 4))
         searched = near if self.directions is None else near @ self.directions
         self.proposer: TileProposer | FaissProposer = self.exact
         if use_faiss:
-            self.proposer = FaissProposer(searched.cpu().numpy(), codes, device, self.inverted, seed)
+            self.proposer = FaissProposer(searched.cpu().numpy(), codes, device)
         elif self.directions is not None:
             self.proposer = TileProposer(searched, self.codes, row_squares(searched))
         self.joined: tuple[Tensor, Tensor] | None = None
@@ -186,7 +184,7 @@ class _Finder:
     def join(self, asked: Queries) -> None:
         """Let all samples propose for each other at once, where faiss on a CPU can and all of them ask."""
         proposer = self.proposer
-        if not isinstance(proposer, FaissProposer) or proposer.index is not None or not asked.in_dataset:
+        if not isinstance(proposer, FaissProposer) or proposer.on_gpu or not asked.in_dataset:
             return
         if asked.excluded.max() <= MAX_EXCLUDED:
             self.joined = all_pairs(proposer.table, self.width, asked.codes, asked.exclude_self)

@@ -309,15 +309,13 @@ def test_approximate_search_in_fewer_dimensions(backend, monkeypatch):
     np.testing.assert_array_equal(found.indices, again.indices)
 
 
-def test_approximate_search_by_an_inverted_file(monkeypatch):
-    monkeypatch.setattr(nearest, "MIN_INVERTED_SAMPLES", 1000)
-    features, sources = clusters(4000, 16)
-    queries = np.arange(0, 4000, 5)
-    exact = search(features, 10, queries=queries, sources=sources)
-    found = search(features, 10, queries=queries, sources=sources, method="approximate", backend="faiss")
-    assert 0.95 <= recall(found, exact) < 1
-    alone = np.arange(4000) % 1999 > 0  # a source of all but a few samples: short lists are filled exactly
-    few = search(features, 2, queries=[1], sources=alone, method="approximate", backend="faiss")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_short_lists_of_an_approximate_search_are_filled(backend, monkeypatch):
+    monkeypatch.setattr(reduction, "MIN_REDUCED_SAMPLES", 1000)
+    monkeypatch.setattr(reduction, "MAX_REDUCED_DIM", 40)
+    features, _ = clusters(4000, 300)
+    alone = np.arange(4000) % 1999 > 0  # a source of all but a few samples
+    few = search(features, 2, queries=[1], sources=alone, method="approximate", backend=backend)
     np.testing.assert_array_equal(few.indices, search(features, 2, queries=[1], sources=alone).indices)
     assert (few.indices >= 0).all()
 
