@@ -23,7 +23,7 @@ from benchmarks.regression.recipe import Init
 if TYPE_CHECKING:  # torch and what needs it are imported when a run begins: --help answers at once
     import numpy.typing as npt
 
-    from benchmarks.core.common import Result
+    from benchmarks.core.results import Result
     from benchmarks.data.people import PoseData
 
 _LABELS, _HEAD = 3, 4  # what seeds are for
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = parse(arguments)
     from benchmarks.core import common
-    from benchmarks.core.resuming import earlier_results
+    from benchmarks.core.results import Result, earlier_results, write_results
     from benchmarks.regression import report
     from pml_posets.data.image_store import ImageStore
 
@@ -63,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     continue
                 images = images_of(settings["image_size"])
                 metrics, seconds = run(init, rows, seed, images, data, options, settings, folder)
-                row = common.Result(init.name, data.name, metrics, settings, seed, seconds=round(seconds, 1))
+                row = Result(init.name, data.name, metrics, settings, seed, seconds=round(seconds, 1))
                 results.append(row)
-                common.write_results(folder / "results.json", results)
+                write_results(folder / "results.json", results)
                 measure = measure_of(data)
                 value = metrics[f"{measure}_total"]
                 print(f"{line}  {measure.upper()} {value:.1f}  ({seconds:.0f} s)", flush=True)
@@ -239,7 +239,7 @@ def settings_of(
     init: Init, fraction: float, rows: npt.NDArray[Any], data: PoseData, options: argparse.Namespace
 ) -> dict[str, Any]:
     """What the numbers of a run depend on, beside its seed."""
-    from benchmarks.core import alexnet, common
+    from benchmarks.core import common
 
     begun: dict[str, Any] = {"init": init.kind}
     if init.path is not None:
@@ -252,7 +252,7 @@ def settings_of(
         "label_fraction": fraction,
         "num_labels": len(rows),
         "preset": options.preset,
-        **alexnet.settings(init.shape(options.shape)),
+        **init.shape(options.shape).settings(),
         **options.recipe.settings(),
         **measured,
         "device": options.device,

@@ -1,81 +1,413 @@
-"""Zero-shot pose: each person takes the pose of the nearest one in feature space (the paper's Table 2).
+"""Zero-shot pose: each person takes the pose of the nearest one in feature space (Table 2): strict PCP@0.5.
 
-python benchmarks/lsp.py                                           # figures it draws itself
-python benchmarks/lsp.py --data-root LSP --train-root LSPET LSP    # Leeds Sports Pose, more to learn from
-python benchmarks/lsp.py --data-root LSP --train-root TREE         # learned on a tree of olympic.py
+Without --data-root figures are drawn. No label is used in training.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.core import common, session
-from benchmarks.core.options import PLAIN, CommandLine, add_figures, check_figures, parser_of, settle
-from benchmarks.tasks.poses import PoseOptions, data_name, prepare
-from benchmarks.tasks.poses_report import PoseReport
+from benchmarks.core import common
+from benchmarks.core.options import CommandLine, Options, read_arguments
 
 LINE = CommandLine(
     "lsp",
+    examples=(
+        "python benchmarks/lsp.py                                         # drawn figures",
+        "python benchmarks/lsp.py --data-root LSP --train-root LSPET LSP  # Leeds Sports, more to learn from",
+        "python benchmarks/lsp.py --data-root LSP --train-root TREE       # learned on a tree of olympic.py",
+    ),
     layer="pool5",
-    plain=("oracle", "mean-pose", "pixels", *PLAIN),
+    plain=("oracle", "mean-pose", "pixels", "hog", "hog-lda", "hog-views", "start"),
+    networks=("random", "alexnet-imagenet", "checkpoint", "init"),
+    learned=("posets", "cliques", "triplet", "ntxent", "posets-fixed"),
     default=("oracle", "mean-pose", "hog", "hog-lda", "start", "random", "posets"),
+    data={
+        "data-root": {
+            "type": Path,
+            "metavar": "LSP",
+            "help": "Leeds Sports Pose: images/ with joints.npz (crops) or joints.mat (the release)",
+        },
+        "train-root": {
+            "type": Path,
+            "nargs": "+",
+            "default": [],
+            "metavar": "FOLDER",
+            "help": "learn from these: LSPET, LSP (its train half), a tree of olympic.py; "
+            "default: the train half of --data-root",
+        },
+    },
 )
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """The checked arguments; None: those of the process.
+
+    Raises:
+        ValueError: for values that do not fit together.
+    """
+    found = read_arguments(LINE, __doc__, arguments)
+    roots = found.data.train_root
+    for root in roots:
+        if not root.is_dir():
+            hint = f": score it by --method checkpoint --checkpoint {root}" if root.is_file() else ""
+            raise ValueError(f"--train-root {root} is no folder{hint}")
+    if len({root.resolve() for root in roots}) < len(roots):
+        raise ValueError("--train-root names a folder twice: its images would count twice")
+    return found
+
+
+if __name__ == "__main__":  # --help and wrong arguments are answered before torch is imported
+    common.told(parse, "lsp.py")
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from benchmarks.core import session
+from benchmarks.core.described import PIXELS, Described, Pair
+from benchmarks.core.groupings import Start
+from benchmarks.core.results import Result
+from benchmarks.core.task import Score, Task, check_size, draw, root_name
+from benchmarks.data.labelled_images import Chosen
+from benchmarks.data.olympic import OlympicFrames, load_tree
+from benchmarks.data.people import JoinedImages, PoseData
+from benchmarks.data.poses import load_figures, load_lsp, load_lspet
+from benchmarks.measures.copied import CopiedPoses, copy_poses
+from benchmarks.measures.pose import pcp
+from benchmarks.measures.skeletons import Skeleton, mirror_joints
+from pml_posets.data.cache import digest
+from pml_posets.plots import Tile, image_rows
+
+NEIGHBORS = 20  # whose poses the heat maps show
+SHOWN = ("random", "hog", "posets", "checkpoint", "oracle")  # in the pictures
+SIDE = 96  # of the images in the pictures, px
+COLORS = {"right": (230, 60, 60), "left": (60, 120, 240), "middle": (40, 200, 90)}
+
+
+@dataclass
+class Pool:
+    """Images to learn from, without labels.
+
+    Args:
+        name: of where they come from.
+        images: PIL images, with a `data_id`.
+        names: of the images, the same wherever they lie.
+        sources: (N,) what they were cut from; None: each its own.
+    """
+
+    name: str
+    images: Any
+    names: list[str]
+    sources: np.ndarray | None = None
+
+
+class Poses(Task):
+    """People with poses, and a pool to learn from.
+
+    A test person takes the pose of the nearest train person or mirrored train person.
+
+    Args:
+        people: with all that is annotated.
+        pool: to learn from.
+        options: of the run.
+
+    Attributes:
+        gallery: people whose poses are copied: those to learn from with every joint annotated.
+        incomplete: how many were left out of it.
+    """
+
+    measure = "pcp_total"
+    digits = 1
+    mirror = True
+    paper: Mapping[str, str] = {  # on Leeds Sports
+        "oracle": "69.2",
+        "alexnet-imagenet": "41.1",
+        "cliques": "43.5 (from ImageNet)",
+        "triplet": "30.0",
+        "posets": "34.3 (from ImageNet: 48.3)",
+    }
+    paper_title = "paper (total, LSP)"
+
+    def __init__(self, people: PoseData, pool: Pool, options: Options) -> None:
+        unlabelled = Described(pool.images, options)
+        tested = Described(people.images, options, background=unlabelled)
+        super().__init__(data_name(options), options, unlabelled, tested)
+        self.people, self.pool = people, pool
+        self.columns = {"pcp_total": "PCP total", **{f"pcp/{part}": part for part in people.skeleton.parts}}
+        complete = people.visible[people.train].all(axis=1)
+        self.gallery = people.train[complete]
+        self.incomplete = int((~complete).sum())
+        if not len(self.gallery):
+            raise ValueError(f"nobody to learn from in {people.name} has every joint annotated")
+
+    @cached_property
+    def start(self) -> Start:
+        """The first similarities of the pool."""
+        return self.unlabelled.start(self.pool.sources)
+
+    def plain(self, method: str) -> Score:
+        """Poses by what needs no network."""
+        if method == "oracle":
+            copied = self._nearest_by_pose()
+            return self._judged(copied.joints[:, 0], copied)
+        if method == "mean-pose":
+            mean = self._gallery_poses().mean(0)
+            return self._judged(np.repeat(mean[None], len(self.people.test), 0), None)
+        return self.measured(self._pixels()) if method == "pixels" else super().plain(method)
+
+    def measured(self, features: Pair) -> Score:
+        """PCP of the copied poses: cosine similarity, mirror images in the gallery."""
+        plain, mirrored = features
+        people = self.people
+        copied = copy_poses(
+            plain[people.test],
+            plain[self.gallery],
+            people.joints[self.gallery],
+            mirrored[self.gallery],
+            people.skeleton,
+            k=min(NEIGHBORS, 2 * len(self.gallery)),
+        )
+        return self._judged(copied.joints[:, 0], copied)
+
+    def _judged(self, predicted: np.ndarray, shown: CopiedPoses | None) -> Score:
+        people = self.people
+        found = pcp(predicted, people.joints[people.test], people.skeleton)
+        parts = {f"pcp/{part}": value for part, value in found.parts.items()}
+        return Score({"pcp_total": found.total, **parts, "sticks_left_out": found.num_excluded}, shown)
+
+    def _gallery_poses(self) -> np.ndarray:
+        """(2G, J, 2), those of the mirror images behind the others."""
+        joints = self.people.joints[self.gallery]
+        return np.concatenate([joints, mirror_joints(joints, self.people.skeleton)])
+
+    def _nearest_by_pose(self) -> CopiedPoses:
+        """The ground truth: the gallery's poses with the smallest mean distance of joints."""
+        gallery = self._gallery_poses()
+        k = min(NEIGHBORS, len(gallery))
+        nearest = [
+            np.argsort(np.nanmean(np.linalg.norm(gallery - true, axis=2), axis=1), kind="stable")[:k]
+            for true in self.people.joints[self.people.test]
+        ]
+        indices = np.stack(nearest)
+        return CopiedPoses(indices, indices >= len(self.gallery), gallery[indices])
+
+    def _pixels(self) -> Pair:
+        """(N, D) float32 of the images and the mirrored ones, less the mean of the gallery's both."""
+        images = self.tested.pixels()
+        mean = images[self.gallery].mean(0)
+        mean = (mean + mean[..., ::-1]) / 2
+        plain, mirrored = ((x - mean).reshape(len(images), -1) for x in (images, images[..., ::-1]))
+        return plain, mirrored
+
+    def origin(self) -> dict[str, Any]:
+        """Which images are learned from."""
+        names = str(digest(self.pool.names)[:16])
+        return {"pool": self.pool.name, "images": len(self.pool.images), "image_names": names}
+
+    def plain_settings(self, method: str) -> dict[str, Any]:
+        """Of HOG or pixels."""
+        if method == "pixels":
+            return {"side": PIXELS}
+        found = super().plain_settings(method)
+        return {**found, "background": self.pool.name} if found else {}
+
+    def scored_settings(self) -> dict[str, Any]:
+        """Who is scored."""
+        return {**self.people.settings(), "gallery": len(self.gallery), "mirrored_gallery": True}
+
+    def notes(self, results: list[Result]) -> list[str]:
+        """Whose poses are copied, and what differs from the paper."""
+        unjudged = max((r.metrics.get("sticks_left_out", 0.0) for r in results), default=0.0)
+        return [
+            f"Strict PCP@0.5 in percent on {len(self.people.test)} people ({unjudged:.0f} sticks not "
+            f"judged). Gallery: {len(self.gallery)} people and their mirror images ({self.incomplete} left "
+            "out, joints missing).",
+            f"Here: {self.people.name}, learned from {self.pool.name}; {self.seen()}",
+            "The paper: Leeds Sports, 227 px, pool5, networks trained on Olympic Sports frames. Its triplets "
+            "are Shuffle & Learn, its cliques began from ImageNet weights.",
+        ]
+
+    # --- Pictures
+
+    def pictures(self, shown: Mapping[str, CopiedPoses]) -> dict[str, Any]:
+        """The nearest with their poses, and heat maps of their joints."""
+        shown = {name: shown[name] for name in SHOWN if name in shown}
+        if not shown:
+            return {}
+        count = min(copied.joints.shape[1] for copied in shown.values())
+        near = "Framed: a person and the true pose. Beside it the nearest, whose poses are copied"
+        heat = f"Where the {count} nearest have their joints (heat), and the true pose"
+        return {
+            "neighbours": image_rows(self._neighbours(shown), near),
+            "heatmaps": image_rows(self._heat_maps(shown), heat),
+        }
+
+    def _queries(self, count: int) -> list[int]:
+        """Test rows, evenly spaced."""
+        return np.linspace(0, len(self.people.test) - 1, count + 2).astype(int)[1:-1].tolist()
+
+    def _neighbours(self, shown: Mapping[str, CopiedPoses], k: int = 6) -> dict[str, list[Tile]]:
+        people, gallery = self.people, self.gallery
+        rows: dict[str, list[Tile]] = {}
+        for number, query in enumerate(self._queries(4), 1):
+            index = int(people.test[query])
+            truth = with_pose(self._image(index), people.joints[index], people.skeleton)
+            for method, found in shown.items():
+                row = [Tile(truth, "", "tab:red")]
+                for rank in range(min(k, found.indices.shape[1])):
+                    which, flip = int(found.indices[query, rank]), bool(found.flips[query, rank])
+                    image = self._image(int(gallery[which % len(gallery)]), flip)
+                    pose = found.joints[query, rank]
+                    row.append(Tile(with_pose(image, pose, people.skeleton), "flip" if flip else ""))
+                rows[f"person {number}\n{method}"] = row
+        return rows
+
+    def _heat_maps(self, shown: Mapping[str, CopiedPoses]) -> dict[str, list[Tile]]:
+        people = self.people
+        rows: dict[str, list[Tile]] = {}
+        for method, found in shown.items():
+            rows[method] = []
+            for query in self._queries(8):
+                index = int(people.test[query])
+                image = heated(self._image(index), found.joints[query])
+                rows[method].append(Tile(with_pose(image, people.joints[index], people.skeleton)))
+        return rows
+
+    def _image(self, index: int, flip: bool = False) -> Image.Image:
+        image = self.people.images[index].convert("RGB").resize((SIDE, SIDE))
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+
+
+def with_pose(image: Image.Image, joints: npt.NDArray[Any], skeleton: Skeleton) -> Image.Image:
+    """A copy of the image with the sticks drawn on it; those of a NaN joint are left out.
+
+    Args:
+        image: any size.
+        joints: (J, 2) in [0, 1] of the image.
+        skeleton: the sticks.
+    """
+    image = image.copy()
+    pen = ImageDraw.Draw(image)
+    for stick in skeleton.sticks:
+        start, end = (
+            joints[skeleton.indices(names)].mean(axis=0) * image.width for names in (stick.start, stick.end)
+        )
+        if np.isfinite([*start, *end]).all():
+            sides = {name.split("_")[0] for name in (*stick.start, *stick.end)}
+            side = next(iter(sides)) if sides in ({"left"}, {"right"}) else "middle"
+            pen.line([*map(float, (*start, *end))], fill=COLORS[side], width=max(1, image.width // 48))
+    return image
+
+
+def heated(image: Image.Image, poses: npt.NDArray[Any], sigma: float = 0.03) -> Image.Image:
+    """The image in gray under the density of joints.
+
+    Args:
+        image: any size.
+        poses: (k, J, 2) in [0, 1] of the image.
+        sigma: of the Gaussian about each joint, as a share of the image.
+    """
+    side = image.width
+    grid = (np.arange(side) + 0.5) / side
+    points = poses.reshape(-1, 2)
+    across, down = (np.exp(-((grid - points[:, axis, None]) ** 2) / (2 * sigma**2)) for axis in (0, 1))
+    heat = down.T @ across  # (side, side)
+    heat = (heat / max(float(heat.max()), 1e-9))[:, :, None]
+    gray = np.repeat(np.asarray(image.convert("L"), np.float64)[:, :, None], 3, axis=2)
+    warm = np.array([255.0, 200.0, 0.0])
+    return Image.fromarray((gray * 0.7 * (1 - heat) + warm * heat).round().clip(0, 255).astype(np.uint8))
+
+
+# --- Data
+
+
+def data_name(options: Options) -> str:
+    """The people, and what was learned from if it is not of them."""
+    roots = options.data.train_root
+    return f"{root_name(options)}, learned on {_pool_name(roots)}" if roots else root_name(options)
+
+
+def _pool_name(roots: Sequence[Path]) -> str:
+    return "+".join(root.resolve().name for root in roots)
+
+
+def prepare(options: Options) -> Poses:
+    """Read the people and the pool, or draw them.
+
+    Raises:
+        OSError, ValueError: for data that are incomplete, unreadable, or too few for a batch.
+    """
+    if options.data.data_root is None:
+        people = load_figures(draw(options))
+    else:
+        people = load_lsp(options.data.data_root, skip_unreadable=options.data.skip_unreadable)
+    print(people.summary(), flush=True)
+    pool = read_pool(people, options)
+    print(f"learned from: {pool.name}, {len(pool.images)} images", flush=True)
+    check_size(len(pool.images), f"{pool.name} holds only", options)
+    return Poses(people, pool, options)
+
+
+def read_pool(people: PoseData, options: Options) -> Pool:
+    """The images of --train-root; without it, those of the people to learn from.
+
+    Raises:
+        OSError, ValueError: for a folder that is none of the known kinds, or is damaged.
+    """
+    roots = options.data.train_root
+    if not roots:
+        return _train_half(people)
+    pools = [_unlabelled(root, people, options) for root in roots]
+    sources, total = [], 0
+    for pool in pools:
+        own = np.arange(len(pool.images)) if pool.sources is None else pool.sources
+        found, own = np.unique(own, return_inverse=True)
+        sources.append(own + total)
+        total += len(found)
+    names = [f"{pool.name}/{name}" for pool in pools for name in pool.names]
+    images = JoinedImages([pool.images for pool in pools])
+    return Pool(_pool_name(roots), images, names, np.concatenate(sources))
+
+
+def _unlabelled(root: Path, people: PoseData, options: Options) -> Pool:
+    """The images of one folder; it says what the folder holds."""
+    given = options.data
+    if given.data_root is not None and root.resolve() == given.data_root.resolve():
+        return _train_half(people)
+    if (root / "image_pathes").is_dir():
+        tree = load_tree(root, skip_unreadable=given.skip_unreadable)
+        print("\n".join([tree.summary(), *(f"  left out: {gone}" for gone in tree.excluded)]), flush=True)
+        names = [
+            f"{tree.sequence_names[s]} {frame}" for s, frame in zip(tree.sequences, tree.names, strict=True)
+        ]
+        return Pool(root.resolve().name, OlympicFrames(tree), names, tree.sources)
+    first_half = any((root / "images").glob("im????.*"))  # im0001.jpg; im00001.jpg in the extended set
+    data = (load_lsp if first_half else load_lspet)(root, skip_unreadable=given.skip_unreadable)
+    print(data.summary(), flush=True)
+    return _train_half(data)
+
+
+def _train_half(people: PoseData) -> Pool:
+    """The people to learn from; frames of one drawn clip share their source."""
+    images, train = people.images, people.train
+    sources = images.tree.sources[train] if isinstance(images, OlympicFrames) else None
+    return Pool(people.name, Chosen(images, train), [people.names[i] for i in train], sources)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    options = parse(__doc__ or "", arguments)
-    return session.run(options, data_name(options), prepare, PoseReport)
-
-
-def parse(description: str, arguments: Sequence[str] | None) -> PoseOptions:
-    """Read and check the command line.
-
-    Args:
-        description: of the benchmark; its first paragraph heads the help.
-        arguments: None: those of the process.
-
-    Raises:
-        ValueError: for values that do not fit together.
-        SystemExit: by argparse, for unknown options and for --help.
-    """
-    parser = parser_of(LINE, description)
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data-root",
-        type=Path,
-        help="Leeds Sports Pose: images/ with joints.npz (crops) or joints.mat (the release); without: drawn",
-    )
-    data.add_argument(
-        "--train-root",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="learn from these folders: LSPET, LSP (of which the train half), a tree of olympic.py; "
-        "default: the train half of --data-root. A network trained before: --method checkpoint",
-    )
-    data.add_argument("--skip-unreadable", action="store_true", help="count unreadable images and go on")
-    add_figures(data)
-    got = parser.parse_args(arguments)
-    check_figures(got)
-    for root in got.train_root:
-        if not root.is_dir():
-            hint = f": score it by --method checkpoint --checkpoint {root}" if root.is_file() else ""
-            raise ValueError(f"--train-root {root} is no folder{hint}")
-    if len({root.resolve() for root in got.train_root}) < len(got.train_root):
-        raise ValueError("--train-root names a folder twice: its images would count twice")
-    return PoseOptions(
-        **settle(LINE, got, drawn=got.data_root is None),
-        data_root=got.data_root,
-        train_roots=tuple(got.train_root),
-        skip_unreadable=got.skip_unreadable,
-        figures=got.figures or "full",
-    )
+    chosen = parse(arguments)
+    return session.run(chosen, data_name(chosen), prepare)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.core import common
+
+if TYPE_CHECKING:
+    from benchmarks.core.results import Result
 
 PARTS = ("ystep", "loss", "training", "feeding", "hog", "startup", "graph")
 
@@ -44,11 +47,12 @@ TARGETS = {  # part and metric to what is wanted
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     got = parse(arguments)
+    from benchmarks.core.results import Result, read_results, write_results
     from benchmarks.timing import plan  # torch and faiss are not imported for --help
 
     folder = common.output_folder(got.output)
     path = folder / "results.json"
-    results = common.read_results(path)
+    results = read_results(path)
     if results and not got.resume:
         raise ValueError(f"{path} holds rows already: go on with --resume, or choose another --output")
     for job in plan.jobs(got):
@@ -60,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = job.run()
         seconds = time.perf_counter() - start
         results += [
-            common.Result(method, job.dataset, metrics, settings, got.seed, seconds=seconds)
+            Result(method, job.dataset, metrics, settings, got.seed, seconds=seconds)
             for method, metrics in found.items()
         ]
-        common.write_results(path, results)
+        write_results(path, results)
         common.write_text(folder / "table.md", report(results, plan.skipped(got)))
         print(f"{job.part}, {job.dataset}: {seconds:.0f} s", flush=True)
     text = report(results, plan.skipped(got))
@@ -72,8 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def report(results: Sequence[common.Result], notes: Sequence[str] = ()) -> str:
+def report(results: Sequence[Result], notes: Sequence[str] = ()) -> str:
     """One line a measure; what is no ratio is marked by a star."""
+    from benchmarks.core.results import table
+
     rows = []
     for result in results:
         part = result.settings["part"]
@@ -81,7 +87,7 @@ def report(results: Sequence[common.Result], notes: Sequence[str] = ()) -> str:
             wanted = TARGETS.get(f"{part} {result.method} {name}") or TARGETS.get(f"{part} {name}", "")
             star = "*" if _absolute(name) else ""
             rows.append([part, result.dataset, result.method, name + star, f"{value:.4g}", wanted])
-    text = common.table(["part", "what", "method", "measure", "value", "wanted"], rows)
+    text = table(["part", "what", "method", "measure", "value", "wanted"], rows)
     lines = [
         text,
         "",

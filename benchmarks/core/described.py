@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import Subset
 
 from benchmarks.core import common
-from benchmarks.core.learning import Start, augmentation
-from benchmarks.core.options import RunOptions
+from benchmarks.core.groupings import Start
+from benchmarks.core.learning import augmentation
+from benchmarks.core.options import Options
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.data.cache import FeatureCache, digest
 from pml_posets.data.datasets import WithViews, mirror
@@ -24,6 +25,7 @@ from pml_posets.features.instance_lda import InstanceLDA
 from pml_posets.features.reduction import principal_components
 
 VIEWS = {"num_images": 5000, "num_views": 8}  # that "hog-views" is learned from, at most
+PIXELS = 32  # side of the images that --method pixels compares
 
 Pair = tuple[np.ndarray, np.ndarray]  # (N, D) features of the images and of their mirror images
 
@@ -35,10 +37,10 @@ class Described:
     all must ask in the same order: rank 0 decodes and fits while the others wait, HOG is shared.
 
     Args:
-        frames: yields PIL images; `frames.data_id` tells its content from any other.
+        frames: yields PIL images; `frames.data_id` is the identity of its content.
         options: of the run: sizes, first similarities, cache folder.
-        background: the HOG statistics of another set of images are used (those of the training images, for
-            images that only test). Default: its own.
+        background: whose HOG statistics are used (those of the training images, for images that only test).
+            Default: its own.
         flips: an image and its mirror image show the same thing: half of the views are mirrored. Default
             False.
 
@@ -47,7 +49,7 @@ class Described:
     """
 
     def __init__(
-        self, frames: Any, options: RunOptions, background: Described | None = None, flips: bool = False
+        self, frames: Any, options: Options, background: Described | None = None, flips: bool = False
     ) -> None:
         self.frames = frames
         self.flips = flips
@@ -55,7 +57,7 @@ class Described:
         self.folder = common.output_folder(options.cache, "--cache")
         self.data_id = frames.data_id
         self._shared: dict[str, Any] = {"num_workers": options.workers, "progress": options.progress}
-        self._background = background
+        self._background = background or self
         self.images_of = cache(self._images_of)
 
     def __len__(self) -> int:
@@ -71,11 +73,18 @@ class Described:
             lambda: ImageStore(self.frames, self.folder, size, data_id=self.data_id, **self._shared)
         )
 
+    def pixels(self) -> np.ndarray:
+        """(N, 3, 32, 32) float32."""
+        store = self.images_of(PIXELS)
+        return np.stack([store[i].numpy() for i in range(len(store))]).astype(np.float32)
+
     def hog(self, kind: str) -> Pair:
         """Unit rows: "hog" (mean subtracted), "hog-lda" (whitened), "hog-window" (weighted to the middle).
 
         "hog-views" is an embedding of HOG, learned from augmented views of the images.
         """
+        if kind == "start":
+            kind = self.options.first
         if kind == "hog-views":
             return self._embedded
         finisher = copy.copy(self.statistics)
@@ -84,17 +93,17 @@ class Described:
         plain, mirrored = self._raw
         return finisher.finish(plain), finisher.finish(mirrored)
 
-    def start(self, sources: np.ndarray | None) -> Start:
+    def start(self, sources: np.ndarray | None = None, times: np.ndarray | None = None) -> Start:
         """The first similarities, brought down to a few hundred columns."""
-        first = self.hog(self.options.initial)
+        plain, mirrored = self.hog("start")
         if self.options.components:
-            first = principal_components(first[0], self.options.components, first[1])
-        return Start(first[0], first[1], sources)
+            plain, mirrored = principal_components(plain, self.options.components, mirrored)
+        return Start(plain, mirrored, sources, times)
 
     @cached_property
     def statistics(self) -> HOGLDA:
         """HOG minus the mean of random patches of the images; their statistics are kept in a file."""
-        if self._background is not None:
+        if self._background is not self:
             return self._background.statistics
         path = self.folder / f"hog-background-{digest(self.data_id, self.options.hog_size)[:16]}.npz"
         how = {**self._shared, "device": self.options.device}
@@ -122,26 +131,28 @@ class Described:
         found: dict[str, Any] = {"hog_size": self.options.hog_size}
         if kind == "start":
             window = self.options.window
-            found |= {"initial": self.options.initial, "window": None if window is None else list(window)}
-            kind = self.options.initial
+            found |= {
+                "first_similarities": self.options.first,
+                "window": None if window is None else list(window),
+            }
+            kind = self.options.first
         if kind == "hog-views":
             recipe = self.options.recipe
-            found |= {**VIEWS, "flips": (self._background or self).flips, "scale": list(recipe.scale)}
-            found |= {"brightness": recipe.brightness, "colour": recipe.colour, "grey": recipe.grey}
+            found |= {**VIEWS, "flips": self._background.flips, "scale": list(recipe.scale)}
+            found |= {"brightness": recipe.brightness, "color": recipe.color, "gray": recipe.gray}
         return found
 
     @cached_property
     def _embedded(self) -> Pair:
-        source = self._background or self
         cache = FeatureCache(self.folder)
-        settings = {**self.settings("hog-views"), "from": source.data_id}
+        settings = {**self.settings("hog-views"), "from": self._background.data_id}
         key = cache.key(settings, self.frames, self.data_id)
         plain, mirrored = self._raw
 
         def embed() -> Pair:
             found = cache.load(key)
             if found is None:
-                learned = source.instance_lda
+                learned = self._background.instance_lda
                 found = {"plain": learned.transform(plain), "mirrored": learned.transform(mirrored)}
                 cache.save(key, found)
             return found["plain"], found["mirrored"]
@@ -162,7 +173,7 @@ def background(frames: Any, path: Path, size: int, how: dict[str, Any]) -> HOGLD
         try:
             return HOGLDA.load(path)
         except ValueError:
-            pass  # damaged: it is made anew
+            pass  # damaged: fit them again
     describe = HOGLDA(image_size=size, whiten=False, normalize=False).fit_background(frames, **how)
     describe.save(path)
     return describe

@@ -1,119 +1,205 @@
-"""The recipes of the benchmarks: every choice of a training run, and presets of them."""
+"""The recipes of the benchmarks: every choice of a training run, presets of them, shapes of the networks.
+
+Nothing here imports torch, so that a command line is answered at once.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeAlias, get_args
 
-from benchmarks.core import alexnet, trunks
+TrunkName = Literal["alexnet", "googlenet", "resnet18", "resnet50"]
+TRUNKS: tuple[str, ...] = get_args(TrunkName)
+
+
+@dataclass(frozen=True)
+class AlexNetConfig:
+    """The shapes of an AlexNet, kept in every checkpoint so that another one is refused.
+
+    Args:
+        image_size: side of the square input, in pixels, at least 64. Default 227.
+        batch_norm: batch normalization after every convolution and fc6. Default False, as torchvision.
+        stem_stride: stride of the first convolution: 4 with torchvision's 11 x 11 kernel, or 2 with a 7 x 7
+            kernel. None (default) takes 4 from 128 px up, else 2: stride 4 leaves one cell of a 64-px image.
+        fc_dim: width of fc6 and fc7, at least 1. Default 4096.
+
+    Raises:
+        ValueError: for a size, stride or width out of these ranges.
+
+    Source: section 4 of the paper; 227 px is the size in the authors' public code.
+    Differs from the paper: torchvision's AlexNet, which has fewer filters and no response normalization;
+    batch_norm, stem_stride and fc_dim are options of ours.
+    """
+
+    image_size: int = 227
+    batch_norm: bool = False
+    stem_stride: int | None = None
+    fc_dim: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.image_size < 64:
+            raise ValueError(
+                f"AlexNet needs images of at least 64 px, got {self.image_size}: use --image-size 64"
+            )
+        if self.stem_stride not in (None, 2, 4):
+            raise ValueError(f"the stride of the first convolution must be 2 or 4, got {self.stem_stride}")
+        if self.fc_dim < 1:
+            raise ValueError(f"fc6 and fc7 must be at least 1 wide, got {self.fc_dim}: try --fc-dim 4096")
+
+    @property
+    def stride(self) -> int:
+        """Stride of the first convolution."""
+        return self.stem_stride or (4 if self.image_size >= 128 else 2)
+
+    @property
+    def grid(self) -> int:
+        """Side of the pool5 map: 6 at 227 px, as torchvision's; the map's own size where that is smaller."""
+        side = (self.image_size + 4 - (11 if self.stride == 4 else 7)) // self.stride + 1
+        for _ in range(3):
+            side = (side - 3) // 2 + 1
+        return max(1, min(6, side))
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values, for results and checkpoints."""
+        return {**asdict(self), "stem_stride": self.stride, "grid": self.grid}
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """The shapes of another trunk, with a linear embedder behind it.
+
+    Args:
+        trunk: "googlenet", "resnet18" or "resnet50" of torchvision, or "module:function": a function of
+            yours, called without arguments, that returns a module, (B, 3, S, S) images normalized by
+            ImageNet's statistics to (B, D) features or (B, D, H, W) maps.
+        image_size: side of the square input, in pixels, at least 32. Default 227.
+        fc_dim: width of the embedding, at least 1. Default 512, as published for retrieval.
+
+    Raises:
+        ValueError: for a size or width out of these ranges, another trunk.
+
+    Source: "Unsupervised Deep Metric Learning via Auxiliary Rotation Loss" (2019): GoogLeNet, its pooled
+    feature, a linear embedding of 512; "Representation Learning for Clustering via Building Consensus"
+    (2021): ResNets, with a stem for small images.
+    Differs from the paper: batch normalization always learns its statistics (there they are fixed).
+    """
+
+    trunk: str
+    image_size: int = 227
+    fc_dim: int = 512
+
+    def __post_init__(self) -> None:
+        if self.trunk not in TRUNKS[1:] and not self.is_function:
+            raise ValueError(
+                f"--trunk must be one of {', '.join(TRUNKS)}, or module:function, got {self.trunk!r}"
+            )
+        if self.image_size < 32:
+            raise ValueError(
+                f"{self.trunk} needs images of at least 32 px, got {self.image_size}: use --image-size 32"
+            )
+        if self.fc_dim < 1:
+            raise ValueError(f"the embedding must be at least 1 wide, got {self.fc_dim}: try --fc-dim 512")
+
+    @property
+    def is_function(self) -> bool:
+        """True for a function of the user's."""
+        return all(self.trunk.partition(":"))
+
+    @property
+    def small_stem(self) -> bool:
+        """A ResNet for images below 64 px begins with a 3 x 3 convolution of stride 1 and no pooling."""
+        return self.trunk.startswith("resnet") and not self.is_function and self.image_size < 64
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values, for results and checkpoints."""
+        return {**asdict(self), "small_stem": self.small_stem}
+
+
+Architecture: TypeAlias = AlexNetConfig | TrunkConfig
+
+
+def _choice(
+    default: Any,
+    says: str,
+    low: float | None = None,
+    high: float = math.inf,
+    *,
+    group: str = "",
+    excluded: float | None = None,
+    values: tuple[str, ...] = (),
+) -> Any:
+    """A field of `Recipe`: its range, and what it does to the result, for --help.
+
+    A field of no group is for trials and hidden behind --set.
+    """
+    about = {
+        "says": says, "low": low, "high": high, "group": group, "excluded": excluded, "values": values
+    }  # fmt: skip
+    return field(default=default, metadata=about)
+
+
+NETWORK, LEARNING = "network", "learning"  # groups of --help
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every choice of a training run that a result depends on.
-
-    Args:
-        trunk: "alexnet", or a network of torchvision with a linear embedder (see `trunks`).
-        image_size, fc_dim, dropout: of the network; fc_dim is the width of AlexNet's fc6 and fc7, or of the
-            embedding.
-        batch_norm: of AlexNet; the others have theirs in any case.
-        rounds, iterations: rounds, and iterations in each.
-        batch_size: samples in a batch (half as many images, twice, for methods of two views).
-        classification: weight of the surrogate classification loss (1 in Eq. 2).
-        lam: lambda, the weight of the poset loss (Eq. 2).
-        feature: weight of the feature loss, which the paper does not have; 0 leaves it out.
-        num_nearest: Z.
-        anchors: of the poset loss: the "unassigned" samples, as in the paper, or "all".
-        unassigned_fraction: largest part of a batch for unassigned samples.
-        random_fraction: part of a batch that is drawn from all samples alike (posets alone).
-        num_classes, mean_size: of the surrogate classes; None: what comes out.
-        min_size, max_size, top_fraction: of the grouping.
-        mirror_images: take every mirror image for a sample of its own; else a sample has the orientation in
-            which it fits its class.
-        regroup: what groups are made of from round 2 on: "network" features, "mixed" with the initial ones,
-            or "fixed": the groups of round 1 stay.
-        mix: share of the network's similarity in "mixed", in [0, 1].
-        refine: run the relaxed assignment (Eq. 5) in each y-step.
-        optimizer, lr, momentum, weight_decay: the same for all layers; momentum is that of "sgd".
-        schedule: of the learning rate over the run: "constant" or "cosine" (with a short warm-up).
-        ema: decay of the weights' moving average; 0: none.
-        sigma: of the poset loss; None: estimated.
-        num_clusters: K of k-means, and prototypes of concurl; None: what the benchmark says (100, or the
-            number of classes where that is to be found).
-        samples_per_cluster: samples of a cluster in a batch, and the nearest neighbours, itself included, of
-            each of stml's queries. 5 is the published value of both.
-        rotation: eta, the weight of the rotation loss; 0.1 is the published value.
-        attention: weight of the attention consistency loss beside the contrastive clustering loss. None:
-            (H W)^2 of maps of H x W places: attention sums to 1, so the loss is of the order 1 / (H W)^2.
-        exemplar, population, consensus: beta, alpha and gamma of concurl; 1, 0 and 1 are published. With
-            population above 0 the prototypes are trained.
-        num_transforms: M of concurl (1 to 64 are published).
-        brightness, colour, grey: augmentation that the paper does not have.
-        scale: range of the magnification.
-        precision: "float32", "bfloat16" (mixed), or "auto": what is fast here, settled before a run.
+    """Every choice of a training run that a result depends on; each field says what it does.
 
     Raises:
         ValueError: for a value out of its range; the message names the option of the command line.
     """
 
-    trunk: trunks.TrunkName = "alexnet"
-    image_size: int = 227
-    batch_norm: bool = False
-    fc_dim: int = 4096
-    dropout: float = 0.5
-    rounds: int = 10
-    iterations: int = 20_000
-    batch_size: int = 128
-    classification: float = 1.0
-    lam: float = 1.0
-    feature: float = 0.0
-    num_nearest: int = 2
-    anchors: Literal["unassigned", "all"] = "unassigned"
-    unassigned_fraction: float = 0.5
-    random_fraction: float = 0.0
-    num_classes: int | None = None
-    mean_size: float | None = None
-    min_size: int = 3
-    max_size: int = 16
-    top_fraction: float = 0.05
-    mirror_images: bool = False
-    regroup: Literal["network", "mixed", "fixed"] = "network"
-    mix: float = 0.5
-    refine: bool = True
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: Literal["constant", "cosine"] = "constant"
-    ema: float = 0.0
-    sigma: float | None = None
-    num_clusters: int | None = None
-    samples_per_cluster: int = 5
-    rotation: float = 0.1
-    attention: float | None = None
-    exemplar: float = 1.0
-    population: float = 0.0
-    consensus: float = 1.0
-    num_transforms: int = 64
-    brightness: float = 0.0
-    colour: float = 0.0
-    grey: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.41)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    trunk: str = _choice("alexnet", "alexnet, googlenet, resnet18, resnet50, or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
+    image_size: int = _choice(227, "pixels of a side; time grows with its square", group=NETWORK)
+    fc_dim: int = _choice(4096, "width of AlexNet's fc6 and fc7, or of the embedding", group=NETWORK)
+    batch_norm: bool = _choice(False, "AlexNet with batch normalization; the others have theirs")
+    dropout: float = _choice(0.5, "before fc6 and fc7, or the embedder", 0, 1, excluded=1)
+    freeze: tuple[str, ...] = _choice((), "parameters of the trunk that stay as they are, by pattern: '*', 'features.[0-4].*'", group=NETWORK)  # fmt: skip  # noqa: E501
+    rounds: int = _choice(10, "of grouping and training", 1, group=LEARNING)
+    iterations: int = _choice(20_000, "in each round", 1, group=LEARNING)
+    batch_size: int = _choice(128, "samples; half as many images, twice, for methods of two views", 2, group=LEARNING)  # fmt: skip  # noqa: E501
+    lr: float = _choice(1e-3, "learning rate, the same for all layers", 0, 1e6, excluded=0, group=LEARNING)
+    classification: float = _choice(1.0, "weight of the surrogate classification loss (1 in Eq. 2)", 0, 1e6, group=LEARNING)  # fmt: skip  # noqa: E501
+    lam: float = _choice(1.0, "weight of the poset loss (Eq. 2)", 0, 1e6, group=LEARNING)
+    feature: float = _choice(0.0, "weight of predicting the first similarities; not in the paper", 0, 1e6, group=LEARNING)  # fmt: skip  # noqa: E501
+    num_nearest: int = _choice(2, "Z, the classes whose posets a sample is in", 1, group=LEARNING)
+    num_classes: int | None = _choice(None, "surrogate classes; default: what comes out", 1, group=LEARNING)
+    num_clusters: int | None = _choice(None, "K of k-means and concurl's prototypes", 2, group=LEARNING)
+    anchors: Literal["unassigned", "all"] = _choice("unassigned", "of the poset loss; the paper: the unassigned samples", values=("unassigned", "all"))  # fmt: skip  # noqa: E501
+    unassigned_fraction: float = _choice(0.5, "largest part of a batch for unassigned samples", 0, 1)
+    random_fraction: float = _choice(0.0, "part of a batch drawn from all samples alike (posets)", 0, 1)
+    mean_size: float | None = _choice(None, "of the surrogate classes; default: what comes out")
+    min_size: int = _choice(3, "of a surrogate class", 2)
+    max_size: int = _choice(16, "of a surrogate class", 2)
+    top_fraction: float = _choice(0.05, "of all pairs that count as similar", 0, 1, excluded=0)
+    mirror_images: bool = _choice(False, "each mirror image is a sample of its own; else a sample takes the orientation that fits its class")  # fmt: skip  # noqa: E501
+    regroup: str = _choice("network", "groups from round 2 on: by the network's features, those mixed with the first, or fixed", values=("network", "mixed", "fixed"))  # fmt: skip  # noqa: E501
+    mix: float = _choice(0.5, "share of the network's similarity in --regroup mixed", 0, 1)
+    refine: bool = _choice(True, "the relaxed assignment (Eq. 5) in each y-step")
+    optimizer: str = _choice("sgd", "of all layers", values=("sgd", "adamw"))
+    momentum: float = _choice(0.9, "of sgd", 0, 1, excluded=1)
+    weight_decay: float = _choice(5e-4, "of the optimizer", 0, 1e6)
+    schedule: str = _choice("constant", "of the learning rate; cosine has a short warm-up", values=("constant", "cosine"))  # fmt: skip  # noqa: E501
+    ema: float = _choice(0.0, "decay of the moving average of the weights; 0: none", 0, 1, excluded=1)
+    sigma: float | None = _choice(None, "of the poset loss; default: estimated", 0, 1e6, excluded=0)
+    samples_per_cluster: int = _choice(5, "of a cluster in a batch; nearest of a query of stml (published: 5)", 2)  # fmt: skip  # noqa: E501
+    rotation: float = _choice(0.1, "weight of the rotation loss (published: 0.1)", 0, 1e6)
+    attention: float | None = _choice(None, "weight of tac-ccl's attention loss; default: (H W)^2 of its maps, which sum to 1", 0, 1e12)  # fmt: skip  # noqa: E501
+    exemplar: float = _choice(1.0, "concurl's beta (published: 1)", 0, 1e6)
+    population: float = _choice(0.0, "concurl's alpha (published: 0); above 0 prototypes are trained", 0, 1e6)
+    consensus: float = _choice(1.0, "concurl's gamma (published: 1)", 0, 1e6)
+    num_transforms: int = _choice(64, "concurl's M (published: 1 to 64)", 1)
+    brightness: float = _choice(0.0, "augmentation; not in the paper", 0, 1)
+    color: float = _choice(0.0, "augmentation; not in the paper", 0, 1e6)
+    gray: float = _choice(0.0, "augmentation: share of images without color; not in the paper", 0, 1)
+    scale: tuple[float, float] = _choice((1.0, 1.41), "range of the magnification in augmentation")
+    precision: str = _choice("auto", "auto: what is fast here", values=("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                bound = f"at least {least:g}" if value < least or most == math.inf else f"at most {most:g}"
-                raise ValueError(f"{flag(name)} must be {bound}, got {value}")
-        for name in ("lr", "sigma", "top_fraction"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{flag(name)} must be above 0, got 0")
-        for name in ("momentum", "ema", "dropout"):
-            if getattr(self, name) == 1:
-                raise ValueError(f"{flag(name)} must be below 1, got 1")
+        for one in fields(self):
+            _check(flag(one.name), getattr(self, one.name), one.metadata)
         if not self.min_size <= (self.mean_size or self.min_size) <= self.max_size:
             raise ValueError(
                 "--min-size, --mean-size and --max-size must not decrease, "
@@ -125,22 +211,20 @@ class Recipe:
             raise ValueError("--classification, --lambda and --feature are all 0: there is nothing to learn")
         if not self.population and not self.consensus:
             raise ValueError(
-                "--population and --consensus are both 0: concurl has no clusters to agree on then"
+                "--population and --consensus are both 0: concurl then has no clusters to agree on"
             )
         _ = self.architecture  # which checks the trunk, the image size and the width
 
     @property
-    def architecture(self) -> trunks.Architecture:
+    def architecture(self) -> Architecture:
         """The network's shapes."""
         if self.trunk != "alexnet":
-            return trunks.TorchvisionConfig(self.trunk, self.image_size, self.fc_dim)
-        return alexnet.AlexNetConfig(
-            image_size=self.image_size, batch_norm=self.batch_norm, fc_dim=self.fc_dim
-        )
+            return TrunkConfig(self.trunk, self.image_size, self.fc_dim)
+        return AlexNetConfig(self.image_size, self.batch_norm, fc_dim=self.fc_dim)
 
     def settings(self) -> dict[str, Any]:
         """Every value, for results and checkpoints."""
-        return {**asdict(self), **trunks.settings(self.architecture)}
+        return {**asdict(self), "freeze": list(self.freeze), **self.architecture.settings()}
 
 
 def flag(name: str) -> str:
@@ -148,17 +232,20 @@ def flag(name: str) -> str:
     return "--lambda" if name == "lam" else "--" + name.replace("_", "-")
 
 
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("rounds", "iterations", "num_nearest", "num_classes", "num_transforms"), (1, math.inf)),
-    **dict.fromkeys(("batch_size", "min_size", "max_size"), (2, math.inf)),
-    **dict.fromkeys(("num_clusters", "samples_per_cluster"), (2, math.inf)),
-    **dict.fromkeys(("classification", "lam", "feature", "lr", "weight_decay", "sigma"), (0, 1e6)),
-    **dict.fromkeys(("unassigned_fraction", "top_fraction", "mix", "momentum", "ema", "dropout"), (0, 1)),
-    **dict.fromkeys(("random_fraction", "brightness", "grey"), (0, 1)),
-    **dict.fromkeys(("rotation", "exemplar", "population", "consensus"), (0, 1e6)),
-    "colour": (0, 1e6),
-    "attention": (0, 1e12),
-}
+def _check(option: str, value: Any, about: Mapping[str, Any]) -> None:
+    """See that a value is one of the values of its field, or in its range."""
+    values, low, high = about["values"], about["low"], about["high"]
+    if values and value not in values:
+        raise ValueError(f"{option} must be one of {', '.join(values)}, got {value!r}")
+    if low is None or value is None:
+        return
+    if not low <= value <= high:
+        bound = f"at least {low:g}" if value < low or high == math.inf else f"at most {high:g}"
+        raise ValueError(f"{option} must be {bound}, got {value}")
+    if value == about["excluded"]:
+        raise ValueError(f"{option} must be {'above' if value == low else 'below'} {value:g}, got {value:g}")
+
+
 PAPER = Recipe(num_classes=20_000, mean_size=8.0)
 SMALL = Recipe(
     image_size=64,
@@ -181,10 +268,9 @@ SMALL = Recipe(
     schedule="cosine",
     sigma=0.35,
     brightness=0.4,
-    colour=0.3,
-    grey=0.3,
+    color=0.3,
+    gray=0.3,
     scale=(0.95, 1.41),
-    precision="auto",
 )
 FIGURES = replace(SMALL, iterations=140, batch_size=96)  # minutes on two cores, for three seeds
 TINY = replace(SMALL, iterations=4, batch_size=32, fc_dim=64)

@@ -14,36 +14,24 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.core import common, methods, trunks
+from benchmarks.core import common, methods, networks
 from benchmarks.core.described import VIEWS
-from benchmarks.core.embedded import with_instance_lda
-from benchmarks.core.learning import Start, train
+from benchmarks.core.learning import train
 from benchmarks.core.logs import RunLog
-from benchmarks.core.options import NOT_TRAINED, RunOptions
-from benchmarks.core.resuming import check_alike, earlier_results
-from benchmarks.core.trained import load_trained
+from benchmarks.core.methods import METHODS, PLAIN
+from benchmarks.core.options import Options
+from benchmarks.core.results import Result, check_alike, earlier_results, score_table, write_results
+from benchmarks.core.task import Score, Task
 from pml_posets.data.augmentation import BatchAugmentation
-from pml_posets.data.datasets import WithViews
 from pml_posets.distributed.process_group import broadcast_object, from_environment, is_main, world_size
 from pml_posets.distributed.sharing import from_main, main_first, shared_work
+from pml_posets.plots import loss_curves, save_figure
 from pml_posets.training.joint import JointTrainer
-
-
-@dataclass
-class Score:
-    """What a set of features is worth.
-
-    Args:
-        metrics: name of each measure to its value.
-        shown: what the benchmark's pictures are drawn from.
-    """
-
-    metrics: dict[str, float]
-    shown: Any = None
 
 
 @dataclass
@@ -63,66 +51,7 @@ class Outcome:
     seconds_before: float = 0.0
 
 
-class Task(Protocol):
-    """A benchmark's data, ready to be learned from and scored on.
-
-    Args:
-        name: of the data, for the results.
-        measure: the main one, a key of the metrics.
-        digits: behind its point where it is shown.
-    """
-
-    name: str
-    measure: str
-    digits: int
-
-    @property
-    def images(self) -> Any:
-        """(3, S, S) uint8 tensors to learn from, for the recipe's S; no label is used."""
-
-    @property
-    def start(self) -> Start:
-        """The first similarities of these images."""
-
-    def origin(self) -> dict[str, Any]:
-        """What a training starts from, beside its recipe and its seed, as plain values."""
-
-    def views(self, image_size: int) -> WithViews:
-        """Views of images to learn from, augmented as the recipe says."""
-
-    def plain(self, method: str) -> Score:
-        """A method without a network."""
-
-    def score(self, network: torch.nn.Module, image_size: int) -> Score:
-        """A network, (B, 3, S, S) uint8 images to (B, D) features, in evaluation mode."""
-
-    def plain_settings(self, method: str) -> dict[str, Any]:
-        """What the numbers of a method without a network depend on."""
-
-    def scored_settings(self) -> dict[str, Any]:
-        """What every score depends on, beside what a training starts from."""
-
-
-AnyOptions = TypeVar("AnyOptions", bound=RunOptions)
-AnyTask = TypeVar("AnyTask", bound=Task)
-
-
-class Report(Protocol):
-    """The tables and pictures of a benchmark."""
-
-    def add(self, method: str, outcome: Outcome) -> None:
-        """Note what the first seed of a method gave."""
-
-    def write(self, folder: Path, results: list[common.Result]) -> str:
-        """Write them; returns the main table."""
-
-
-def run(
-    options: AnyOptions,
-    name: str,
-    prepare: Callable[[AnyOptions], AnyTask],
-    report: Callable[[AnyTask], Report],
-) -> int:
+def run(options: Options, name: str, prepare: Callable[[Options], Task]) -> int:
     """Run a benchmark from its beginning, or go on with it; returns the exit status.
 
     Under torchrun every process calls this with the same options (those of rank 0 count), and they are joined
@@ -132,7 +61,6 @@ def run(
         options: what was asked for.
         name: of the data, known before they are read.
         prepare: reads the data.
-        report: of the task.
 
     Raises:
         FileExistsError, OSError, ValueError: for folders, files, data and settings that do not fit, and for
@@ -140,37 +68,74 @@ def run(
         RankError: if another process has failed or died.
     """
     common.commit()  # that of the code this run begins with
-    with from_environment(options.device) as place, main_speaks(), shared_work():
-        options = replace(broadcast_object(options), device=str(place))
+    with from_environment(common.pick_device(options.device)) as device, main_speaks(), shared_work():
+        options = broadcast_object(options).settled(str(device))
         options = replace(options, progress=options.progress and is_main())
         check_processes(options)
-        folder = from_main(lambda: common.output_folder(options.output))
-        results = from_main(lambda: earlier_results(folder, name, options.resume))
-        task = main_first(lambda: prepare(options))
-        planned = planned_rows(options)
-        check_alike(results, planned, partial(shared_settings, task, options), folder / "results.json")
-        shown = report(task)
-        for method, seed in planned:
-            began = time.perf_counter()
-            outcome = run_method(method, seed, task, options, folder)
-            seconds = outcome.seconds_before + time.perf_counter() - began
-            if is_main() and seed == options.seeds[0]:
-                shown.add(method, outcome)
-            row = common.Result(
-                method=method,
-                dataset=task.name,
-                metrics={**outcome.score.metrics, **outcome.rounds},
-                settings=settings_of(method, task, options),
-                seed=seed,
-                seconds=round(seconds, 1),
-            )
-            results = [r for r in results if (r.method, r.seed) != (method, seed)] + [row]
-            from_main(partial(common.write_results, folder / "results.json", results))
-            value = outcome.score.metrics[task.measure]
-            print(f"{method:18s} seed {seed}  {said(task, value)}  ({seconds:.0f} s)", flush=True)
-        text = from_main(lambda: shown.write(folder, results))
+        results = from_main(lambda: earlier_results(options.output, name, options.resume))
+        with common.no_empty_folders(options.output, options.cache):
+            folder = from_main(lambda: common.output_folder(options.output))
+            task = main_first(lambda: prepare(options))
+            text = from_main(partial(write_report, task, folder, *_rows(task, folder, results)))
         print(f"\n{text}\n\nEverything lies in {folder.resolve()}")
     return 0
+
+
+def _rows(task: Task, folder: Path, results: list[Result]) -> tuple[list[Result], dict[str, Outcome]]:
+    """All rows, those of before among them, and what the first seed of each method gave."""
+    options = task.options
+    planned = planned_rows(options)
+    check_alike(results, planned, partial(shared_settings, task), folder / "results.json")
+    outcomes: dict[str, Outcome] = {}
+    for method, seed in planned:
+        began = time.perf_counter()
+        outcome = run_method(method, seed, task, folder)
+        seconds = outcome.seconds_before + time.perf_counter() - began
+        if seed == options.seeds[0]:
+            outcomes[method] = outcome
+        row = Result(
+            method=method,
+            dataset=task.name,
+            metrics={**outcome.score.metrics, **outcome.rounds},
+            settings=settings_of(method, task),
+            seed=seed,
+            seconds=round(seconds, 1),
+        )
+        results = [r for r in results if (r.method, r.seed) != (method, seed)] + [row]
+        from_main(partial(write_results, folder / "results.json", results))
+        value = outcome.score.metrics[task.measure]
+        print(f"{method:18s} seed {seed}  {said(task, value)}  ({seconds:.0f} s)", flush=True)
+    return results, outcomes
+
+
+def write_report(task: Task, folder: Path, results: list[Result], outcomes: dict[str, Outcome]) -> str:
+    """Write table.md and the pictures; returns the table."""
+    main = score_table(results, task.columns, task.paper, task.paper_title, task.digits)
+    text = "\n".join([main, "", *task.notes(results)]).rstrip()
+    common.write_text(folder / "table.md", text + "\n")
+    trained = {name: one.joint for name, one in outcomes.items() if one.joint is not None}
+    trained = {name: joint for name, joint in trained.items() if joint.history}
+    if trained:
+        save_figure(losses(trained), folder / "loss.png")
+    shown = {name: one.score.shown for name, one in outcomes.items() if one.score.shown is not None}
+    for name, figure in task.pictures(shown).items():
+        save_figure(figure, folder / f"{name}.png")
+    return text
+
+
+def losses(trainers: Mapping[str, JointTrainer]) -> Any:
+    """Fig. 4: the total loss of the methods that share an objective, else of every method."""
+    shared = [name for name in ("posets", "posets-fixed") if name in trainers]
+    chosen = shared or list(trainers)
+    names = {"posets": "joint groups", "posets-fixed": "fixed groups"}
+    curves = {}
+    for name in chosen:
+        rows = trainers[name].history
+        iterations, values = (np.array([row[key] for row in rows]) for key in ("iteration", "total_loss"))
+        curves[names.get(name, name)] = (iterations, values)
+    first = trainers[chosen[0]]
+    starts = [number * first.iterations_per_round for number in range(first.num_rounds)]
+    return loss_curves(curves, starts)
 
 
 @contextmanager
@@ -183,17 +148,19 @@ def main_speaks() -> Iterator[None]:
         yield
 
 
-def check_processes(options: RunOptions) -> None:
-    """See that what was asked for can be done by so many processes.
+# --- Before the run
+
+
+def check_processes(options: Options) -> None:
+    """See that what was asked for can be done by this number of processes.
 
     Raises:
         ValueError: for a method with an objective, or batches that cannot be split.
     """
     count = world_size()
-    learned = [method for method in options.methods if method in options.line.learned]
-    if count == 1 or not learned:
+    if count == 1 or not options.learned:
         return
-    alone = [method for method in learned if method in methods.OF_ONE_PROCESS]
+    alone = [method for method in options.learned if method in methods.OF_ONE_PROCESS]
     if alone:
         raise ValueError(
             f"--method {' '.join(alone)}: an objective runs the networks itself, and would see the part of "
@@ -208,15 +175,19 @@ def check_processes(options: RunOptions) -> None:
         )
 
 
-def planned_rows(options: RunOptions) -> list[tuple[str, int]]:
-    """(method, seed) of each row, in their order; one seed says it all of what leaves nothing to chance."""
-    alike = {*options.line.plain, *NOT_TRAINED}
+def planned_rows(options: Options) -> list[tuple[str, int]]:
+    """(method, seed) of each row, in their order; one seed is enough for what leaves nothing to chance."""
     return [
         (method, seed)
         for seed in options.seeds
         for method in options.methods
-        if seed == options.seeds[0] or method not in alike
+        if seed == options.seeds[0] or not (method in PLAIN or _is_given(method))
     ]
+
+
+def _is_given(method: str) -> bool:
+    """True for a network whose weights all come from a file."""
+    return METHODS[method].trained in ("--imagenet-weights", "--checkpoint")
 
 
 def said(task: Task, value: float) -> str:
@@ -224,64 +195,67 @@ def said(task: Task, value: float) -> str:
     return f"{task.measure.upper().replace('_', ' ')} {value:.{task.digits}f}"
 
 
-def run_method(method: str, seed: int, task: Task, options: RunOptions, folder: Path) -> Outcome:
-    """One method under one seed."""
-    if method in options.line.plain:
+# --- One method under one seed
+
+
+def run_method(method: str, seed: int, task: Task, folder: Path) -> Outcome:
+    """One method under one seed; of one that trains checkpoint and logs lie in a folder of its own."""
+    options = task.options
+    if method in PLAIN:
         return Outcome(task.plain(method))
-    if method in options.line.learned:
-        return learn(method, seed, task, options, folder / f"{method}-seed{seed}")
+    if METHODS[method].losses:
+        return learn(method, seed, task, folder / f"{method}-seed{seed}")
     recipe = options.recipe_of(method)
-    models = trunks.build(recipe.architecture, seed, dropout=0.0)
-    if method == "alexnet-imagenet":
-        trunks.load_imagenet(models, recipe.architecture, options.files[method])
-    if method == "init" and options.init is not None:
-        trunks.load_imagenet(models, recipe.architecture, options.init)
+    models = networks.build(recipe.architecture, seed, dropout=0.0)
     if method == "checkpoint":
-        load_trained(models, options.files[method])
+        networks.load_trained(models, options.files[method])
+    elif method != "random":
+        file = options.init if method == "init" else options.files[method]
+        assert file is not None  # by options.parse
+        networks.load_imagenet(models, recipe.architecture, file)
     models["trunk"] = torch.nn.Sequential(BatchAugmentation(), models["trunk"])
-    return Outcome(score_models(models, recipe.image_size, task, options))
+    return Outcome(score_models(models, recipe.image_size, task))
 
 
-def score_models(
-    models: Mapping[str, torch.nn.Module], image_size: int, task: Task, options: RunOptions
-) -> Score:
+def score_models(models: Mapping[str, torch.nn.Module], image_size: int, task: Task) -> Score:
     """The score of the layer that was asked for."""
+    options = task.options
     for model in models.values():
         model.to(options.device)
-    network = trunks.up_to(models, options.layer)
+    network = networks.up_to(models, options.layer)
     if options.instance_lda:
         how: dict[str, Any] = {"amp": options.amp, "progress": options.progress}
-        network = with_instance_lda(network, task.views(image_size), options.device, how)
+        views = task.unlabelled.views(image_size)
+        network = networks.with_instance_lda(network, views, options.device, **how)
     return task.score(network, image_size)
 
 
-def learn(method: str, seed: int, task: Task, options: RunOptions, home: Path) -> Outcome:
+def learn(method: str, seed: int, task: Task, home: Path) -> Outcome:
     """Train by one method under one seed, or go on with it; its checkpoint and its logs lie in `home`."""
+    options = task.options
     recipe = options.recipe_of(method)
-    begin = trunks.build(recipe.architecture, seed, recipe.dropout)
+    begin = networks.build(recipe.architecture, seed, recipe.dropout)
     if options.init is not None:
-        trunks.load_imagenet(begin, recipe.architecture, options.init)
+        networks.load_imagenet(begin, recipe.architecture, options.init)
     log = RunLog(home / "logs") if is_main() else None
 
-    def score(joint: JointTrainer) -> Score:
-        return score_models(joint.evaluation_models, recipe.image_size, task, options)
-
-    def note(done: int, value: float, iteration: int) -> None:
+    def note(joint: JointTrainer, done: int) -> Score:
+        score = score_models(joint.evaluation_models, recipe.image_size, task)
+        value = score.metrics[task.measure]
         if log is not None:
             write_score(home, done, value)
-            log.write("scores", {task.measure: value}, iteration)
+            log.write("scores", {task.measure: value}, done * joint.iterations_per_round)
+        return score
 
     def score_round(joint: JointTrainer) -> None:
         done = joint.round + 1
-        if not options.score_rounds or done >= joint.num_rounds:
-            return  # the last one is scored below, also of a run that was killed just here
-        value = score(joint).metrics[task.measure]
-        note(done, value, done * joint.iterations_per_round)
-        print(f"  {home.name}: {said(task, value)} after round {done}", flush=True)
+        if options.score_rounds and done < joint.num_rounds:  # the last one is scored below, after a kill too
+            value = note(joint, done).metrics[task.measure]
+            print(f"  {home.name}: {said(task, value)} after round {done}", flush=True)
 
     try:
         joint = train(
-            "posets" if method == "posets-fixed" else method,
+            method,
             task.images,
             task.start,
             recipe,
@@ -294,10 +268,9 @@ def learn(method: str, seed: int, task: Task, options: RunOptions, home: Path) -
             models=begin,
             end_of_round=score_round,
             log=log,
-            settings=origin(task, options),
+            settings=origin(task),
         )
-        final = score(joint)
-        note(joint.round, final.metrics[task.measure], joint.global_iteration)
+        final = note(joint, joint.round)
     finally:
         if log is not None:
             log.close()
@@ -319,45 +292,46 @@ def write_score(home: Path, done: int, value: float) -> None:
     common.write_text(home / "rounds.json", json.dumps({**earlier, done: value}) + "\n")
 
 
-def origin(task: Task, options: RunOptions) -> dict[str, Any]:
+# --- What the numbers depend on
+
+
+def origin(task: Task) -> dict[str, Any]:
     """What a training starts from, beside its recipe and its seed."""
+    options = task.options
     return {
         **task.origin(),
         "hog_size": options.hog_size,
-        "initial": options.initial,
+        "first_similarities": options.first,
         "window": None if options.window is None else list(options.window),
         "components": options.components,
         "init": None if options.init is None else options.init.name,
     }
 
 
-def settings_of(method: str, task: Task, options: RunOptions) -> dict[str, Any]:
+def settings_of(method: str, task: Task) -> dict[str, Any]:
     """What the numbers of a method depend on."""
-    scored = task.scored_settings()
-    if method in options.line.plain:
+    options, scored = task.options, task.scored_settings()
+    if method in PLAIN:
         return {**task.plain_settings(method), **scored}
     recipe = options.recipe_of(method)
     device = {"device": options.device, "hardware": common.hardware(options.device)}
     layer = {**scored, **layer_settings(options), **device}
-    if method in options.line.learned:
+    if METHODS[method].losses:
         several = {"processes": world_size()} if world_size() > 1 else {}
-        return {**origin(task, options), **recipe.settings(), "preset": options.preset, **layer, **several}
+        return {**origin(task), **recipe.settings(), "preset": options.preset, **layer, **several}
     file = options.init if method == "init" else options.files.get(method)
     given = {} if file is None else {"file": file.name}
-    return {**trunks.settings(recipe.architecture), "precision": recipe.precision, **given, **layer}
+    return {**recipe.architecture.settings(), "precision": recipe.precision, **given, **layer}
 
 
-def shared_settings(task: Task, options: RunOptions, method: str) -> dict[str, Any]:
-    """Those of them that the rows of a run share; of given weights the shapes are their own."""
-    if method in NOT_TRAINED:
-        return {
-            **task.scored_settings(),
-            **layer_settings(options),
-            "precision": options.recipe.precision,
-        }
-    return settings_of(method, task, options)
+def shared_settings(task: Task, method: str) -> dict[str, Any]:
+    """Those that the rows of a run share; of given weights the shapes are their own."""
+    if _is_given(method):
+        layer = layer_settings(task.options)
+        return {**task.scored_settings(), **layer, "precision": task.options.recipe.precision}
+    return settings_of(method, task)
 
 
-def layer_settings(options: RunOptions) -> dict[str, Any]:
+def layer_settings(options: Options) -> dict[str, Any]:
     """Which features of a network are scored."""
     return {"layer": options.layer, "instance_lda": VIEWS if options.instance_lda else None}

@@ -48,9 +48,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     got = _parser().parse_args(expand_set(sys.argv[1:] if arguments is None else arguments))
     _check(got)
     from benchmarks.core import common
-    from benchmarks.core.alexnet import AlexNetConfig
+    from benchmarks.core.networks import config_of
     from benchmarks.core.options import fast_precision, new_folder
-    from benchmarks.core.trained import config_of
+    from benchmarks.core.recipes import AlexNetConfig
 
     drawn = got.data_root is None and got.mpii_annotations is None
     got.preset = got.preset or ("figures" if drawn else "small")

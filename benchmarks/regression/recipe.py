@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import nn
 
-    from benchmarks.core.alexnet import AlexNetConfig, Layer
+    from benchmarks.core.recipes import AlexNetConfig
 
 SHAPE: dict[str, dict[str, Any]] = {  # of the network, by preset
     "paper": {},
@@ -108,7 +108,7 @@ class Init:
         """The network's shapes: those of the run; torchvision's own for its weights."""
         return type(shape)() if self.kind == "imagenet" else shape
 
-    def models(self, shape: AlexNetConfig, layers: Layer, seed: int, dropout: float) -> dict[str, nn.Module]:
+    def models(self, shape: AlexNetConfig, layers: str, seed: int, dropout: float) -> dict[str, nn.Module]:
         """An AlexNet whose layers up to `layers` are those of the file, and the others random.
 
         Args:
@@ -120,24 +120,23 @@ class Init:
         Raises:
             FileNotFoundError, ValueError: for a file that is not there, damaged, or of other shapes.
         """
-        from benchmarks.core import alexnet
-        from benchmarks.core.trained import load_trained
+        from benchmarks.core import networks
 
         shape = self.shape(shape)
-        models = alexnet.build(shape, seed, dropout)
+        models = networks.build(shape, seed, dropout)
         if self.path is None:
             return models
-        given = alexnet.build(shape, seed)
+        given = networks.build(shape, seed)
         if self.kind == "imagenet":
-            alexnet.load_imagenet(given, self.path)
+            networks.load_imagenet(given, shape, self.path)
         else:
-            load_trained(given if layers != "pool5" else {"trunk": given["trunk"]}, self.path)
+            networks.load_trained(given if layers != "pool5" else {"trunk": given["trunk"]}, self.path)
         for part, theirs in zip(_up_to(models, layers), _up_to(given, layers), strict=True):
             part.load_state_dict(theirs.state_dict())
         return models
 
 
-def _up_to(models: Mapping[str, nn.Module], layers: Layer) -> list[nn.Module]:
+def _up_to(models: Mapping[str, nn.Module], layers: str) -> list[nn.Module]:
     """The parts of an AlexNet up to a layer."""
     embedder = models["embedder"]
     rest = {"pool5": [], "fc6": [embedder.get_submodule("fc6")], "fc7": [embedder]}

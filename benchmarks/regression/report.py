@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.core.common import Result, table, write_text
+from benchmarks.core.common import write_text
+from benchmarks.core.results import Result, table
 from benchmarks.data.people import PoseData
+from benchmarks.lsp import with_pose
 from benchmarks.measures.skeletons import MPII_SKELETON
-from benchmarks.tasks.poses_report import with_pose
 from pml_posets._io import read_npz
 from pml_posets.plots import Tile, image_rows, loss_curves, save_figure
 

@@ -15,10 +15,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from benchmarks.core import trunks
-from benchmarks.core.alexnet import AlexNetConfig
+from benchmarks.core import networks
 from benchmarks.core.learning import augmentation
-from benchmarks.core.recipes import SMALL
+from benchmarks.core.recipes import SMALL, AlexNetConfig
 from benchmarks.timing.clock import peak_bytes
 from pml_posets import ImageStore, JointTrainer, NearestMedoidMiner, PosetLoss, PseudoLabelSampler
 from pml_posets.data.datasets import ImageList, IndexedDataset
@@ -63,7 +62,7 @@ def images_of(size: int, seed: int) -> np.ndarray:
 
 def _parts(shape: Shape) -> dict[str, nn.Module]:
     config = AlexNetConfig(image_size=shape.image_size, batch_norm=True, fc_dim=1024)
-    models = trunks.build(config, shape.seed, dropout=0.0)
+    models = networks.build(config, shape.seed, dropout=0.0)
     trunk = nn.Sequential(augmentation(SMALL), models["trunk"])
     return {"trunk": trunk.to(shape.device), "embedder": models["embedder"].to(shape.device)}
 

@@ -8,10 +8,9 @@ from class_trees import write_cifar, write_folder, write_omniglot, write_stl
 from PIL import Image
 from torchvision.datasets import cifar, stl10
 
+from benchmarks import clustering
 from benchmarks.clustering import LINE, main, parse
-from benchmarks.core import logs
 from benchmarks.data.clustering import load
-from benchmarks.tasks import clustering as clustering_task
 from pml_posets.evaluation import clustering_accuracy
 from pml_posets.grouping.kmeans import KMeansGrouping
 
@@ -125,13 +124,13 @@ def test_a_row_for_every_method(whole):
 
 def test_k_is_the_number_of_classes(data, monkeypatch, tmp_path):
     seen = []
-    measured = clustering_task.Clustering.measured
+    measured = clustering.Clustering.measured
 
     def keep(self, features):
         seen.append((features, self.labels))
         return measured(self, features)
 
-    monkeypatch.setattr(clustering_task.Clustering, "measured", keep)
+    monkeypatch.setattr(clustering.Clustering, "measured", keep)
     main(arguments(data, tmp_path, "--method", "pixels"))
     ((features, labels),) = seen
     assert features.shape == (32, 8)
@@ -160,27 +159,6 @@ def test_published_figures_stand_beside_ours_where_they_are_known(tmp_path):
     assert rows_of(tmp_path / "out")["concurl", 0]["dataset"] == "imagenet-10"
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing may catch it."""
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(data, whole, tmp_path, monkeypatch):
-    record = logs.RunLog.record
-
-    def kill(self, trainer):
-        record(self, trainer)
-        if trainer.joint.global_iteration + 1 == 2:
-            raise Killed
-
-    chosen = arguments(data, tmp_path, "--method", "concurl")
-    with monkeypatch.context() as patch:
-        patch.setattr(logs.RunLog, "record", kill)
-        with pytest.raises(Killed):
-            main(chosen)
-    assert main([*chosen, "--resume"]) == 0
-    assert rows_of(tmp_path)["concurl", 0]["metrics"] == rows_of(whole)["concurl", 0]["metrics"]
-
-
 # --- What is wrong
 
 
@@ -197,7 +175,7 @@ def test_data_that_do_not_fit(tmp_path, shape, more, text):
     write_folder(tmp_path / "shapes", *shape)
     with pytest.raises(ValueError, match=text):
         main(arguments(tmp_path, tmp_path / "out", "--method", *more))
-    assert not (tmp_path / "out" / "results.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -210,11 +188,26 @@ def test_data_that_do_not_fit(tmp_path, shape, more, text):
 )
 def test_wrong_options(given, text):
     with pytest.raises(ValueError, match=text):
-        parse("", given)
+        parse(given)
 
 
 def test_the_defaults():
-    found = parse("", [])
-    assert (found.layer, found.recipe.fc_dim, found.num_starts) == ("embedding", 128, 20)
+    found = parse([])
+    assert (found.layer, found.recipe.fc_dim, found.data.num_starts) == ("embedding", 128, 20)
     assert set(found.methods) <= set(LINE.methods)
     assert "supervised" not in LINE.methods
+
+
+@pytest.mark.parametrize(
+    ("held", "kind"),
+    [
+        ("cifar-10-batches-py", "cifar10"),
+        ("cifar-100-python", "cifar100-20"),
+        ("stl10_binary", "stl10"),
+        ("omniglot.npz", "omniglot"),
+        ("cats", "folder"),
+    ],
+)
+def test_what_a_folder_holds_is_seen(tmp_path, held, kind):
+    (tmp_path / held).mkdir()
+    assert parse(["--data-root", str(tmp_path)]).data.dataset == kind

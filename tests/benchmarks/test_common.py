@@ -1,211 +1,21 @@
-"""What the benchmarks share: the results file, the output folder, the facts of a run, tables."""
+"""A benchmark as a command: its messages, its folders, its device, the facts of a run."""
 
 import errno
-import json
-import math
 import os
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import pml_posets
 from benchmarks.core import common
-from benchmarks.core.common import Result, read_results, write_results
-
-KEYS = ["method", "dataset", "metrics", "settings", "seed", "command", "commit", "versions", "seconds"]
-
-
-def result(method="posets", auc=0.5, seed=0, dataset="figures", **rest):
-    return Result(
-        method, dataset, {"auc": auc}, rest.pop("settings", {"rounds": 3}), seed, seconds=1.5, **rest
-    )
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "results.json"
 
 
 def refuse(*arguments, **options):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-# --- results.json
-
-
-def test_the_file_is_a_list_of_rows_with_exactly_these_keys(path):
-    write_results(path, [result(), result("hog", 0.6, 1)])
-    rows = json.loads(path.read_text())
-    assert [list(row) for row in rows] == [KEYS, KEYS]
-    row = rows[1]
-    assert (row["method"], row["dataset"], row["metrics"], row["settings"], row["seed"], row["seconds"]) == (
-        "hog", "figures", {"auc": 0.6}, {"rounds": 3}, 1, 1.5,
-    )  # fmt: skip
-    assert row["command"] == common.command()
-    assert row["commit"] == common.commit()
-    assert row["versions"] == common.versions()
-
-
-def test_what_is_written_is_read(path):
-    results = [result(auc=0.1 + 0.2), result(commit="abc", command="c", versions={"python": "3"})]
-    write_results(path, results)
-    assert read_results(path) == results
-    write_results(path, [])
-    assert path.read_text() == "[]\n"
-    assert read_results(path) == []
-
-
-def test_no_file_is_no_rows(path):
-    assert read_results(path) == []
-
-
-def test_settings_become_plain(path):
-    settings = {
-        "path": Path("a/b"),
-        "lr": np.float32(0.5),
-        "ids": np.arange(3),
-        "sizes": (1, np.int64(2)),
-        "range": range(2),
-        "none": None,
-        "on": True,
-        "dtype": torch.bfloat16,
-        "tensor": torch.tensor([1.5]),
-        "deep": {1: [np.bool_(False)], "inf": math.inf},
-    }
-    write_results(path, [result(auc=np.float32(0.25), settings=settings)])
-    row = json.loads(path.read_text())[0]
-    assert row["metrics"] == {"auc": 0.25}
-    assert row["settings"] == {
-        "path": "a/b",
-        "lr": 0.5,
-        "ids": [0, 1, 2],
-        "sizes": [1, 2],
-        "range": [0, 1],
-        "none": None,
-        "on": True,
-        "dtype": "torch.bfloat16",
-        "tensor": [1.5],
-        "deep": {"1": [False], "inf": "inf"},
-    }
-
-
-def test_a_setting_that_is_not_plain_is_refused(path):
-    with pytest.raises(TypeError, match="a Linear does not go into a results file"):
-        write_results(path, [result(settings={"model": torch.nn.Linear(1, 1)})])
-    assert not path.exists()
-
-
-def test_measures_that_are_not_defined_are_null_and_read_as_nan(path):
-    write_results(path, [result(auc=math.nan)])
-
-    def no_constant(name):
-        raise AssertionError(f"{name} is not JSON")
-
-    assert json.loads(path.read_text(), parse_constant=no_constant)[0]["metrics"] == {"auc": None}
-    assert math.isnan(read_results(path)[0].metrics["auc"])
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"\xff\xfe\x00",
-        b"3",
-        b'{"method": "posets"}',
-        b"[3]",
-        b'[{"method": "posets"}]',
-    ],
-)
-def test_other_files_are_refused(path, content):
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"results\.json is no results file \(.+\): move it away or choose"):
-        read_results(path)
-    assert path.read_bytes() == content
-
-
-@pytest.mark.parametrize("change", [lambda row: row.pop("commit"), lambda row: row.update(auc=0.5)])
-def test_rows_with_other_keys_are_refused(path, change):
-    write_results(path, [result(), result()])
-    rows = json.loads(path.read_text())
-    change(rows[1])
-    path.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="row 1 does not have the keys command, commit, dataset"):
-        read_results(path)
-
-
-@pytest.mark.parametrize("metrics", [{"auc": "high"}, {"auc": [1]}, 0.5])
-def test_rows_with_other_measures_are_refused(path, metrics):
-    write_results(path, [result()])
-    rows = json.loads(path.read_text())
-    rows[0]["metrics"] = metrics
-    path.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="is no results file"):
-        read_results(path)
-
-
-def test_a_file_that_cannot_be_read_is_told(path, monkeypatch):
-    def denied(self):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(OSError, match=r"cannot read the results file .*results\.json \(Permission denied\)"):
-        read_results(path)
-    monkeypatch.undo()
-    path.mkdir()
-    with pytest.raises(OSError, match=r"cannot read the results file"):
-        read_results(path)
-
-
-# --- whole or not at all
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file(path, monkeypatch, step):
-    write_results(path, [result()])
-    before = path.read_bytes()
-    monkeypatch.setattr(common.os, step, refuse)
-    with pytest.raises(OSError, match=r"cannot write .*results.json \(No space left on device\): free some"):
-        write_results(path, [result("hog")] * 5)
-    monkeypatch.undo()
-    assert path.read_bytes() == before
-    assert os.listdir(path.parent) == [path.name]
-
-
-def test_a_row_that_fails_leaves_the_old_file(path):
-    write_results(path, [result()])
-    before = path.read_bytes()
-    with pytest.raises(TypeError):
-        write_results(path, [result(), result(settings={"bad": object()})])
-    assert path.read_bytes() == before
-
-
-def test_the_file_appears_whole(path, monkeypatch):
-    seen = []
-    replace = os.replace
-
-    def watching(source, target):
-        seen.append((Path(target).exists(), Path(source).read_text()))
-        replace(source, target)
-
-    monkeypatch.setattr(common.os, "replace", watching)
-    common.write_text(path, "all of it: ü\n")
-    assert seen == [(False, "all of it: ü\n")]
-    assert path.read_text(encoding="utf-8") == "all of it: ü\n"
-
-
-def test_others_may_read_the_file(path):
-    before = os.umask(0o022)
-    try:
-        write_results(path, [result()])
-    finally:
-        os.umask(before)
-    assert path.stat().st_mode & 0o777 == 0o644
 
 
 # --- a command
@@ -272,7 +82,7 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch, code,
     def fail(*arguments, **options):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(common, "open", fail, raising=False)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(
         OSError, match=rf"cannot write to the output folder .*out \({words}\): free .* another --output"
     ):
@@ -287,6 +97,30 @@ def test_a_file_in_the_way_is_told(tmp_path):
         common.output_folder(tmp_path / "out" / "deeper", "--cache")
 
 
+def test_a_run_that_fails_leaves_no_empty_folder(tmp_path):
+    def fail(write=None):
+        with common.no_empty_folders(tmp_path / "runs" / "olympic", tmp_path / "runs" / "cache"):
+            (tmp_path / "runs" / "olympic" / "posets-seed0").mkdir(parents=True)
+            (tmp_path / "runs" / "cache").mkdir()
+            if write is not None:
+                (tmp_path / "runs" / write).write_text("kept")
+            raise ValueError("wrong input")
+
+    with pytest.raises(ValueError, match="wrong input"):
+        fail()
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="wrong input"):
+        fail("olympic/results.json")
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "olympic", "results.json"]
+
+
+def test_a_folder_of_before_is_kept(tmp_path):
+    (tmp_path / "out" / "empty").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt), common.no_empty_folders(tmp_path / "out"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "out" / "empty").is_dir()
+
+
 # --- facts of a run
 
 
@@ -294,7 +128,7 @@ def test_the_commit_is_git_s():
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=common.ROOT, capture_output=True, text=True, check=False
     )
-    common._commit.cache_clear()
+    common.commit.cache_clear()
     if git.returncode:
         assert common.commit() == "unknown"
     else:
@@ -309,15 +143,15 @@ def test_changed_sources_are_marked(monkeypatch, status, expected):
         return subprocess.CompletedProcess(command, 0, out, "")
 
     monkeypatch.setattr(common.subprocess, "run", git)
-    common._commit.cache_clear()
+    common.commit.cache_clear()
     try:
         assert common.commit() == expected
         monkeypatch.setattr(common.subprocess, "run", refuse)
         assert common.commit() == expected  # that of the start, whatever happens to the checkout since
-        common._commit.cache_clear()
+        common.commit.cache_clear()
         assert common.commit() == "unknown"  # no git
     finally:
-        common._commit.cache_clear()
+        common.commit.cache_clear()
 
 
 def test_the_command_has_no_path_of_the_interpreter(monkeypatch):
@@ -325,7 +159,6 @@ def test_the_command_has_no_path_of_the_interpreter(monkeypatch):
         sys, "orig_argv", ["/somewhere/bin/python3", "-m", "benchmarks.olympic", "--output", "a b"]
     )
     assert common.command() == "python3 -m benchmarks.olympic --output 'a b'"
-    assert result().command == common.command()
 
 
 def test_versions():
@@ -354,37 +187,3 @@ def test_a_gpu_that_is_there_is_taken(monkeypatch):
     assert common.hardware("cuda:1") == "a GPU at cuda:1"
     with pytest.raises(ValueError, match=r"--device cuda:2: 2 CUDA"):
         common.pick_device("cuda:2")
-
-
-# --- summaries and tables
-
-
-def test_summary_is_the_mean_and_deviation_over_seeds():
-    rows = [result("posets", auc, seed) for seed, auc in enumerate((0.5, 0.6, 0.7))] + [result("hog", 0.4)]
-    rows.append(Result("none", "other data", {"pcp": 1.0}, {}, 0, seconds=0))
-    found = common.summary(rows, "auc")
-    assert list(found) == ["posets", "hog"]
-    assert found["posets"] == (pytest.approx(0.6), pytest.approx(0.1), 3)
-    assert found["hog"] == (0.4, 0.0, 1)
-    assert common.summary(rows, "map") == {}
-
-
-def test_a_summary_over_several_datasets_is_refused():
-    with pytest.raises(ValueError, match="a summary is of one dataset, got a, b: filter the rows"):
-        common.summary([result(dataset="b"), result(dataset="a")], "auc")
-
-
-def test_a_table_is_aligned_markdown():
-    assert common.table(["method", "a"], [["posets", "0.61"], ["x|y", "1"]]).splitlines() == [
-        "| method | a    |",
-        "|--------|------|",
-        "| posets | 0.61 |",
-        "| x\\|y   | 1    |",
-    ]
-    assert common.table(["a"], []) == "| a   |\n|-----|"
-
-
-@pytest.mark.parametrize("row", [["one"], ["one", "two", "three"]])
-def test_rows_that_do_not_fit_the_header_are_refused(row):
-    with pytest.raises(ValueError, match=r"row 1 has \d cells, the header has 2"):
-        common.table(["a", "b"], [["1", "2"], row])

@@ -10,9 +10,11 @@ import torch
 from pose_trees import person, poses, upright, write_crops, write_leeds, write_mpii
 
 from benchmarks import deeppose
-from benchmarks.core import alexnet
-from benchmarks.core.learning import Start, train
-from benchmarks.core.options import FIGURE_SIZES, PRESETS
+from benchmarks.core import networks as core_networks
+from benchmarks.core.groupings import Start
+from benchmarks.core.learning import train
+from benchmarks.core.options import FIGURE_SIZES
+from benchmarks.core.recipes import PRESETS, AlexNetConfig
 from benchmarks.data.mpii import load_mpii
 from benchmarks.data.poses import load_lsp, load_lspet
 from benchmarks.deeppose import judge, labelled, main, mean_pose
@@ -24,7 +26,7 @@ from benchmarks.regression.options import parse
 from benchmarks.regression.recipe import Init, PoseRecipe
 from benchmarks.regression.training import batches, fit, predict
 
-SHAPE = alexnet.AlexNetConfig(64, batch_norm=True, fc_dim=8)
+SHAPE = AlexNetConfig(64, batch_norm=True, fc_dim=8)
 RECIPE = PoseRecipe(iterations=10, batch_size=3, dropout=0.3)
 KEYS = ["method", "dataset", "metrics", "settings", "seed", "command", "commit", "versions", "seconds"]
 
@@ -136,7 +138,7 @@ def test_nobody_to_learn_from_is_a_loss_of_zero():
 
 
 def regressor(seed=0, shape=SHAPE, num_joints=14):
-    return PoseRegressor(alexnet.build(shape, seed, 0.3), num_joints, seed)
+    return PoseRegressor(core_networks.build(shape, seed, 0.3), num_joints, seed)
 
 
 def test_the_network():
@@ -152,7 +154,7 @@ def test_the_network():
     torch.testing.assert_close(model(images), expected.view(3, 14, 2))
     assert (model.head.bias == 0).all()
     pose = np.arange(28.0).reshape(14, 2)
-    assert PoseRegressor(alexnet.build(SHAPE, 0), 14, 0, pose).head.bias.tolist() == list(range(28))
+    assert PoseRegressor(core_networks.build(SHAPE, 0), 14, 0, pose).head.bias.tolist() == list(range(28))
     wide = regressor(shape=replace(SHAPE, fc_dim=512))
     assert wide.head.weight.std().item() == pytest.approx(0.01, rel=0.1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -352,7 +354,7 @@ def trained(tmp_path_factory):
 def test_layers_come_from_the_checkpoint(trained, layers):
     path, networks = trained
     models = Init("posets", "posets", path).models(SHAPE, layers, seed=7, dropout=0.0)
-    fresh = alexnet.build(SHAPE, 7)
+    fresh = core_networks.build(SHAPE, 7)
     for key, value in networks["trunk"][1].state_dict().items():  # behind the augmentation; the average
         assert torch.equal(models["trunk"].state_dict()[key], value)
     for name, taken in (("fc6", layers != "pool5"), ("fc7", layers == "fc7")):
@@ -362,15 +364,15 @@ def test_layers_come_from_the_checkpoint(trained, layers):
 
 
 def test_layers_come_from_imagenet(tmp_path, monkeypatch):
-    def load(models, path):  # the real one is tested with `alexnet`
+    def load(models, config, path):  # the real one is tested with the networks
         assert path == tmp_path / "alexnet.pth"
         for model in models.values():
             for value in model.parameters():
                 value.data.fill_(0.25)
 
     init = Init("imagenet", "imagenet", tmp_path / "alexnet.pth")
-    assert init.shape(SHAPE) == alexnet.AlexNetConfig()  # its own, whatever the others have
-    monkeypatch.setattr(alexnet, "load_imagenet", load)
+    assert init.shape(SHAPE) == AlexNetConfig()  # its own, whatever the others have
+    monkeypatch.setattr(core_networks, "load_imagenet", load)
     monkeypatch.setattr(Init, "shape", lambda self, shape: shape)
     models = init.models(SHAPE, "fc6", seed=7, dropout=0.0)
     parts = (models["trunk"], *(models["embedder"].get_submodule(name) for name in ("fc6", "fc7")))
@@ -560,7 +562,7 @@ def test_defaults(trained):
     wide = parse(["--init", "posets", str(trained[0]), "--init-layers", "pool5", "--fc-dim", "32"])
     assert wide.shape.fc_dim == 32
     paper = parse(["--preset", "paper", "--data-root", "lsp", "--precision", "float32"])
-    assert paper.shape == alexnet.AlexNetConfig()
+    assert paper.shape == AlexNetConfig()
     assert (paper.recipe.optimizer, paper.recipe.lr, paper.recipe.batch_size) == ("adagrad", 5e-4, 128)
     assert parse(["--data-root", "lsp"]).preset == "small"
     assert [init.name for init in options.inits] == ["posets"]

@@ -41,7 +41,13 @@ def quickly():
 
 
 def options(tmp_path, **changes):
-    given = {"initial": "hog-window", "window": (0.2, 0.6), "components": 4, "hog_size": 32, "workers": 0}
+    given = {
+        "first": "hog-window",
+        "window": (0.2, 0.6),
+        "components": 4,
+        "hog_size": 32,
+        "workers": 0,
+    }
     given |= {"cache": tmp_path, "progress": False, "device": "cpu", "recipe": SimpleNamespace(image_size=24)}
     return SimpleNamespace(**{**given, **changes})
 
@@ -99,7 +105,7 @@ def test_the_start_keeps_the_first_principal_directions(frames, tmp_path):
 
 
 def test_the_start_is_of_the_chosen_kind(frames, tmp_path):
-    found = Described(frames, options(tmp_path, initial="hog-lda", window=None, components=0)).start(None)
+    found = Described(frames, options(tmp_path, first="hog-lda", window=None, components=0)).start(None)
     np.testing.assert_array_equal(found.features, Described(frames, options(tmp_path)).hog("hog-lda")[0])
 
 
@@ -137,7 +143,7 @@ def test_views_are_learned_from_once_and_by_the_background(frames, tmp_path, mon
     again = Described(frames, with_recipe(tmp_path))  # from the cache folder
     np.testing.assert_array_equal(again.hog("hog-views")[1], mirrored)
     with pytest.raises(TypeError):
-        Described(frames, with_recipe(tmp_path, grey=0.9)).hog("hog-views")
+        Described(frames, with_recipe(tmp_path, gray=0.9)).hog("hog-views")
 
 
 def test_of_many_images_some_are_learned_from(frames, tmp_path, monkeypatch):
@@ -160,9 +166,14 @@ def test_settings_say_what_features_depend_on(frames, tmp_path):
     views = one.settings("hog-views")
     assert views == {
         "hog_size": 32, **VIEWS, "flips": True, "scale": [0.95, 1.41],
-        "brightness": 0.4, "colour": 0.3, "grey": 0.3,
+        "brightness": 0.4, "color": 0.3, "gray": 0.3,
     }  # fmt: skip
-    assert one.settings("start") == {"hog_size": 32, "initial": "hog-window", "window": [0.2, 0.6]}
-    other = Described(frames, options(tmp_path, initial="hog-views", window=None, recipe=TINY))
-    assert other.settings("start") == {**views, "flips": False, "initial": "hog-views", "window": None}
+    assert one.settings("start") == {"hog_size": 32, "first_similarities": "hog-window", "window": [0.2, 0.6]}
+    other = Described(frames, options(tmp_path, first="hog-views", window=None, recipe=TINY))
+    assert other.settings("start") == {
+        **views,
+        "flips": False,
+        "first_similarities": "hog-views",
+        "window": None,
+    }
     np.testing.assert_array_equal(other.start(None).features.shape, (10, 4))

@@ -1,4 +1,4 @@
-"""The benchmarks' recipes: every method for two short rounds, and what is left of them after a kill."""
+"""The benchmarks' recipes, and the first methods for two short rounds."""
 
 import dataclasses
 import math
@@ -6,19 +6,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from learning_runs import Images, Killed, Watch, assert_same, unit, weights
 from torch import nn
 
-from benchmarks.core import alexnet, learning, method_parts
-from benchmarks.core.learning import Start, train
+from benchmarks.core import groupings, learning, networks
+from benchmarks.core.groupings import Start
+from benchmarks.core.learning import train
+from benchmarks.core.methods import METHODS
 from benchmarks.core.recipes import PRESETS, Recipe
 from benchmarks.core.two_views import IndexLoss, TwoViews
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.losses.feature import FeatureLoss
 from pml_posets.losses.poset import PosetLoss
-from pml_posets.losses.pseudo_label import WeightedLosses
 
-NUM, SIZE, KINDS = 60, 64, 10
-METHODS = ("posets", "cliques", "triplet", "ntxent")  # the others: test_methods.py
+NUM, KINDS = 60, 10
+FIRST = ("posets", "cliques", "triplet", "ntxent")  # the others: test_methods.py
 SHORT = dataclasses.replace(
     PRESETS["tiny"],
     rounds=2,
@@ -30,42 +32,6 @@ SHORT = dataclasses.replace(
     random_fraction=0.0,
     precision="float32",
 )
-
-
-class Images(torch.utils.data.Dataset):
-    """Uniform noise; three channels, 64 pixels, uint8."""
-
-    def __init__(self, num=NUM):
-        self.pixels = np.random.default_rng(1).integers(0, 256, (num, 3, SIZE, SIZE), np.uint8)
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def __getitem__(self, index):
-        return torch.from_numpy(self.pixels[index].copy())
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing may catch it."""
-
-
-class Watch:
-    """Stands for a log: sees every iteration, and kills the run before the next one if asked to."""
-
-    def __init__(self, kill_after=None):
-        self.kill_after, self.seen = kill_after, []
-
-    def record(self, trainer):
-        self.seen.append({name: float(torch.as_tensor(v).detach()) for name, v in trainer.losses.items()})
-        metric = trainer.loss_funcs["metric_loss"]
-        if isinstance(metric, WeightedLosses):
-            self.seen[-1] |= {name: float(value) for name, value in metric.values.items()}
-        if len(self.seen) == self.kill_after:
-            raise Killed
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +46,7 @@ def start():
 
 @pytest.fixture(scope="module")
 def images():
-    return Images()
+    return Images(NUM)
 
 
 @pytest.fixture
@@ -94,22 +60,12 @@ def run(images, start):
     return run
 
 
-def weights(joint):
-    parts = [*joint.models.items(), *joint.loss_funcs.items()]
-    return {f"{name} {key}": value for name, part in parts for key, value in part.state_dict().items()}
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
-
-
 # --- The methods
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FIRST)
 def test_two_rounds_of_every_method(method, run, images):
-    begin = alexnet.build(SHORT.architecture, seed=0, dropout=0.0)
+    begin = networks.build(SHORT.architecture, seed=0, dropout=0.0)
     rounds = []
     joint = run(method, end_of_round=lambda joint: rounds.append(joint.round))
     assert joint.finished
@@ -219,13 +175,13 @@ def test_fixed_groups_stay_and_others_do_not(run):
 def test_mixed_features_mix_the_cosines(start):
     network = unit(np.random.default_rng(5).standard_normal((NUM, 7)))
     turned = network[:, ::-1]
-    mixed, mirrored = method_parts.mixed((network, turned), start, 0.3)
+    mixed, mirrored = groupings.mixed((network, turned), start, 0.3)
     assert mixed.dtype == np.float32
     expected = 0.3 * network @ network.T + 0.7 * start.features @ start.features.T
     np.testing.assert_allclose(mixed @ mixed.T, expected, atol=1e-5)
     expected = 0.3 * turned @ network.T + 0.7 * start.mirrored @ start.features.T
     np.testing.assert_allclose(mirrored @ mixed.T, expected, atol=1e-5)
-    alone = method_parts.mixed(network, Start(start.features), 0.3)
+    alone = groupings.mixed(network, Start(start.features), 0.3)
     np.testing.assert_array_equal(alone, mixed)
 
 
@@ -256,7 +212,7 @@ def test_the_seed_changes_everything(run):
 
 
 def test_training_goes_on_from_models_that_are_given(run):
-    begin = alexnet.build(SHORT.architecture, seed=123, dropout=0.0)
+    begin = networks.build(SHORT.architecture, seed=123, dropout=0.0)
     kept = begin["trunk"].features[0].weight.detach().clone()
     joint = run("posets", {"lr": 1e-6, "rounds": 1, "optimizer": "sgd"}, models=begin)
     torch.testing.assert_close(joint.models["trunk"][1].features[0].weight.detach(), kept, atol=1e-3, rtol=0)
@@ -266,7 +222,7 @@ def test_training_goes_on_from_models_that_are_given(run):
 # --- Kills
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["posets", "ntxent"])
 def test_a_killed_run_ends_as_the_uninterrupted_one(method, run, tmp_path):
     changes = {"iterations": 3, "ema": 0.5, "dropout": 0.2}
     expected = run(method, changes)
@@ -353,8 +309,8 @@ def test_the_paper_s_preset_holds_the_paper_s_values(monkeypatch, images, start)
         "sigma": None,
         "scale": (1.0, 1.41),
         "brightness": 0.0,
-        "colour": 0.0,
-        "grey": 0.0,
+        "color": 0.0,
+        "gray": 0.0,
         "batch_norm": False,
         "fc_dim": 4096,
         "dropout": 0.5,
@@ -370,12 +326,12 @@ def test_the_paper_s_preset_holds_the_paper_s_values(monkeypatch, images, start)
     assert (group["lr"], group["momentum"]) == (1e-3, 0.9)
     scheduler = learning.schedule(paper, 200_000)(torch.optim.SGD([weight], lr=1e-3))
     assert {scheduler.lr_lambdas[0](step) for step in (0, 5, 100_000, 200_000)} == {1.0}
-    plan = method_parts.Plan(start, dataclasses.replace(paper, batch_size=16), {}, seed=0)
-    sampler = method_parts.surrogate_sampler(plan, posets=True)
+    plan = groupings.Plan(start, dataclasses.replace(paper, batch_size=16), {}, seed=0)
+    sampler = groupings.surrogate_classes(plan, METHODS["posets"])[0]
     assert sampler.warm_start
     assert sampler.assignment.min_size == 3
     assert sampler.posets.num_classes > 0  # of 60 samples 20,000 classes cannot be made: all are kept
-    assert method_parts.feature_fn(start, paper) is None  # the network's own
+    assert groupings.feature_fn(start, paper) is None  # the network's own
 
 
 def test_the_cosine_schedule_warms_up_and_ends_at_nothing():
@@ -431,6 +387,13 @@ def test_presets_are_whole(name):
         ({"image_size": 32}, "--image-size 64"),
         ({"fc_dim": 0}, "--fc-dim"),
         ({"classification": 0.0, "lam": 0.0, "feature": 0.0}, "are all 0: there is nothing to learn"),
+        ({"population": 0.0, "consensus": 0.0}, "--population and --consensus are both 0"),
+        ({"anchors": "assigned"}, "--anchors must be one of unassigned, all, got 'assigned'"),
+        ({"trunk": "vgg"}, "--trunk must be one of alexnet, .*, resnet50, or module:function, got 'vgg'"),
+        ({"trunk": "resnet18", "image_size": 31}, "resnet18 needs images of at least 32 px"),
+        ({"trunk": "resnet18", "fc_dim": 0}, "--fc-dim 512"),
+        ({"samples_per_cluster": 1}, "--samples-per-cluster must be at least 2"),
+        ({"rotation": -0.1}, "--rotation must be at least 0"),
     ],
 )
 def test_values_out_of_range_are_told_by_their_option(changes, text):

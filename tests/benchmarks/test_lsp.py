@@ -1,17 +1,11 @@
 """lsp.py as a command on a few people: its numbers by hand, its files, its resuming."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from benchmark_runs import KILL, LEARNED, few_patches, quick, rows_of, weights
+from benchmark_runs import LEARNED, few_patches, quick, rows_of
 from PIL import Image
 from pose_trees import draw, leaning, write_crops, write_lsp_and_more
 
@@ -20,10 +14,7 @@ from benchmarks.core import options, session
 from benchmarks.data.poses import load_lsp
 from benchmarks.lsp import main
 from benchmarks.measures.skeletons import LSP_SKELETON
-from benchmarks.tasks import poses as pose_task
-from benchmarks.tasks import poses_report as pose_report
 
-ROOT = Path(__file__).resolve().parents[2]
 PEOPLE = 20  # to learn from, and as many to test on
 FIGURES = {
     "sports": ("run",),
@@ -48,7 +39,7 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Those of `whole`, which is made before, are enough."""
-    monkeypatch.setattr(pose_report, "SHOWN", ())
+    monkeypatch.setattr(lsp, "SHOWN", ())
 
 
 def arguments(data, output, *more):
@@ -173,10 +164,10 @@ def test_a_mirrored_person_is_found_in_the_mirror(data, tmp_path):
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / "images" / f"im{i + 9:04d}.png")
     for path in (root / "images").glob("*.jpg"):
         path.unlink()
-    given = lsp.parse("", [*arguments(data, tmp_path / "out"), "--data-root", str(root)])
-    task = pose_task.prepare(given)
+    given = lsp.parse([*arguments(data, tmp_path / "out"), "--data-root", str(root)]).settled("cpu")
+    task = lsp.prepare(given)
     for method in ("oracle", "pixels", "hog", "start", "random"):
-        score = session.run_method(method, 0, task, given, tmp_path).score
+        score = session.run_method(method, 0, task, tmp_path).score
         assert score.metrics["pcp_total"] == 100, method
         assert score.shown.flips[:, 0].all()
         assert score.shown.indices[:, 0].tolist() == list(range(8, 16))
@@ -188,7 +179,7 @@ def test_a_mirrored_person_is_found_in_the_mirror(data, tmp_path):
 def test_a_row_for_every_method(whole):
     rows = json.loads((whole / "results.json").read_text())
     assert [row["method"] for row in rows] == [*PLAIN, "random", *LEARNED]
-    assert {row["method"] for row in rows} == {*lsp.LINE.methods} - {*options.FILES}
+    assert {row["method"] for row in rows} == {*lsp.LINE.methods} - {*options.FILES, "init"}
     for row in rows:
         metrics = row["metrics"]
         assert (row["dataset"], row["seed"]) == ("lsp", 0)
@@ -220,14 +211,14 @@ def test_settings_are_those_that_the_numbers_depend_on(whole):
     assert more["oracle"] == more["mean-pose"] == set()
     assert more["pixels"] == {"side"}
     assert more["hog"] == more["hog-lda"] == {"hog_size", "background"}
-    views = {"num_images", "num_views", "flips", "scale", "brightness", "colour", "grey"}
+    views = {"num_images", "num_views", "flips", "scale", "brightness", "color", "gray"}
     assert more["hog-views"] == more["hog"] | views
-    assert more["start"] == {"hog_size", "background", "initial", "window"}
+    assert more["start"] == {"hog_size", "background", "first_similarities", "window"}
     assert {"image_size", "fc_dim", "layer", "precision", "device"} <= more["random"]
     assert not {"rounds", "pool"} & more["random"]
     posets = rows["posets", 0]["settings"]
     expected = {
-        "pool": "LSP", "images": 20, "hog_size": 32, "initial": "hog-window", "window": [0.2, 0.6],
+        "pool": "LSP", "images": 20, "hog_size": 32, "first_similarities": "hog-window", "window": [0.2, 0.6],
         "components": 32, "rounds": 2, "iterations": 1, "fc_dim": 8, "preset": "tiny", "layer": "pool5",
         "regroup": "mixed", "init": None,
     }  # fmt: skip
@@ -296,15 +287,15 @@ def test_without_data_figures_are_drawn(data, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("layer", "width"), [("pool5", 256 * 9), ("fc7", 8)])
 def test_layers(data, tmp_path, layer, width, monkeypatch):
     seen = []
-    scored = pose_task.Poses.scored
-    monkeypatch.setattr(pose_task.Poses, "scored", lambda self, pair: seen.append(pair) or scored(self, pair))
+    measured = lsp.Poses.measured
+    monkeypatch.setattr(lsp.Poses, "measured", lambda self, pair: seen.append(pair) or measured(self, pair))
     main(arguments(data, tmp_path, "--method", "random", "--layer", layer))
     assert [part.shape for part in seen[0]] == [(2 * PEOPLE, width)] * 2
     assert rows_of(tmp_path)["random", 0]["settings"]["layer"] == layer
 
 
 def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(pose_report, "SHOWN", ("checkpoint",))
+    monkeypatch.setattr(lsp, "SHOWN", ("checkpoint",))
     path = whole / "posets-seed0" / "checkpoint.pt"
     main(arguments(data, tmp_path, "--method", "checkpoint", "--checkpoint", path, "--fc-dim", 4))
     row, theirs = rows_of(tmp_path)["checkpoint", 0], rows_of(whole)["posets", 0]
@@ -314,25 +305,6 @@ def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path, monkeypatc
 
 
 # --- Going on
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers_and_weights(data, whole, tmp_path):
-    chosen = arguments(data, tmp_path, "--method", "oracle", "posets")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", KILL, lsp.__file__, *chosen]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == -signal.SIGKILL, run.stderr
-    assert list(rows_of(tmp_path)) == [("oracle", 0)]
-    with pytest.raises(FileExistsError, match="holds a run already"):
-        main(chosen)
-    assert main([*chosen, "--resume"]) == 0
-    rows, expected = rows_of(tmp_path), rows_of(whole)
-    for key in (("oracle", 0), ("posets", 0)):
-        assert rows[key]["metrics"] == expected[key]["metrics"]
-        assert rows[key]["settings"] == expected[key]["settings"]
-    found, wanted = weights(tmp_path / "posets-seed0"), weights(whole / "posets-seed0")
-    assert found.keys() == wanted.keys()
-    assert [name for name in found if not torch.equal(found[name], wanted[name])] == []
 
 
 def test_a_run_goes_on_where_the_data_have_moved(data, whole, tmp_path):
@@ -369,7 +341,7 @@ def test_a_checkpoint_that_learned_from_others(data, whole, tmp_path):
 
 def test_ground_truth_on_leeds_sports(shared_data, tmp_path):
     chosen = ["--data-root", shared_data / "lsp", "--output", tmp_path, "--cache", tmp_path]
-    task = pose_task.prepare(lsp.parse("", [str(part) for part in chosen]))
+    task = lsp.prepare(lsp.parse([str(part) for part in chosen]).settled("cpu"))
     metrics = task.plain("oracle").metrics
     expected = {"T": 93.8, "UL": 78.5, "LL": 72.7, "UA": 61.9, "LA": 37.0, "H": 71.4}
     assert {part: round(metrics[f"pcp/{part}"], 1) for part in PARTS} == expected

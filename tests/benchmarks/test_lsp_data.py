@@ -13,8 +13,6 @@ from benchmarks.core import options
 from benchmarks.data.poses import load_lsp
 from benchmarks.figures.dataset import make_figures
 from benchmarks.lsp import main
-from benchmarks.tasks import poses as pose_task
-from benchmarks.tasks import poses_report as pose_report
 
 PEOPLE = 20  # to learn from, and as many to test on
 FIGURES = {
@@ -39,7 +37,7 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Those of test_lsp.py are enough."""
-    monkeypatch.setattr(pose_report, "SHOWN", ())
+    monkeypatch.setattr(lsp, "SHOWN", ())
 
 
 def arguments(data, output, *more):
@@ -51,8 +49,8 @@ def arguments(data, output, *more):
 
 
 def pool_of(data, *roots):
-    given = lsp.parse("", arguments(data, data / "unused", "--method", "random", "--train-root", *roots))
-    return pose_task.read_pool(load_lsp(data / "lsp"), given)
+    given = lsp.parse(arguments(data, data / "unused", "--method", "random", "--train-root", *roots))
+    return lsp.read_pool(load_lsp(data / "lsp"), given)
 
 
 def same(found, expected):
@@ -89,8 +87,8 @@ def test_only_the_train_half_of_lsp_is_learned_from_wherever_it_lies(data, tmp_p
 
 def test_drawn_frames_of_an_athlete_share_their_source(data, tmp_path, monkeypatch):
     monkeypatch.setitem(options.FIGURE_SIZES, "tiny", FIGURES)
-    given = lsp.parse("", arguments(data, tmp_path, "--figures", "tiny", "--method", "random"))
-    task = pose_task.prepare(given)
+    given = lsp.parse(arguments(data, tmp_path, "--figures", "tiny", "--method", "random"))
+    task = lsp.prepare(given)
     assert task.pool.sources.tolist() == np.repeat([0, 1, 2], 5).tolist()
     assert task.start.sources is task.pool.sources
 
@@ -114,7 +112,7 @@ def test_hog_is_centred_on_what_is_learned_from(data, tmp_path):
     found = []
     for root in ("lsp", "lspet", "lsp"):
         given = arguments(data, tmp_path, "--method", "random", "--train-root", data / root)
-        found.append(pose_task.prepare(lsp.parse("", given)).described.hog("hog")[0])
+        found.append(lsp.prepare(lsp.parse(given)).described.hog("hog")[0])
     np.testing.assert_array_equal(found[0], found[2])
     assert np.abs(found[0] - found[1]).max() > 1e-3
 

@@ -1,4 +1,4 @@
-"""The methods of the benchmarks beyond the first four, and the trunks they train."""
+"""The methods of the benchmarks beyond the first four."""
 
 import dataclasses
 import math
@@ -6,12 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchvision import models as torchvision_models
+from learning_runs import Images, Killed, Watch, assert_same, unit, weights
 
-from benchmarks.core import alexnet, methods, trunks
-from benchmarks.core.learning import Start, train
-from benchmarks.core.recipes import PRESETS
-from benchmarks.core.trained import architecture_of, config_of, load_trained
+from benchmarks.core import groupings, losses, methods, networks
+from benchmarks.core.groupings import Start
+from benchmarks.core.learning import train
+from benchmarks.core.methods import METHODS, Method
+from benchmarks.core.networks import architecture_of, config_of, load_trained
+from benchmarks.core.recipes import PRESETS, TrunkConfig
 from pml_posets.losses.poset import PosetLoss
 from pml_posets.methods.concurl import ConcurlObjective
 from pml_posets.methods.contrastive_clustering import ContrastiveClusteringLoss
@@ -19,9 +21,10 @@ from pml_posets.methods.stml import STMLObjective
 from pml_posets.methods.tac_ccl import AttentionConsistencyObjective
 from pml_posets.methods.udml_ss import RotationObjective
 from pml_posets.miners import NearestMedoidMiner
+from pml_posets.training.joint import keep_groups
 
 NUM, KINDS = 48, 6
-NEW = [name for name in methods.METHODS if name not in ("posets", "cliques", "triplet", "ntxent")]
+NEW = [name for name in methods.LEARNED if name not in ("posets", "cliques", "triplet", "ntxent")]
 SHORT = dataclasses.replace(
     PRESETS["tiny"],
     rounds=2,
@@ -38,39 +41,6 @@ SHORT = dataclasses.replace(
 )
 
 
-class Images(torch.utils.data.Dataset):
-    """Uniform noise; three channels, uint8."""
-
-    def __init__(self, size=64):
-        self.pixels = np.random.default_rng(1).integers(0, 256, (NUM, 3, size, size), np.uint8)
-
-    def __len__(self):
-        return NUM
-
-    def __getitem__(self, index):
-        return torch.from_numpy(self.pixels[index].copy())
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing may catch it."""
-
-
-class Watch:
-    """Stands for a log: sees every iteration, and kills the run before the next one if asked to."""
-
-    def __init__(self, kill_after=None):
-        self.kill_after, self.seen = kill_after, []
-
-    def record(self, trainer):
-        self.seen.append({name: float(torch.as_tensor(v).detach()) for name, v in trainer.losses.items()})
-        if len(self.seen) == self.kill_after:
-            raise Killed
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def start():
     rng = np.random.default_rng(0)
@@ -84,20 +54,52 @@ def start():
 def run(start):
     def run(method, changes=None, given=start, size=64, seed=0, **options):
         recipe = dataclasses.replace(SHORT, **(changes or {}))
-        return train(method, Images(size), given, recipe, seed=seed, progress=False, **options)
+        return train(method, Images(NUM, size), given, recipe, seed=seed, progress=False, **options)
 
     return run
 
 
-def weights(joint):
-    parts = [*joint.models.items(), *joint.loss_funcs.items()]
-    state = {f"{name} {key}": value for name, part in parts for key, value in part.state_dict().items()}
-    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+# --- The table
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+def test_every_entry_is_made_of_entries():
+    for name, method in METHODS.items():
+        assert method.says, name
+        assert method.grouping in groupings.GROUPINGS, name
+        assert set(method.losses) <= losses.LOSSES.keys(), name
+    kinds = (methods.PLAIN, methods.NETWORKS, methods.LEARNED)
+    assert sorted(name for kind in kinds for name in kind) == sorted(METHODS)
+    assert methods.recipe_of("posets-fixed", SHORT) == dataclasses.replace(SHORT, regroup="fixed")
+
+
+def test_a_method_and_a_grouping_are_one_entry_each(run, start, monkeypatch):
+    seen = {}
+
+    class Pairs:
+        """Each sample with its successor in a source."""
+
+        def fit_predict(self, features, *, sources=None):
+            seen["sources"] = sources
+            return np.arange(2 * NUM) // 2
+
+    def pairs(plan, method):
+        seen["times"] = plan.start.times
+        return groupings.pseudo_label_batches(plan, method, Pairs(), samples_per_class=2), keep_groups
+
+    monkeypatch.setitem(groupings.GROUPINGS, "pairs", pairs)
+    monkeypatch.setitem(METHODS, "surer", Method("pairs of frames", ("multi-similarity",), "pairs"))
+    given = dataclasses.replace(start, sources=np.arange(NUM) // 4, times=np.arange(NUM) % 4)
+    joint = run("surer", {"mirror_images": True}, given=given)
+    assert joint.posets.num_classes == NUM
+    np.testing.assert_array_equal(seen["sources"], np.tile(given.sources, 2))
+    np.testing.assert_array_equal(seen["times"], np.tile(given.times, 2))
+
+
+def test_frozen_parameters_stay(run):
+    begin = networks.build(SHORT.architecture, seed=0, dropout=0.0)["trunk"]
+    trunk = run("ntxent", {"freeze": ("features.0.*", "features.4.*")}).models["trunk"][1]
+    same = [n for n, p in begin.named_parameters() if torch.equal(p, trunk.get_parameter(n))]
+    assert same == ["features.0.weight", "features.0.bias", "features.4.weight", "features.4.bias"]
 
 
 # --- Every method
@@ -105,7 +107,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("method", NEW)
 def test_two_rounds_of_every_method(method, run):
-    begin = alexnet.build(SHORT.architecture, seed=0, dropout=0.0)
+    begin = networks.build(SHORT.architecture, seed=0, dropout=0.0)
     watch = Watch()
     joint = run(method, log=watch)
     assert joint.finished
@@ -121,18 +123,13 @@ def test_two_rounds_of_every_method(method, run):
         n for n, p in begin["embedder"].named_parameters() if not torch.equal(p, embedder.get_parameter(n))
     ]
     assert "fc7.1.weight" in moved
-    assert joint.posets.round == (0 if method in ("concurl", "ntxent+feature", "supervised") else 1)
+    assert joint.posets.round == (
+        0 if method in ("concurl", "ntxent+feature", "posets-fixed", "supervised") else 1
+    )
     assert joint.extract(mirror=False).shape == (NUM, SHORT.fc_dim)
 
 
-@pytest.mark.parametrize("method", ["kmeans", "stml"])
-def test_mirror_images_as_samples_of_their_own(method, run):
-    joint = run(method, {"mirror_images": True})
-    assert joint.sampler.num_samples == len(joint.dataset) == 2 * NUM
-    assert not joint.sampler.uses_mirrored
-
-
-@pytest.mark.parametrize("method", ["udml-ss", "concurl", "stml"])
+@pytest.mark.parametrize("method", ["concurl", "stml"])
 def test_a_killed_run_ends_as_the_uninterrupted_one(method, run, tmp_path):
     changes = {"iterations": 2, "population": 0.5}
     expected = run(method, changes)
@@ -144,6 +141,13 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(method, run, tmp_path):
     assert_same(weights(joint), weights(expected))
     assert joint.history == expected.history
     np.testing.assert_array_equal(joint.extract(mirror=False), expected.extract(mirror=False))
+
+
+@pytest.mark.parametrize("method", ["kmeans", "stml"])
+def test_mirror_images_as_samples_of_their_own(method, run):
+    joint = run(method, {"mirror_images": True})
+    assert joint.sampler.num_samples == len(joint.dataset) == 2 * NUM
+    assert not joint.sampler.uses_mirrored
 
 
 def test_only_the_supervised_method_sees_labels(run, start):
@@ -289,101 +293,18 @@ def test_what_a_method_cannot_draw(method, changes, text):
             methods.check(method, dataclasses.replace(SHORT, num_clusters=None), NUM, num_clusters=100)
 
 
-# --- Trunks
-
-
-@pytest.mark.parametrize(
-    ("trunk", "size", "dim", "maps"),
-    [("googlenet", 64, 1024, (2, 2)), ("resnet18", 64, 512, (2, 2)), ("resnet50", 32, 2048, (4, 4))],
-)
-def test_trunks(trunk, size, dim, maps):
-    config = trunks.TorchvisionConfig(trunk, size, 24)
-    found = trunks.build(config, seed=3, dropout=0.0)
-    again = trunks.build(dataclasses.replace(config, fc_dim=9), seed=3)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(found["trunk"].parameters(), again["trunk"].parameters(), strict=True)
-    )
-    images = torch.rand(3, 3, size, size)
-    for layer, width in (("pooled", dim), ("embedding", 24)):
-        assert trunks.up_to(found, layer)(images).shape == (3, width)
-    assert trunks.feature_dim(found) == dim
-    assert trunks.maps_layer(found["trunk"]) == "features"
-    assert trunks.maps_size(found["trunk"], size) == maps
-    assert found["trunk"].training
-    assert trunks.settings(config)["small_stem"] == (size == 32)
-
-
-def test_alexnet_is_a_trunk_like_the_others():
-    config = alexnet.AlexNetConfig(image_size=64, fc_dim=8)
-    found = trunks.build(config, seed=0, dropout=0.0)
-    assert trunks.feature_dim(found) == 256 * 9
-    maps = found["trunk"].get_submodule(trunks.maps_layer(found["trunk"]))
-    assert isinstance(maps, torch.nn.ReLU)
-    assert trunks.maps_size(found["trunk"], 64) == (7, 7)
-    images = torch.rand(2, 3, 64, 64)
-    for trunk_layer, layer in (("pooled", "pool5"), ("embedding", "fc7")):
-        torch.testing.assert_close(
-            trunks.up_to(found, trunk_layer)(images), alexnet.up_to(found, layer)(images)
-        )
-    assert trunks.settings(config)["trunk"] == "alexnet"
-
-
-@pytest.mark.parametrize("trunk", ["googlenet", "resnet18"])
-def test_imagenet_weights_of_torchvision(trunk, tmp_path):
-    torch.manual_seed(0)
-    more = (
-        {"aux_logits": True, "init_weights": False, "transform_input": True} if trunk == "googlenet" else {}
-    )
-    theirs = getattr(torchvision_models, trunk)(weights=None, **more).eval()
-    state = {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}  # as in files of old
-    torch.save(state, tmp_path / "w.pth")
-    config = trunks.TorchvisionConfig(trunk, 64, 8)
-    ours = trunks.build(config, seed=1, dropout=0.0)
-    trunks.load_imagenet(ours, config, tmp_path / "w.pth")
-    images = torch.randn(2, 3, 64, 64)
-    pooled = []
-    theirs.avgpool.register_forward_hook(lambda module, args, output: pooled.append(output.flatten(1)))
-    with torch.no_grad():
-        theirs(images)
-        torch.testing.assert_close(ours["trunk"].eval()(images), pooled[0], rtol=1e-4, atol=1e-5)
-    other = trunks.TorchvisionConfig("resnet50", 64, 8)
-    with pytest.raises(
-        ValueError, match=r"does not fit resnet50 at .*: give torchvision's weights \(resnet50"
-    ):
-        trunks.load_imagenet(trunks.build(other, seed=0), other, tmp_path / "w.pth")
-    with pytest.raises(FileNotFoundError, match=f"give the local file of torchvision's {trunk}"):
-        trunks.load_imagenet(ours, config, tmp_path / "none.pth")
-
-
 def test_another_trunk_is_trained_and_read_again(run, tmp_path):
     changes = {"trunk": "resnet18", "image_size": 32, "rounds": 1}
     joint = run("tac-ccl", changes, size=32, output_dir=tmp_path)
     assert joint.loss_weights["attention"] == 16.0**2  # 4 x 4 maps
     path = tmp_path / "checkpoint.pt"
-    config = trunks.TorchvisionConfig("resnet18", 32, SHORT.fc_dim)
+    config = TrunkConfig("resnet18", 32, SHORT.fc_dim)
     assert architecture_of(path) == config
     with pytest.raises(ValueError, match="is of a resnet18: give one of --trunk alexnet"):
         config_of(path)
-    models = trunks.build(config, seed=9, dropout=0.0)
+    models = networks.build(config, seed=9, dropout=0.0)
     load_trained(models, path)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         expected = joint.evaluation_models["trunk"][1].eval()(images)
         torch.testing.assert_close(models["trunk"].eval()(images), expected)
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"trunk": "vgg"}, "--trunk must be one of alexnet, googlenet, resnet18, resnet50, got 'vgg'"),
-        ({"trunk": "resnet18", "image_size": 31}, "resnet18 needs images of at least 32 px"),
-        ({"trunk": "resnet18", "fc_dim": 0}, "--fc-dim 512"),
-        ({"samples_per_cluster": 1}, "--samples-per-cluster must be at least 2"),
-        ({"rotation": -0.1}, "--rotation must be at least 0"),
-        ({"population": 0.0, "consensus": 0.0}, "--population and --consensus are both 0"),
-    ],
-)
-def test_values_out_of_range(changes, text):
-    with pytest.raises(ValueError, match=text):
-        dataclasses.replace(SHORT, **changes)

@@ -1,15 +1,18 @@
 """The benchmarks' command line: defaults, presets, what overrides them, every combination that is wrong."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.core import alexnet, options, trunks
-from benchmarks.core.options import EVERY_METHOD, FILES, CommandLine, fast_precision
-from benchmarks.core.recipes import PRESETS, Recipe, flag
-from benchmarks.olympic import parse
+from benchmarks import lsp
+from benchmarks.core import options
+from benchmarks.core.options import FILES, fast_precision
+from benchmarks.core.recipes import PRESETS, AlexNetConfig, Recipe, TrunkConfig, flag
+from benchmarks.olympic import LINE, parse
 
 
 @pytest.fixture(autouse=True)
@@ -19,11 +22,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def got(*arguments):
-    return parse("A benchmark.\n\nMore of it.", [str(part) for part in arguments])
-
-
-def settled(preset):
-    return dataclasses.replace(PRESETS[preset], precision=fast_precision(got().device))
+    return parse([str(part) for part in arguments])
 
 
 # --- Defaults and presets
@@ -31,11 +30,11 @@ def settled(preset):
 
 def test_without_arguments():
     found = got()
-    assert found.data_root is None
-    assert (found.figures, found.preset) == ("full", "figures")
+    assert found.data.data_root is None
+    assert (found.data.figures, found.preset) == (None, "figures")
     assert found.methods == ("hog-lda", "start", "random", "posets")
     assert found.seeds == (0, 1, 2)
-    assert (found.initial, found.window, found.hog_size, found.components) == (
+    assert (found.first, found.window, found.hog_size, found.components) == (
         "hog-window",
         (0.2, 0.6),
         96,
@@ -44,18 +43,19 @@ def test_without_arguments():
     assert found.layer == "fc7"
     assert found.output == Path("runs/olympic")
     assert found.cache == Path("runs/cache")
-    assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert found.device == "auto"
     assert found.score_rounds
     assert found.progress
     assert not found.resume
-    assert found.recipe == settled("figures")
-    assert found.recipe.precision in ("float32", "bfloat16")
+    assert found.recipe == PRESETS["figures"]
+    here = found.settled("cpu")
+    assert (here.device, here.recipe.precision) == ("cpu", fast_precision("cpu"))
 
 
 def test_a_tree_has_other_defaults():
     found = got("--data-root", "tree")
-    assert (found.data_root, found.preset, found.seeds) == (Path("tree"), "small", (0,))
-    assert found.recipe == settled("small")
+    assert (found.data.data_root, found.preset, found.seeds) == (Path("tree"), "small", (0,))
+    assert found.recipe == PRESETS["small"]
 
 
 def test_each_run_has_a_new_folder():
@@ -70,14 +70,14 @@ def test_each_run_has_a_new_folder():
 def test_presets(preset):
     found = got("--preset", preset)
     assert found.preset == preset
-    assert found.recipe == settled(preset)
+    assert found.recipe == PRESETS[preset]
 
 
 def test_the_paper_s_preset_starts_from_hog_lda_as_it_is():
     found = got("--preset", "paper")
-    assert (found.initial, found.window, found.components) == ("hog-lda", None, 0)
+    assert (found.first, found.window, found.components) == ("hog-lda", None, 0)
     found = got("--preset", "paper", "--initial", "hog-window", "--components", 64)
-    assert (found.initial, found.window, found.components) == ("hog-window", (0.2, 0.6), 64)
+    assert (found.first, found.window, found.components) == ("hog-window", (0.2, 0.6), 64)
     assert got("--initial", "hog-lda").window is None
 
 
@@ -93,8 +93,8 @@ def test_every_field_of_a_recipe_has_an_option(field):
         "num_classes": (50,), "mean_size": (5.5,), "min_size": (4,), "max_size": (9,), "top_fraction": (0.5,),
         "regroup": ("network",), "mix": (0.9,), "optimizer": ("sgd",), "lr": (0.5,), "momentum": (0.1,),
         "weight_decay": (0.2,), "schedule": ("constant",), "ema": (0.5,), "sigma": (0.9,),
-        "brightness": (0.1,), "colour": (0.2,), "grey": (0.1,), "scale": (0.5, 2.0),
-        "precision": ("float32",), "trunk": ("resnet18",), "num_clusters": (30,),
+        "brightness": (0.1,), "color": (0.2,), "gray": (0.1,), "scale": (0.5, 2.0),
+        "precision": ("float32",), "trunk": ("resnet18",), "num_clusters": (30,), "freeze": ("a.*", "b"),
         "samples_per_cluster": (3,), "rotation": (0.3,), "attention": (9.0,), "exemplar": (0.5,),
         "population": (0.6,), "consensus": (0.7,), "num_transforms": (8,),
     }  # fmt: skip
@@ -106,7 +106,7 @@ def test_every_field_of_a_recipe_has_an_option(field):
         found = got("--preset", "small", flag(field.name), *values[field.name])
         expected = values[field.name] if len(values[field.name]) > 1 else values[field.name][0]
     assert getattr(found.recipe, field.name) == expected
-    others = dataclasses.replace(settled("small"), **{field.name: expected})
+    others = dataclasses.replace(PRESETS["small"], **{field.name: expected})
     assert found.recipe == others
 
 
@@ -122,14 +122,14 @@ def test_runs_of_several_methods_and_seeds():
     assert found.methods == ("posets", "hog")
     assert found.seeds == (3, 1)
     every = got("--method", "all").methods
-    assert every == tuple(m for m in EVERY_METHOD if m not in FILES)
+    assert every == tuple(m for m in LINE.methods if m not in (*FILES, "init"))
     assert {"posets", "cliques", "triplet", "ntxent", "hog", "hog-lda", "random"} <= set(every)
 
 
 def test_imagenet_weights_bring_their_method_and_its_shapes(tmp_path):
     (tmp_path / "alexnet.pth").touch()
     found = got("--method", "all", "--imagenet-weights", "alexnet.pth")
-    assert found.methods == tuple(m for m in EVERY_METHOD if m != "checkpoint")
+    assert found.methods == tuple(m for m in LINE.methods if m not in ("checkpoint", "init"))
     recipe = found.recipe_of("alexnet-imagenet")
     assert (recipe.image_size, recipe.fc_dim, recipe.batch_norm) == (227, 4096, False)
     assert recipe.precision == found.recipe.precision
@@ -137,16 +137,16 @@ def test_imagenet_weights_bring_their_method_and_its_shapes(tmp_path):
     assert found.recipe_of("posets-fixed") == dataclasses.replace(found.recipe, regroup="fixed")
     assert got("--preset", "paper", "--init", "alexnet.pth").init == Path("alexnet.pth")
     shapes = ("--image-size", 227, "--fc-dim", 4096, "--no-batch-norm")
-    assert got("--init", "alexnet.pth", *shapes).recipe.architecture == alexnet.AlexNetConfig()
+    assert got("--init", "alexnet.pth", *shapes).recipe.architecture == AlexNetConfig()
 
 
 def test_another_trunk_has_other_layers():
     assert got("--trunk", "resnet18").layer == "embedding"
     assert got("--trunk", "resnet18", "--layer", "pooled").layer == "pooled"
     assert got("--layer", "embedding").layer == "embedding"
-    assert CommandLine("lsp", layer="pool5").layer_of("googlenet") == "pooled"
+    assert lsp.LINE.layer_of("googlenet") == "pooled"
     recipe = got("--trunk", "resnet50", "--image-size", 32, "--fc-dim", 128).recipe
-    assert recipe.architecture == trunks.TorchvisionConfig("resnet50", 32, 128)
+    assert recipe.architecture == TrunkConfig("resnet50", 32, 128)
     assert recipe.settings()["small_stem"]
 
 
@@ -157,8 +157,8 @@ def test_everything_else_is_passed_on():
         "--no-round-scores", "--quiet", "--initial", "hog-window", "--window", 0.1, 0.3,
         "--hog-size", 64, "--components", 0,
     )  # fmt: skip
-    assert found.categories == ("run", "jump")
-    assert (found.skip_unreadable, found.resume, found.score_rounds, found.progress) == (
+    assert found.data.categories == ["run", "jump"]
+    assert (found.data.skip_unreadable, found.resume, found.score_rounds, found.progress) == (
         True,
         True,
         False,
@@ -167,20 +167,74 @@ def test_everything_else_is_passed_on():
     assert (found.cache, found.output) == (Path("c"), Path("o"))
     assert (found.device, found.workers, found.layer) == ("cpu", 0, "pool5")
     assert (found.window, found.hog_size, found.components) == ((0.1, 0.3), 64, 0)
-    assert got("--figures", "tiny").figures == "tiny"
+    assert got("--figures", "tiny").data.figures == "tiny"
 
 
-def test_the_help_says_the_defaults_and_the_presets(capsys):
+def test_the_help_is_short_and_says_what_each_method_is(capsys):
     with pytest.raises(SystemExit) as stop:
         got("--help")
     assert stop.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "A benchmark. " in text
-    assert "More of it" not in text
-    assert "presets: paper 20000" in text
-    assert "(default: 96)" in text
-    assert "default: None" not in text
-    assert "default: False" not in text
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 100
+    assert text.count("python benchmarks/olympic.py") == 3
+    for method in LINE.methods:
+        assert f"  {method} " in text
+    assert "--top-fraction" not in text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--method", "poset"], ["--window", "0", "1"]])
+def test_the_command_line_is_answered_before_torch_is_imported(arguments):
+    script = Path(lsp.__file__).with_name("olympic.py")
+    command = [sys.executable, "-X", "importtime", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == {"--help": 0, "--method": 2, "--window": 1}[arguments[0]]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "faiss", "pandas", "matplotlib"}
+
+
+# --- --set
+
+
+@pytest.mark.parametrize(
+    ("setting", "option"),
+    [
+        ("top_fraction=0.3", "--top-fraction 0.3"),
+        ("random-fraction=0.2", "--random-fraction 0.2"),
+        ("lambda=0.5", "--lambda 0.5"),
+        ("lam=0.5", "--lambda 0.5"),
+        ("refine=yes", "--refine"),
+        ("batch_norm=no", "--no-batch-norm"),
+        ("scale=0.5,2", "--scale 0.5 2"),
+        ("window=0.1,0.3", "--window 0.1 0.3"),
+        ("hog_size=48 components=0", "--hog-size 48 --components 0"),
+    ],
+)
+def test_settings_for_trials(setting, option):
+    found, expected = got("--set", *setting.split(), "--quiet"), got(*option.split(), "--quiet")
+    assert found == expected != got("--quiet")
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("topfraction=1", "--set topfraction=1: give name=value; --set help lists the names"),
+        ("refine", "--set refine: give name=value"),
+        ("refine=1", "--set refine must be yes or no, got '1'"),
+        ("mix=2", "--mix must be at most 1, got 2"),
+    ],
+)
+def test_settings_that_are_none(setting, text):
+    with pytest.raises(ValueError, match=text):
+        got("--set", setting)
+
+
+def test_all_settings_are_listed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        got("--set", "help")
+    assert stop.value.code == 0
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
+    fields = {flag(field.name)[2:].replace("-", "_") for field in dataclasses.fields(Recipe)}
+    assert listed == fields | {"hog_size", "window", "components"}
 
 
 def test_precision_follows_the_hardware(monkeypatch, tmp_path):
@@ -208,29 +262,25 @@ def test_precision_follows_the_hardware(monkeypatch, tmp_path):
         ("--components -5", "--components must be 0 or more, got -5"),
         ("--hog-size 90", "--hog-size must be a multiple of 8 from 16, got 90"),
         ("--hog-size 8", "from 16, got 8"),
-        ("--initial hog --window 0.2 0.6", "--window is for --initial hog-window, which is hog here"),
+        (
+            "--initial hog --window 0.2 0.6",
+            "--window is for --first-similarities hog-window, which is hog here",
+        ),
         ("--preset paper --window 0.2 0.6", "which is hog-lda here"),
         ("--window 0.2 0", "--window must be two numbers above 0, got 0.2 0"),
         ("--window nan 1", "--window must be two numbers above 0, got nan 1"),
         ("--resume", "--resume needs --output"),
         ("--method alexnet-imagenet", "needs --imagenet-weights FILE"),
-        ("--imagenet-weights w.pth", "is for --method alexnet-imagenet; to begin from them: --init FILE"),
         ("--method all --imagenet-weights w.pth", "--imagenet-weights: there is no file w.pth"),
         ("--method checkpoint", "needs --checkpoint FILE"),
-        ("--checkpoint c.pt", "--checkpoint is for --method checkpoint"),
         ("--method checkpoint --checkpoint c.pt", "--checkpoint: there is no file c.pt"),
         ("--preset paper --init w.pth", "--init: there is no file w.pth"),
-        ("--init w.pth", "torchvision's shapes: --image-size 227 --fc-dim 4096 --no-batch-norm"),
-        ("--preset paper --batch-norm --init w.pth", "torchvision's shapes"),
-        ("--preset paper --image-size 128 --init w.pth", "torchvision's shapes"),
+        ("--init w.pth", "--init: there is no file w.pth"),
+        ("--method init --init runs", "--init: there is no file runs"),
         ("--trunk resnet18 --layer fc6", "of --trunk resnet18 take pooled or embedding"),
-        ("--trunk resnet18 --image-size 32 --init w.pth", "--init needs torchvision's stem: --image-size 64"),
         ("--trunk resnet18 --init w.pth", "--init: there is no file w.pth"),
         ("--trunk googlenet --image-size 31", "googlenet needs images of at least 32 px"),
-        (
-            "--trunk resnet50 --method alexnet-imagenet --imagenet-weights w.pth",
-            "goes with --trunk alexnet; for weights of resnet50: --init FILE",
-        ),
+        ("--trunk resnet50 --method alexnet-imagenet --imagenet-weights w.pth", "there is no file w.pth"),
         ("--num-clusters 1", "--num-clusters must be at least 2, got 1"),
         ("--population 0 --consensus 0", "--population and --consensus are both 0"),
         ("--device gpu", "--device must be auto, cpu, cuda"),
@@ -254,6 +304,27 @@ def test_wrong_combinations(arguments, text):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        ("--init", "torchvision's shapes: --image-size 227 --fc-dim 4096 --no-batch-norm"),
+        ("--preset paper --batch-norm --init", "torchvision's shapes"),
+        ("--preset paper --image-size 128 --init", "torchvision's shapes"),
+        ("--trunk resnet18 --image-size 32 --init", "--init needs torchvision's stem: --image-size 64"),
+        ("--imagenet-weights", "is for --method alexnet-imagenet; to begin from them: --init FILE"),
+        ("--checkpoint", "--checkpoint is for --method checkpoint"),
+        (
+            "--trunk resnet50 --method alexnet-imagenet --imagenet-weights",
+            "goes with --trunk alexnet; for weights of resnet50: --init FILE",
+        ),
+    ],
+)
+def test_files_that_do_not_fit(arguments, text):
+    Path("w.pth").touch()
+    with pytest.raises(ValueError, match=text):
+        got(*arguments.split(), "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
         ("--method poset", "invalid choice: 'poset'"),
         ("--layer conv1", "invalid choice: 'conv1'"),
         ("--preset huge", "invalid choice: 'huge'"),
@@ -262,6 +333,7 @@ def test_wrong_combinations(arguments, text):
         ("--anchors assigned", "invalid choice: 'assigned'"),
         ("--regroup never", "invalid choice: 'never'"),
         ("--precision half", "invalid choice: 'half'"),
+        ("--first-similarities lda", "invalid choice: 'lda'"),
         ("--rounds 2.5", "invalid int value: '2.5'"),
         ("--lambda much", "invalid float value: 'much'"),
         ("--categories", "expected at least one argument"),

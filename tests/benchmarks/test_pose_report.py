@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from pose_trees import upright
 
+from benchmarks.lsp import COLORS, heated, with_pose
 from benchmarks.measures.skeletons import LSP_SKELETON, Skeleton, Stick
-from benchmarks.tasks.poses_report import COLOURS, heated, with_pose
 
 SIDE = 64
 ARMS = Skeleton(  # two sticks and one between the middles of two joints each
@@ -36,10 +36,10 @@ def drawn(image):
 def test_sticks_are_drawn_in_the_colour_of_their_side():
     image = blank()
     found = drawn(with_pose(image, POSE, ARMS))
-    assert set(found) == set(COLOURS.values())
-    assert 16 in found[COLOURS["right"]]
-    assert 48 in found[COLOURS["left"]]
-    assert 32 in found[COLOURS["middle"]]
+    assert set(found) == set(COLORS.values())
+    assert 16 in found[COLORS["right"]]
+    assert 48 in found[COLORS["left"]]
+    assert 32 in found[COLORS["middle"]]
     assert all(len(columns) <= 2 for columns in found.values())  # upright
     rows = np.flatnonzero((np.asarray(with_pose(image, POSE, ARMS)) > 0).any(axis=(1, 2)))
     assert (rows.min(), rows.max()) == (16, 48)
@@ -52,7 +52,7 @@ def test_sticks_of_a_missing_joint_are_not_drawn(joint, axis):
     pose = POSE.copy()
     pose[joint, axis] = np.nan
     found = drawn(with_pose(blank(), pose, ARMS))
-    assert set(found) == {COLOURS["left" if joint < 2 else "right"]}
+    assert set(found) == {COLORS["left" if joint < 2 else "right"]}
 
 
 def test_without_any_joint_nothing_is_drawn():
@@ -63,7 +63,7 @@ def test_without_any_joint_nothing_is_drawn():
 
 def test_a_whole_person_lies_between_its_joints():
     image = with_pose(blank(), upright(), LSP_SKELETON)
-    assert set(drawn(image)) == set(COLOURS.values())
+    assert set(drawn(image)) == set(COLORS.values())
     assert image.size == (SIDE, SIDE)
 
 

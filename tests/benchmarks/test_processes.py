@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_runs import few_patches, quick, rows_of, weights
+from benchmark_runs import FIGURES, few_patches, quick, rows_of, weights
 
 from benchmarks import deeppose, olympic, retrieval
-from benchmarks.core import common, methods, options, session, trunks
-from benchmarks.core.learning import Start
+from benchmarks.core import common, losses, methods, networks, options, session
+from benchmarks.core.groupings import Plan, Start
 from benchmarks.core.recipes import PRESETS
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.distributed.process_group import RankError
@@ -24,27 +24,19 @@ from pml_posets.training.joint import JointTrainer
 from pml_posets.training.objectives import PML_LOSSES
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = {
-    "sports": ("run", "throw"),
-    "num_sources": 3,
-    "num_clips": 1,
-    "num_frames": 6,
-    "size": 48,
-    "num_anchors": 6,
-}
 # Without batch norm (of which a process takes the statistics of its part) and augmentation (drawn for
 # its part) the weights of several processes are those of one, but for the order of sums.
 CHOSEN = ["--figures", "tiny", "--method", "hog-lda", "start", "posets", "--seed", 0, "--no-batch-norm"]
-CHOSEN += ["--brightness", 0, "--colour", 0, "--grey", 0]
+CHOSEN += ["--brightness", 0, "--color", 0, "--gray", 0]
 WATCHED = f"""
 import os, signal, sys, time
 from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import numpy as np
 import torch
-from benchmark_runs import few_patches
+from benchmark_runs import FIGURES, few_patches
 from benchmarks import olympic
-from benchmarks.core import common, logs, options
+from benchmarks.core import common, logs, options, session
 from benchmarks.figures import dataset
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.data.cache import FeatureCache
@@ -67,7 +59,7 @@ def watch(owner, name):
 watch(dataset, "_render")
 watch(ImageStore, "_make")
 watch(FeatureCache, "save")
-watch(common, "write_results")
+watch(session, "write_results")
 watch(common, "write_text")
 watch(logs.RunLog, "__init__")
 y_step, record = JointTrainer._y_step, JointTrainer._record
@@ -243,12 +235,12 @@ def test_the_methods_of_one_process_are_those_with_an_objective():
     rows = rng.standard_normal((24, 6)).astype(np.float32)
     start = Start(rows, labels=np.arange(24) % 3, num_clusters=3)
     recipe = replace(PRESETS["tiny"], batch_size=12, fc_dim=8, mirror_images=False, samples_per_cluster=2)
-    models = trunks.build(recipe.architecture, 0)
+    models = networks.build(recipe.architecture, 0)
     models["trunk"] = torch.nn.Sequential(torch.nn.Identity(), models["trunk"])
     found = []
-    for name, method in methods.METHODS.items():
-        losses = method(methods.Plan(start, recipe, models, 0)).losses
-        if any(one not in PML_LOSSES for one in losses):
+    for name in methods.LEARNED:
+        parts = losses.build(name, Plan(start, recipe, models, 0))
+        if any(one not in PML_LOSSES for one in parts.losses):
             found.append(name)
     assert sorted(found) == sorted(methods.OF_ONE_PROCESS)
 
@@ -271,7 +263,7 @@ def test_each_process_takes_its_own_device_and_the_first_one_s_folder(tmp_path, 
         assert (given.device, given.output, given.progress) == ("cuda:1", tmp_path / "of-0", True)
         raise Read
 
-    given = olympic.parse("", ["--method", "hog", "--device", "cpu"])
+    given = olympic.parse(["--method", "hog", "--device", "cpu", "--output", str(tmp_path / "o")])
 
     @contextmanager
     def joined(device):
@@ -281,7 +273,7 @@ def test_each_process_takes_its_own_device_and_the_first_one_s_folder(tmp_path, 
     monkeypatch.setattr(session, "from_environment", joined)
     monkeypatch.setattr(session, "broadcast_object", lambda one: replace(one, output=tmp_path / "of-0"))
     with pytest.raises(Read):
-        session.run(given, "figures-full", prepare, None)
+        session.run(given, "figures-full", prepare)
 
 
 def test_errors_say_whose_they_are(monkeypatch):

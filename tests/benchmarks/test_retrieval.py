@@ -10,13 +10,12 @@ from class_trees import write_cars, write_cub, write_folder, write_omniglot, wri
 from PIL import Image
 from torchvision import models as torchvision_models
 
-from benchmarks.core import common, logs, options, trunks
+from benchmarks import retrieval
+from benchmarks.core import networks, options, results
 from benchmarks.core.described import VIEWS
 from benchmarks.data import zero_shot as zero_shot_data
 from benchmarks.data.zero_shot import kind_of, load
-from benchmarks.retrieval import LINE, main, parse
-from benchmarks.tasks import retrieval as retrieval_task
-from benchmarks.tasks.retrieval_report import PUBLISHED
+from benchmarks.retrieval import LINE, PUBLISHED, main, parse
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.evaluation import retrieval_scores
 from pml_posets.features.instance_lda import InstanceLDA
@@ -71,7 +70,8 @@ def test_sop(tmp_path):
     assert (data.name, len(data.classes)) == ("sop", 5)
     assert data.train.tolist() == [0, 1, 2, 3]
     np.testing.assert_array_equal(data.labels[data.test], [2, 2, 3, 3, 4, 4])
-    assert parse("", ["--data-root", str(tmp_path)]).ks == (1, 10, 100, 1000)
+    given = parse(["--data-root", str(tmp_path), "--cache", str(tmp_path / "c")]).settled("cpu")
+    assert retrieval.Retrieval(data, given).ks == (1, 10, 100, 1000)
 
 
 def test_omniglot(tmp_path):
@@ -204,13 +204,13 @@ def test_a_row_for_every_method(whole):
 
 def test_measures_are_those_of_the_test_classes(data, whole, monkeypatch, tmp_path):
     seen = []
-    measured = retrieval_task.Retrieval.measured
+    measured = retrieval.Retrieval.measured
 
     def keep(self, features):
         seen.append((features, self.labels))
         return measured(self, features)
 
-    monkeypatch.setattr(retrieval_task.Retrieval, "measured", keep)
+    monkeypatch.setattr(retrieval.Retrieval, "measured", keep)
     main(arguments(data, tmp_path, "--method", "hog", "--no-nmi"))
     ((features, labels),) = seen
     assert features.shape[0] == 18
@@ -247,29 +247,6 @@ def test_published_figures_stand_beside_ours_where_they_are_known(tmp_path):
     assert all(set(known) <= set(LINE.learned) for known in PUBLISHED.values())
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing may catch it."""
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(data, whole, tmp_path, monkeypatch):
-    record = logs.RunLog.record
-
-    def kill(self, trainer):
-        record(self, trainer)
-        if trainer.joint.global_iteration + 1 == 2:
-            raise Killed
-
-    chosen = arguments(data, tmp_path, "--method", "hog", "udml-ss")
-    with monkeypatch.context() as patch:
-        patch.setattr(logs.RunLog, "record", kill)
-        with pytest.raises(Killed):
-            main(chosen)
-    assert list(rows_of(tmp_path)) == [("hog", 0)]
-    assert main([*chosen, "--resume"]) == 0
-    for key in (("hog", 0), ("udml-ss", 0)):
-        assert rows_of(tmp_path)[key]["metrics"] == rows_of(whole)[key]["metrics"]
-
-
 def test_a_trunk_of_torchvision_and_weights_to_begin_from(data, tmp_path):
     torch.manual_seed(0)
     torch.save(torchvision_models.resnet18(weights=None).state_dict(), tmp_path / "w.pth")
@@ -300,11 +277,11 @@ def test_an_instance_lda_of_a_network_s_features_is_scored(data, tmp_path, monke
     assert (row["settings"]["layer"], row["settings"]["instance_lda"]) == ("pooled", VIEWS)
     assert "InstanceLDA of pooled scored" in (tmp_path / "table.md").read_text()
 
-    chosen = parse("", given)
-    task = retrieval_task.prepare(chosen)
-    models = trunks.build(chosen.recipe.architecture, 0)
+    chosen = parse(given).settled("cpu")
+    task = retrieval.prepare(chosen)
+    models = networks.build(chosen.recipe.architecture, 0)
     network = torch.nn.Sequential(BatchAugmentation(), models["trunk"])
-    views = task.views(chosen.recipe.image_size)
+    views = task.unlabelled.views(chosen.recipe.image_size)
     assert len(views) == 18 * VIEWS["num_views"]  # of the images to learn from alone
     lda = InstanceLDA().fit(extract(network, views, progress=False), views.instances)
     images = task.tested.images_of(chosen.recipe.image_size)
@@ -323,7 +300,7 @@ def test_drawn_figures(tmp_path, monkeypatch):
     assert row["dataset"] == "figures-tiny"
     assert row["settings"]["num_train"] == row["settings"]["num_test"] == 8
     assert row["settings"]["num_test_classes"] == 2
-    assert common.read_results(tmp_path / "out" / "results.json")
+    assert results.read_results(tmp_path / "out" / "results.json")
 
 
 # --- What is wrong
@@ -354,7 +331,7 @@ def test_data_that_do_not_fit(tmp_path, write, more, text):
     write(tmp_path / "shapes")
     with pytest.raises(ValueError, match=text):
         main(arguments(tmp_path, tmp_path / "out", "--method", *(more or ["random"])))
-    assert not (tmp_path / "out" / "results.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -367,15 +344,15 @@ def test_data_that_do_not_fit(tmp_path, write, more, text):
 )
 def test_wrong_options(given, text):
     with pytest.raises(ValueError, match=text):
-        parse("", given)
+        parse(given)
 
 
 def test_the_defaults():
-    found = parse("", [])
-    assert (found.layer, found.initial, found.window) == ("embedding", "hog", None)
-    assert parse("", ["--preset", "paper"]).initial == "hog-lda"
+    found = parse([])
+    assert (found.layer, found.first, found.window) == ("embedding", "hog", None)
+    assert parse(["--preset", "paper"]).first == "hog-lda"
     assert found.recipe.fc_dim == 512
     assert set(found.methods) <= set(LINE.methods)
     assert zero_shot_data.NAMES.keys() | {"folder"} == set(zero_shot_data.KINDS)
-    every = parse("", ["--method", "all"]).methods
+    every = parse(["--method", "all"]).methods
     assert every == tuple(m for m in LINE.methods if m not in ("alexnet-imagenet", "checkpoint", "init"))

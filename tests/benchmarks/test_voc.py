@@ -1,29 +1,20 @@
 """voc.py as a command on a few objects: its numbers by hand, its files, its resuming, and folders."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import torchvision.datasets.voc
-from benchmark_runs import KILL, LEARNED, few_patches, quick, rows_of, weights
+from benchmark_runs import LEARNED, few_patches, quick, rows_of
 from PIL import Image
 from voc_trees import scenes, write_voc
 
 from benchmarks import voc
 from benchmarks.core import options, session
 from benchmarks.data.labelled_images import load_folder
-from benchmarks.tasks import objects as object_task
-from benchmarks.tasks import objects_report as object_report
 from benchmarks.voc import main
 
-ROOT = Path(__file__).resolve().parents[2]
 PLAIN = ["majority", "hog", "hog-lda", "hog-views", "start"]
 CLASSES = ("bus", "cat", "dog")
 
@@ -59,7 +50,7 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Those of `whole`, which is made before, are enough."""
-    monkeypatch.setattr(object_report, "SHOWN", ())
+    monkeypatch.setattr(voc, "SHOWN", ())
 
 
 def arguments(data, output, *more):
@@ -68,7 +59,7 @@ def arguments(data, output, *more):
 
 
 def folder_of(data, output, *more):
-    return arguments(data, output, "--dataset", "folder", "--data-root", data / "stripes", *more)
+    return arguments(data, output, "--data-root", data / "stripes", *more)
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +93,9 @@ def test_the_majority_is_the_most_frequent_class_to_learn_from(whole):
 
 def test_the_nearest_vote_by_their_similarity(data, tmp_path):
     """Shares of the votes times shares of the similarities 1 + r, in loops."""
-    given = voc.parse("", arguments(data, tmp_path, "--method", "hog", "--votes", 3))
-    task = object_task.prepare(given)
-    features = task.described.hog("hog")[0].astype(np.float64)
+    given = voc.parse(arguments(data, tmp_path, "--method", "hog", "--votes", 3)).settled("cpu")
+    task = voc.prepare(given)
+    features = task.tested.hog("hog")[0].astype(np.float64)
     names = [task.data.classes[label] for label in task.data.labels]
     predicted = []
     for query in task.data.test:
@@ -122,10 +113,10 @@ def test_the_nearest_vote_by_their_similarity(data, tmp_path):
 
 
 def test_objects_that_look_alike_are_told(data, tmp_path):
-    given = voc.parse("", folder_of(data, tmp_path))
-    task = object_task.prepare(given)
+    given = voc.parse(folder_of(data, tmp_path)).settled("cpu")
+    task = voc.prepare(given)
     for method in ("hog", "hog-lda", "hog-views", "start"):
-        assert session.run_method(method, 0, task, given, tmp_path).score.metrics["accuracy"] == 1, method
+        assert session.run_method(method, 0, task, tmp_path).score.metrics["accuracy"] == 1, method
 
 
 # --- A whole run
@@ -134,7 +125,7 @@ def test_objects_that_look_alike_are_told(data, tmp_path):
 def test_a_row_for_every_method(whole):
     rows = json.loads((whole / "results.json").read_text())
     assert [row["method"] for row in rows] == [*PLAIN, "random", *LEARNED]
-    assert {row["method"] for row in rows} == {*voc.LINE.methods} - {*options.FILES}
+    assert {row["method"] for row in rows} == {*voc.LINE.methods} - {*options.FILES, "init"}
     for row in rows:
         metrics = row["metrics"]
         assert (row["dataset"], row["seed"]) == ("voc2007", 0)
@@ -165,14 +156,15 @@ def test_settings_are_those_that_the_numbers_depend_on(whole):
     }
     assert more["majority"] == set()
     assert more["hog"] == more["hog-lda"] == {"hog_size"}
-    views = {"num_images", "num_views", "flips", "scale", "brightness", "colour", "grey"}
+    views = {"num_images", "num_views", "flips", "scale", "brightness", "color", "gray"}
     assert more["hog-views"] == more["hog"] | views
-    assert more["start"] == {"hog_size", "initial", "window"}
+    assert more["start"] == {"hog_size", "first_similarities", "window"}
     assert {"image_size", "fc_dim", "layer", "precision", "device"} <= more["random"]
     assert "rounds" not in more["random"]
     posets = rows["posets", 0]["settings"]
     expected = {
-        "hog_size": 32, "initial": "hog-window", "components": 32, "rounds": 2, "fc_dim": 8, "preset": "tiny",
+        "hog_size": 32, "first_similarities": "hog-window", "components": 32, "rounds": 2,
+        "fc_dim": 8, "preset": "tiny",
         "layer": "fc6", "regroup": "mixed", "num_classes": 4, "mean_size": 4.0,
     }  # fmt: skip
     assert {name: posets[name] for name in expected} == expected
@@ -181,10 +173,10 @@ def test_settings_are_those_that_the_numbers_depend_on(whole):
 
 
 def test_the_paper_s_classes_are_the_default(data, tmp_path):
-    given = voc.parse("", ["--data-root", str(data / "voc"), "--output", str(tmp_path)])
-    assert (given.recipe.num_classes, given.recipe.mean_size, given.num_votes) == (1000, 8.0, 5)
-    assert (given.layer, given.train_set, given.test_set) == ("fc6", "trainval", "test")
-    assert not given.download
+    given = voc.parse(["--data-root", str(data / "voc"), "--output", str(tmp_path)])
+    assert (given.recipe.num_classes, given.recipe.mean_size, given.data.votes) == (1000, 8.0, 5)
+    assert (given.layer, given.data.train_set, given.data.test_set) == ("fc6", "trainval", "test")
+    assert not given.data.download
 
 
 def test_table(whole):
@@ -233,13 +225,13 @@ def test_logs_and_checkpoints(whole, method):
 
 
 def test_only_the_train_half_is_learned_from(data, tmp_path):
-    task = object_task.prepare(voc.parse("", arguments(data, tmp_path)))
+    task = voc.prepare(voc.parse(arguments(data, tmp_path)).settled("cpu"))
     assert len(task.images) == len(task.start.features) == 24
     size = (64, 64)
     for i, index in enumerate(task.data.train):
         crop = task.data.images[int(index)].resize(size, Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(task.images[i].permute(1, 2, 0).numpy(), np.asarray(crop))
-    assert task.described.statistics is task.unlabelled.statistics
+    assert task.tested.statistics is task.unlabelled.statistics
 
 
 def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path):
@@ -251,23 +243,6 @@ def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path):
 
 
 # --- Going on
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers_and_weights(data, whole, tmp_path):
-    chosen = arguments(data, tmp_path, "--method", "majority", "posets")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", KILL, voc.__file__, *chosen]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == -signal.SIGKILL, run.stderr
-    assert list(rows_of(tmp_path)) == [("majority", 0)]
-    assert main([*chosen, "--resume"]) == 0
-    rows, expected = rows_of(tmp_path), rows_of(whole)
-    for key in (("majority", 0), ("posets", 0)):
-        assert rows[key]["metrics"] == expected[key]["metrics"]
-        assert rows[key]["settings"] == expected[key]["settings"]
-    found, wanted = weights(tmp_path / "posets-seed0"), weights(whole / "posets-seed0")
-    assert found.keys() == wanted.keys()
-    assert [name for name in found if not torch.equal(found[name], wanted[name])] == []
 
 
 def test_a_run_goes_on_where_the_data_have_moved(data, whole, tmp_path):
@@ -283,7 +258,9 @@ def test_other_votes_may_be_asked_of_a_trained_network(data, whole, tmp_path):
     shutil.copytree(whole / "cliques-seed0", tmp_path / "cliques-seed0")
     main(arguments(data, tmp_path, "--resume", "--method", "cliques", "--votes", 1))
     assert rows_of(tmp_path)["cliques", 0]["settings"]["num_votes"] == 1
-    with pytest.raises(ValueError, match=r"has cliques, seed 0, of other settings \(--votes 1, here 5\)"):
+    with pytest.raises(
+        ValueError, match=r"has rows of other settings: cliques, seed 0 \(--votes 1, here 5\)"
+    ):
         main(arguments(data, tmp_path, "--resume", "--method", "majority"))
 
 
@@ -307,6 +284,24 @@ def test_a_folder_of_images(data, tmp_path):
     settings = rows["ntxent", 0]["settings"]
     assert (settings["num_train"], settings["num_test"], settings["left_out"]) == (12, 12, {})
     assert "Here: stripes, 5 nearest of 12 vote on 12" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("write", "more", "kind"),
+    [
+        ("cats/1.png", [], "folder"),
+        ("labels.csv", [], "folder"),
+        ("VOCdevkit/VOC2007/x", [], "voc"),
+        ("cats/1.png", ["--download"], "voc"),
+        ("cats/1.png", ["--train-set", "train"], "voc"),
+        ("x", [], "voc"),
+    ],
+)
+def test_what_a_folder_holds_is_seen(tmp_path, write, more, kind):
+    path = tmp_path / write
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    assert voc.parse(["--data-root", str(tmp_path), *more]).data.dataset == kind
 
 
 def test_unreadable_images(data, tmp_path, capsys):
@@ -366,12 +361,12 @@ def test_nothing_is_downloaded_unless_asked_for(data, tmp_path, monkeypatch):
 def test_options_that_do_not_fit(data, tmp_path, more, text):
     with pytest.raises(ValueError, match=text):
         main(arguments(data, tmp_path / "out", "--method", "majority", *more))
-    assert not (tmp_path / "out" / "results.json").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_data():
     with pytest.raises(SystemExit):
-        voc.parse("", [])
+        voc.parse([])
 
 
 # --- Real data
@@ -380,7 +375,7 @@ def test_without_data():
 def test_the_majority_of_the_cars(shared_data, tmp_path):
     root = shared_data / "cars196_train"
     given = ["--dataset", "folder", "--data-root", root, "--output", tmp_path, "--cache", tmp_path]
-    task = object_task.prepare(voc.parse("", [str(part) for part in given]))
+    task = voc.prepare(voc.parse([str(part) for part in given]).settled("cpu"))
     data = load_folder(root, "images")
     most = np.bincount(data.labels[data.train]).argmax()
     expected = np.mean(data.labels[data.test] == most)

@@ -1,1 +1,0 @@
-"""What each benchmark measures, and how it is shown."""
