@@ -17,6 +17,7 @@ from benchmarks.core.recipes import Recipe
 from pml_posets._random import derive_seeds, preserved_randomness, seed_everything
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.data.datasets import WithMirrorImages
+from pml_posets.distributed.sharing import from_main
 from pml_posets.training.joint import JointTrainer
 
 
@@ -103,7 +104,8 @@ def train(
         end_of_iteration_hook=None if log is None else log.record,
         end_of_epoch_hook=None if end_of_round is None else lambda trainer: end_of_round(trainer.joint),
     )
-    joint.train(resume=resume)
+    begun = output_dir is not None and from_main((output_dir / "checkpoint.pt").is_file)
+    joint.train(resume=resume and begun)
     return joint
 
 

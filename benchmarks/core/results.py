@@ -80,7 +80,7 @@ def read_results(path: Path) -> list[Result]:
     """
     try:
         text = Path(path).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise OSError(

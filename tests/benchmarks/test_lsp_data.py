@@ -87,7 +87,7 @@ def test_only_the_train_half_of_lsp_is_learned_from_wherever_it_lies(data, tmp_p
 
 def test_drawn_frames_of_an_athlete_share_their_source(data, tmp_path, monkeypatch):
     monkeypatch.setitem(options.FIGURE_SIZES, "tiny", FIGURES)
-    given = lsp.parse(arguments(data, tmp_path, "--figures", "tiny", "--method", "random"))
+    given = lsp.parse(arguments(data, tmp_path, "--figures", "tiny", "--method", "random")).settled("cpu")
     task = lsp.prepare(given)
     assert task.pool.sources.tolist() == np.repeat([0, 1, 2], 5).tolist()
     assert task.start.sources is task.pool.sources
@@ -112,7 +112,7 @@ def test_hog_is_centred_on_what_is_learned_from(data, tmp_path):
     found = []
     for root in ("lsp", "lspet", "lsp"):
         given = arguments(data, tmp_path, "--method", "random", "--train-root", data / root)
-        found.append(lsp.prepare(lsp.parse(given)).described.hog("hog")[0])
+        found.append(lsp.prepare(lsp.parse(given).settled("cpu")).tested.hog("hog")[0])
     np.testing.assert_array_equal(found[0], found[2])
     assert np.abs(found[0] - found[1]).max() > 1e-3
 

@@ -345,7 +345,7 @@ def test_results_that_are_damaged(data, tmp_path):
     ("change", "text"),
     [
         (["--lambda", "0.7"], "belongs to another run .*there your lam=.*, here 0.7"),
-        (["--initial", "hog"], "there your initial='hog-window', here 'hog'"),
+        (["--initial", "hog"], "there your first_similarities='hog-window', here 'hog'"),
         (["--window", "0.3", "0.6"], r"there your window='\[0.2, 0.6\]', here '\[0.3, 0.6\]'"),
         (["--batch-size", "18"], "there sampler batch_size=16, here 18"),
     ],
