@@ -157,7 +157,7 @@ def prepared_medoids(
             return assigned, classes
         sums = _summed_distances(x, of, distance)  # (A,)
         best = sums.new_full((len(classes),), math.inf).scatter_reduce_(0, group, sums, "amin")
-        best += best.abs() * (_TIE_EPS * torch.finfo(torch.float32).eps)
+        best.add_(best.abs(), alpha=_TIE_EPS * torch.finfo(torch.float32).eps)
         candidates = assigned.masked_fill(sums > best[group], len(labels))
         first = candidates.new_full((len(classes),), len(labels))
         return first.scatter_reduce_(0, group, candidates, "amin"), classes

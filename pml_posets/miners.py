@@ -173,7 +173,7 @@ class NearestMedoidMiner(BaseMiner):
         else:
             representatives, positives = self._of_batch(embeddings, labels, ref_emb, ref_labels)
         negatives = positives.any(dim=1, keepdim=True) & ~positives
-        if ref_emb is embeddings:
+        if ref_emb is embeddings and self.anchors == "all":
             positives[representatives, torch.arange(len(representatives), device=positives.device)] = False
         a1, p = positives.nonzero(as_tuple=True)
         a2, n = negatives.nonzero(as_tuple=True)

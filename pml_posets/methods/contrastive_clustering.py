@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pytorch_metric_learning.distances.base_distance import BaseDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 
-from .._batch_checks import check_batch, check_distance
+from .._batch_checks import check_batch, check_distance, warn_once
 from .._medoids import default_distance, full_precision, squared_distances, without_autocast
 from .._validation import as_real, check_option
 
@@ -33,7 +33,7 @@ class ContrastiveClusteringLoss(BaseMetricLossFunction):
         softmax    L(z) = -log( exp(-|z - c_y|^2 / t) / sum_k exp(-|z - c_k|^2 / t) )
 
     with y the cluster of z. Samples with the label -1, and those whose cluster has no center, are left out.
-    With a single center both forms are 0. The centers c_k are, in this order of precedence:
+    With a single center both forms are 0, which gives a warning. The centers c_k are, in this order:
 
     - the means of ref_emb over its ref_labels;
     - what `set_centers` was given: centers of all data, fixed until the next call;
@@ -153,6 +153,10 @@ class ContrastiveClusteringLoss(BaseMetricLossFunction):
             anchors = own.any(dim=1).nonzero().squeeze(1)  # (A,)
             if anchors.numel() == 0:
                 return self.zero_losses()
+            if len(clusters) == 1:
+                warn_once(
+                    self, "ContrastiveClusteringLoss is 0: there is one cluster only. Is the grouping right?"
+                )
             own = own[anchors]
             centers = centers.detach() if self.detach_centers else centers
             sq_dist = squared_distances(self.distance, x[anchors], centers)  # (A, K)

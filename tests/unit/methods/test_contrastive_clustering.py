@@ -1,6 +1,7 @@
 """Contrastive clustering against plain loops, and as PML asks of a loss."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -322,3 +323,13 @@ def test_names_of_version_0_1():
         old.set_centres(centers, labels)
     loss.set_extra_state({"centres": centers, "labels": labels})  # of a checkpoint
     assert all(torch.equal(a, b) for a, b in zip(loss._given, old._given, strict=True))
+
+
+def test_a_single_cluster_is_said_once():
+    loss, embeddings = ContrastiveClusteringLoss(), torch.randn(6, 4)
+    with pytest.warns(UserWarning, match="there is one cluster only"):
+        assert loss(embeddings, torch.zeros(6).long()) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(embeddings, torch.zeros(6).long())
+        ContrastiveClusteringLoss()(embeddings, torch.arange(6) % 2)
