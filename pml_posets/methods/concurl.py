@@ -329,8 +329,8 @@ class ConcurlObjective(nn.Module):
         count = len(features) // 2
         if torch.equal(features[:count], features[count:]):
             raise ValueError(
-                "there is only one view: the trunk gave the same features for both passes. Put an augmentation "
-                "in front of it (BatchAugmentation, in training mode), or give batches of two views and views=2"
+                "there is only one view: the trunk gave the same features for both passes. Let it begin with "
+                "BatchAugmentation, in training mode, or give batches of two views, and views=2"
             )
         self._seen_two_views = True
 
