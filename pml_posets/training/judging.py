@@ -1,0 +1,112 @@
+"""A judge without labels beside the rounds: which round was best, and whether training helped at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._io import atomic_write
+from ..distributed.process_group import is_main
+from ..evaluation.label_free import label_free_score
+
+__all__ = ["LabelFreeJudge"]
+
+
+class LabelFreeJudge:
+    """Scores the network after each round by `label_free_score`, and keeps the best one.
+
+    Give the same object to `JointTrainer` twice: as `start_of_round_hook`, which judges the start, and as
+    `end_of_epoch_hook`, which judges each round. Training is not changed by it.
+
+    Args:
+        images: dataset of images to judge by, without augmentation; a few hundred to 2,000.
+        changed: dataset of the same images, changed, the same way each time: `WithViews(images, transform,
+            num_views=1)`.
+        path: a .pt file for scores and the best weights, so that a resumed run knows the rounds before.
+            Default None: they are kept in memory.
+        **options: num_neighbors, num_samples, random_state of `label_free_score`.
+
+    Attributes:
+        scores: list of {"round", "score", "contrast", "stability"}; round 0 is the start, before training.
+
+    Raises:
+        ValueError: if the two datasets differ in length.
+
+    Source: none, an addition.
+    """
+
+    def __init__(
+        self, images: Any, changed: Any, path: str | os.PathLike[str] | None = None, **options: Any
+    ) -> None:
+        if len(images) != len(changed):
+            raise ValueError(f"changed must hold the same images, got {len(images)} and {len(changed)}")
+        self.images, self.changed, self.options = images, changed, options
+        self.path = None if path is None else Path(path)
+        self.scores: list[dict[str, float]] = []
+        self._best: dict[str, dict[str, torch.Tensor]] = {}
+        if self.path is not None and self.path.exists():
+            kept = torch.load(self.path, map_location="cpu", weights_only=True)
+            self.scores, self._best = kept["scores"], kept["best"]
+
+    def __call__(self, source: Any) -> None:
+        """Judge now.
+
+        Args:
+            source: the `JointTrainer`, at the start of a round, or its PML trainer, at the end of one.
+        """
+        joint = getattr(source, "joint", source)
+        number = joint.round + (source is not joint)  # rounds of training behind the network
+        self.scores = [row for row in self.scores if row["round"] < number or source is joint]
+        if source is joint and any(row["round"] == number for row in self.scores):
+            return
+        rows = [joint.extract(data, mirror=False, progress=False) for data in (self.images, self.changed)]
+        found = label_free_score(*rows, **self.options)
+        row = {
+            "round": number,
+            "score": found.score,
+            "contrast": found.contrast,
+            "stability": found.stability,
+        }
+        self.scores.append(row)
+        if found.score >= max(row["score"] for row in self.scores):
+            self._best = {
+                name: {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+                for name, model in joint.evaluation_models.items()
+            }
+        if self.path is not None and is_main():
+            with atomic_write(self.path) as file:
+                torch.save({"scores": self.scores, "best": self._best}, file)
+
+    @property
+    def best_round(self) -> int:
+        """The round with the highest score; 0 is the start.
+
+        Raises:
+            ValueError: before anything was judged.
+        """
+        if not self.scores:
+            raise ValueError("nothing was judged yet: give the judge to JointTrainer as its hooks")
+        return int(max(self.scores, key=lambda row: row["score"])["round"])
+
+    def restore_best(self, joint: Any) -> int:
+        """Load the weights of the best round into the trunk and embedder in use.
+
+        Returns:
+            That round; 0 is the start.
+        """
+        best = self.best_round
+        for name, model in joint.evaluation_models.items():
+            model.load_state_dict(self._best[name])
+        return best
+
+    def verdict(self) -> str:
+        """One sentence: was training worth it?"""
+        best, start = self.best_round, self.scores[0]
+        last = self.scores[-1]
+        told = f"score {start['score']:.3f} in round {start['round']:.0f}, {last['score']:.3f} at the end"
+        if best == start["round"]:
+            return f"Judged without labels, the start was better than every round of training ({told})."
+        return f"Judged without labels, round {best} was the best ({told})."
