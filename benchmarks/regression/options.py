@@ -23,6 +23,11 @@ EXAMPLES = """examples:
   python benchmarks/deeppose.py --mpii-annotations FILE.mat --mpii-images FOLDER --set iterations=5000 lr=5e-4
 """
 FORMS = {"random": "random", "posets": "posets FILE [NAME]", "imagenet": "imagenet FILE"}  # of --init
+ABOUT = {
+    "random": "fresh weights",
+    "posets": "checkpoint.pt of a benchmark",
+    "imagenet": "torchvision's alexnet .pth, labels of ImageNet",
+}
 _CHOICES = {
     "optimizer": ("adamw", "adagrad", "sgd"),
     "schedule": ("constant", "cosine"),
@@ -118,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--skip-unreadable", action="store_true", help="leave unreadable images out, and count them")
     add("--figures", choices=("full", "tiny"), help="size of the drawn data; default: full")
     add = parser.add_argument_group("run").add_argument
-    forms = "; ".join(FORMS.values())
+    forms = "; ".join(f"{form} ({ABOUT[kind]})" for kind, form in FORMS.items())
     add("--init", nargs="+", action="append", metavar=("KIND", "FILE"), help=f"once for each row: {forms}")
     add("--init-layers", choices=("pool5", "fc6", "fc7"), default="fc7", help="last layer taken from FILE")
     add(

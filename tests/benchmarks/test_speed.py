@@ -18,6 +18,7 @@ from pml_posets.neighbors.nearest import search
 from pml_posets.posets import Posets
 from pml_posets.samplers.pseudo_label import PseudoLabelSampler
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     *(
         "--quiet",
@@ -82,6 +83,17 @@ def test_wrong_options_are_told():
     ):
         with pytest.raises(ValueError, match=text):
             speed.parse([option, value])
+
+
+@pytest.mark.parametrize("name", ["deeppose", "speed"])
+def test_help_imports_no_torch(name):
+    code = (
+        f"import sys, benchmarks.{name} as command\ntry: command.parse(['--help'])\nexcept SystemExit: pass\n"
+    )
+    code += "assert not {'torch', 'faiss', 'pml_posets.data'} & set(sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "--output" in answer.stdout
 
 
 def test_turns_alternate():
@@ -183,7 +195,7 @@ def test_errors_come_back_from_the_child():
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_child_ends_with_a_killed_parent():
     script = "import time; from benchmarks.timing import clock; clock.in_child(time.sleep, 300)"
-    parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
 
     def children() -> list[str]:
         return Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
