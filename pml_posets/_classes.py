@@ -15,7 +15,7 @@ from .neighbors.nearest import Neighbors
 ArrayLike: TypeAlias = "np.ndarray | torch.Tensor"
 
 BLOCK_BYTES = 1 << 26  # rows gathered at a time
-_SMALL_CLASS = 32  # up to this size distances are differences, above it centred matrix products in float64
+_SMALL_CLASS = 32  # up to this size distances are differences, above it centered matrix products in float64
 _WHOLE_CLASS = 4096  # up to this size the distances of a class are one block
 
 
@@ -58,7 +58,7 @@ def check_neighbors(neighbors: Neighbors, num_samples: int, mirrored: bool) -> N
         raise ValueError(f"neighbors must hold indices in -1..{num_samples - 1}: they are of another dataset")
     if (neighbors.indices == np.arange(num_samples)[:, None]).any():
         raise ValueError(
-            "neighbors must not list a sample as its own neighbour: search with exclude_self=True"
+            "neighbors must not list a sample as its own neighbor: search with exclude_self=True"
         )
     if mirrored != (neighbors.flips is not None):
         raise ValueError("neighbors and mirrored do not match: give both with mirror images, or neither")
@@ -99,8 +99,7 @@ class ClassMembers:
     def blocks(self, num_dims: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(b,) class ids and their (b, size) members, classes of equal size together.
 
-        Their rows of so many dimensions and their pairs take bounded memory; a class too large for that comes
-        alone.
+        Their rows and pairs take bounded memory; a class too large for that comes alone.
         """
         sizes = self.sizes
         for size in np.unique(sizes[sizes > 0]):
@@ -114,7 +113,7 @@ class ClassMembers:
 def pairwise_distances(rows: torch.Tensor) -> torch.Tensor:
     """Euclidean distances inside each of B groups: (B, s, D) float32 to (B, s, s), with a zero diagonal.
 
-    Groups of up to 32 by plain differences; larger ones by matrix products of the centred rows in float64, so
+    Groups of up to 32 by plain differences; larger ones by matrix products of centered float64 rows, so
     that near-duplicates keep their distance.
     """
     if rows.shape[1] <= _SMALL_CLASS:

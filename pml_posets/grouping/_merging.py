@@ -18,9 +18,9 @@ def unique_groups(groups: Groups, owner: np.ndarray) -> tuple[Groups, np.ndarray
     run = np.cumsum(fresh) - 1
     first = np.minimum.reduceat(order, np.flatnonzero(fresh))  # (runs,) lowest id of each
     kept = np.sort(first)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.searchsorted(kept, first[run])
-    return groups.pick(kept), np.where(owner >= 0, place[owner], -1)
+    new_id = np.empty(len(order), np.int64)
+    new_id[order] = np.searchsorted(kept, first[run])
+    return groups.pick(kept), np.where(owner >= 0, new_id[owner], -1)
 
 
 def merge(
@@ -163,43 +163,43 @@ def _unite(
     rows = np.concatenate([changed, leader])
     samples = np.concatenate([groups.members[changed], groups.members[child]])
     flips = np.concatenate([groups.flips[changed], groups.flips[child] ^ turned[:, None]])
-    there = samples >= 0
-    place = np.searchsorted(changed, np.repeat(rows, samples.shape[1])[there.reshape(-1)])
-    sample, flip = samples[there], flips[there]
+    filled = samples >= 0
+    group = np.searchsorted(changed, np.repeat(rows, samples.shape[1])[filled.reshape(-1)])
+    sample, flip = samples[filled], flips[filled]
     num_samples = len(space.table)
-    key, once = np.unique(place * num_samples + sample, return_index=True)
-    place, sample, flip = key // num_samples, key % num_samples, flip[once]
+    key, once = np.unique(group * num_samples + sample, return_index=True)
+    group, sample, flip = key // num_samples, key % num_samples, flip[once]
     own = groups.pick(changed)
-    score = _similarity_to(own, place, sample, flip, space)
-    order = np.lexsort((sample, -score, place))
-    place, sample, flip = place[order], sample[order], flip[order]
+    score = _similarity_to(own, group, sample, flip, space)
+    order = np.lexsort((sample, -score, group))
+    group, sample, flip = group[order], sample[order], flip[order]
     if codes is not None:
         source = codes[sample]
-        best = np.unique(place * (codes.max() + 1) + source, return_index=True)[1]
+        best = np.unique(group * (codes.max() + 1) + source, return_index=True)[1]
         best.sort()
-        place, sample, flip = place[best], sample[best], flip[best]
-    starts = np.searchsorted(place, np.arange(changed.size))
-    position = np.arange(place.size) - starts[place]
+        group, sample, flip = group[best], sample[best], flip[best]
+    starts = np.searchsorted(group, np.arange(changed.size))
+    position = np.arange(group.size) - starts[group]
     short = position < max_size
     shape = (changed.size, int(position[short].max()) + 1)
     united = Groups(np.full(shape, -1, np.int64), np.zeros(shape, bool))
-    united.members[place[short], position[short]] = sample[short]
-    united.flips[place[short], position[short]] = flip[short]
+    united.members[group[short], position[short]] = sample[short]
+    united.flips[group[short], position[short]] = flip[short]
     return changed, united
 
 
 def _similarity_to(
-    own: Groups, place: np.ndarray, sample: np.ndarray, flip: np.ndarray, space: Space
+    own: Groups, group: np.ndarray, sample: np.ndarray, flip: np.ndarray, space: Space
 ) -> np.ndarray:
-    """(E,) mean similarity of each entry (sorted by place) to the others of its group `place`."""
-    counts = np.bincount(place, minlength=len(own.members))
+    """(E,) mean similarity of each entry (sorted by group) to the others of its group."""
+    counts = np.bincount(group, minlength=len(own.members))
     starts = np.concatenate([[0], np.cumsum(counts)])
-    score = np.zeros(place.size)
+    score = np.zeros(group.size)
     for above, width in size_ranges(counts):
         part = np.flatnonzero((counts > above) & (counts <= width))
         for block in blocks(part.size, width * own.members.shape[1]):
             chosen = part[block]
-            entry = np.minimum(starts[chosen][:, None] + np.arange(width), place.size - 1)  # (b, width)
+            entry = np.minimum(starts[chosen][:, None] + np.arange(width), group.size - 1)  # (b, width)
             inside = np.arange(width) < counts[chosen][:, None]
             members = own.members[chosen]
             gaps = space.distances(sample[entry], flip[entry], members, own.flips[chosen])

@@ -39,7 +39,7 @@ def gain_of_joining(
 
 
 def batches(pool: Pool, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Positions of the pool's classes in a random order, so many at a time."""
+    """Positions of the pool's classes in a random order, `size` at a time."""
     order = rng.permutation(len(pool.classes))
     for first in range(0, order.size, size):
         yield order[first : first + size]

@@ -56,7 +56,7 @@ class SurrogateGrouping(ClusterMixin, BaseEstimator):
             0.5.
         max_widening: how much wider than a group its union with the next sample or group may be, from 1: a
             group stops growing at the first step, from min_size on, that multiplies its diameter by more,
-            and two groups stay apart whose union has a mean distance more than so many times that of the
+            and two groups stay apart whose union has a mean distance more than max_widening times that of the
             tighter one. Default 2.0; np.inf leaves the paper's rules alone. Real features rarely come near
             it: it keeps strangers out of tight clusters that are smaller than max_size.
         scale: of the similarity, above 0. Default and paper: 1.0.
@@ -328,11 +328,11 @@ class SurrogateGrouping(ClusterMixin, BaseEstimator):
         surplus = int(sizes.sum() - np.ceil(self.mean_size * len(sizes)))
         if surplus <= 0:
             return classes
-        there = classes.members >= 0
-        score = np.where(there, classes.measure(space)[0], np.inf)
+        filled = classes.members >= 0
+        score = np.where(filled, classes.measure(space)[0], np.inf)
         order = np.argsort(score, axis=1, kind="stable")  # (C, S), least similar first
         rank = np.argsort(order, axis=1, kind="stable")
-        loose = np.flatnonzero((there & (rank < (sizes - self.min_size)[:, None])).reshape(-1))
+        loose = np.flatnonzero((filled & (rank < (sizes - self.min_size)[:, None])).reshape(-1))
         dropped = loose[np.argsort(score.reshape(-1)[loose], kind="stable")[:surplus]]
         members, flips = classes.members.copy(), classes.flips.copy()
         members.reshape(-1)[dropped], flips.reshape(-1)[dropped] = -1, False

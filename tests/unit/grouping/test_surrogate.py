@@ -462,7 +462,7 @@ def neighbors_of(indices, flips=None):
         ({"mirrored": np.eye(8)}, ValueError, r"mirrored must have the shape \(9, 9\)"),
         ({"neighbors": neighbors_of(np.zeros((4, 2), int))}, ValueError, "a row for each of the 9 samples"),
         ({"neighbors": neighbors_of(np.full((9, 2), 9))}, ValueError, r"indices in -1\.\.8"),
-        ({"neighbors": neighbors_of(np.tile(np.arange(9)[:, None], 2))}, ValueError, "its own neighbour"),
+        ({"neighbors": neighbors_of(np.tile(np.arange(9)[:, None], 2))}, ValueError, "its own neighbor"),
         ({"neighbors": search(np.eye(9), 3), "mirrored": np.eye(9)}, ValueError, "do not match"),
         ({"neighbors": search(np.eye(9), 3, mirrored=np.eye(9))}, ValueError, "do not match"),
     ],

@@ -234,6 +234,19 @@ def test_the_automatic_method():
     np.testing.assert_array_equal(search(features, 5, method="auto").indices, search(features, 5).indices)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_features_of_other_precision(dtype):
+    rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = search(rows.float().numpy(), 3, mirrored=rows.flip(1).float().numpy())
+    for given in (rows, rows.clone().requires_grad_(), list(rows), tuple(rows)):
+        found = search(given, 3, mirrored=rows.flip(1))
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        outside = search(given, 3, query_features=given, mirrored=rows.flip(1))
+        assert (outside.indices[:, 0] == np.arange(40)).all()
+    labels = np.arange(40) // 4
+    assert Posets.build(rows, labels).equals(Posets.build(rows.float(), labels))
+
+
 def test_distances_to_listed_samples():
     rng = np.random.default_rng(0)
     table = torch.from_numpy(rng.normal(size=(50, 33)).astype(np.float32))
