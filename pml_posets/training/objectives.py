@@ -49,7 +49,7 @@ def trainer_with_objectives(names: Sequence[str], trainer_class: type[Any] = Met
 
     Args:
         names: of the objectives; without any the class itself is returned.
-        trainer_class: any of PML's. Default: MetricLossOnly.
+        trainer_class: MetricLossOnly (default), TrainWithClassifier or a subclass of PML's BaseTrainer.
 
     Returns:
         A subclass. Where there is neither a metric nor a classification loss, the embeddings that PML's
