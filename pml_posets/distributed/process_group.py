@@ -17,6 +17,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ._state import RankError, collective, initialized, is_main, leave, left, rank, world_size
+
 __all__ = [
     "RankError",
     "abort_on_error",
@@ -36,38 +38,8 @@ __all__ = [
 Rows = TypeVar("Rows", np.ndarray, torch.Tensor)
 Result = TypeVar("Result")
 
-_REASON = "pml_posets/reason"  # in the store that all ranks read: why one of them left
 _PIECE = 2**30  # bytes sent at once
 _PATIENCE = 30.0  # seconds that a rank waits for the others at the end
-_left: list[tuple[int, int]] = []  # (rank, world size) of this process after it has left a failed group
-
-
-class RankError(RuntimeError):
-    """Another rank has failed, died or not answered in time; the message says why if that is known."""
-
-
-def rank() -> int:
-    """Number of this process, from 0; 0 without a process group.
-
-    Example:
-        >>> rank(), world_size(), is_main()
-        (0, 1, True)
-    """
-    if _initialized():
-        return dist.get_rank()
-    return _left[-1][0] if _left else 0
-
-
-def world_size() -> int:
-    """How many processes there are; 1 without a process group."""
-    if _initialized():
-        return dist.get_world_size()
-    return _left[-1][1] if _left else 1
-
-
-def is_main() -> bool:
-    """True for rank 0, which alone writes files and shows progress."""
-    return rank() == 0
 
 
 # --- Exchange
@@ -98,7 +70,7 @@ def broadcast_object(value: Result) -> Result:
     if world_size() == 1:
         return value
     box: list[Any] = [value if is_main() else None]
-    with _collective():
+    with collective():
         dist.broadcast_object_list(box, src=0)
     return value if is_main() else box[0]
 
@@ -112,7 +84,7 @@ def all_gather_objects(value: Result) -> list[Result]:
     if world_size() == 1:
         return [value]
     box: list[Any] = [None] * world_size()
-    with _collective():
+    with collective():
         dist.all_gather_object(box, value)
     return box
 
@@ -184,7 +156,7 @@ def all_gather_equal(x: torch.Tensor) -> torch.Tensor:
     if world_size() == 1:
         return x
     gathered = torch.empty((world_size(), *x.shape), dtype=x.dtype, device=_carrier(x))
-    with _collective():
+    with collective():
         dist.all_gather(
             [part.reshape(-1).view(torch.uint8) for part in gathered], _as_bytes(x).to(gathered.device)
         )
@@ -200,7 +172,7 @@ def all_reduce_sum(x: torch.Tensor) -> torch.Tensor:
     if world_size() == 1:
         return x
     summed = x.detach().clone().to(_carrier(x))
-    with _collective():
+    with collective():
         dist.all_reduce(summed)
     return summed.to(x.device)
 
@@ -216,7 +188,7 @@ def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
     """
     if world_size() == 1:
         return
-    with _collective(), torch.no_grad():
+    with collective(), torch.no_grad():
         for tensor in tensors:
             sent = tensor.detach().contiguous().to(_carrier(tensor))
             dist.broadcast(sent, src=0)
@@ -235,13 +207,13 @@ def abort_on_error() -> Iterator[None]:
     on all ranks: end the script, or start the processes again. A rank that is killed closes its connections,
     which gloo notices at once; on GPUs torchrun ends the others.
     """
-    if world_size() == 1 or not _initialized():
+    if world_size() == 1 or not initialized():
         yield
         return
     try:
         yield
     except BaseException as error:
-        _leave(error)
+        leave(error)
         raise
 
 
@@ -276,7 +248,7 @@ def from_environment(
     if not joins:
         yield chosen
         return
-    _left.clear()
+    left.clear()
     backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
@@ -285,15 +257,11 @@ def from_environment(
             barrier()
             _leave_in_order()
     finally:
-        if _initialized():
+        if initialized():
             dist.destroy_process_group()
 
 
 # --- Inside
-
-
-def _initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _own_device(device: str | torch.device | None, local_rank: int | None) -> torch.device:
@@ -331,28 +299,6 @@ def _as_bytes(block: np.ndarray | torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.require(block, requirements=["C", "W"]).reshape(-1).view(np.uint8))
 
 
-@contextmanager
-def _collective() -> Iterator[None]:
-    if not _initialized():
-        raise RankError("the process group has ended with an error before: start the processes again")
-    try:
-        yield
-    except RuntimeError as error:
-        reason = _reason()
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        text = "another rank has died or did not answer in time" if reason is None else reason
-        raise RankError(f"rank {rank()} of {world_size()} goes no further: {text} ({first})") from error
-
-
-def _reason() -> str | None:
-    """What a failed rank has left behind, if the store can still be asked."""
-    with suppress(Exception):
-        store = dist.distributed_c10d._get_default_store()
-        if store.check([_REASON]):
-            return store.get(_REASON).decode()
-    return None
-
-
 def _leave_in_order() -> None:
     """Wait until no rank needs another any more; rank 0, which may hold the store of all, leaves last."""
     with suppress(Exception):  # the work is done
@@ -361,22 +307,3 @@ def _leave_in_order() -> None:
             store.add(f"pml_posets/{step}", 1)
             while waits and store.add(f"pml_posets/{step}", 0) < world_size() and time.monotonic() < end:
                 time.sleep(0.005)
-
-
-def _leave(error: BaseException) -> None:
-    """Tell the others why, end the group, and remember which rank this was."""
-    if not _initialized():  # an inner block has left already
-        return
-    here = rank(), world_size()
-    if not isinstance(error, RankError):
-        with suppress(Exception):
-            dist.distributed_c10d._get_default_store().set(
-                _REASON, f"rank {here[0]} has failed: {type(error).__name__}: {error}"
-            )
-    abort = getattr(dist.distributed_c10d, "_abort_process_group", dist.destroy_process_group)
-    with suppress(Exception):
-        abort()
-    if _initialized():
-        with suppress(Exception):
-            dist.destroy_process_group()
-    _left.append(here)
