@@ -66,49 +66,29 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
 if __name__ == "__main__":  # --help and wrong arguments are answered before torch is imported
     common.told(parse, "lsp.py")
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from benchmarks.core import session
 from benchmarks.core.described import PIXELS, Described, Pair
+from benchmarks.core.drawn_poses import heated, with_pose
 from benchmarks.core.groupings import Start
+from benchmarks.core.pool import Pool, pool_name, read_pool
 from benchmarks.core.results import Result
 from benchmarks.core.task import Score, Task, check_size, draw, root_name
-from benchmarks.data.labelled_images import Chosen
-from benchmarks.data.olympic import OlympicFrames, load_tree
-from benchmarks.data.people import JoinedImages, PoseData
-from benchmarks.data.poses import load_figures, load_lsp, load_lspet
+from benchmarks.data.people import PoseData
+from benchmarks.data.poses import load_figures, load_lsp
 from benchmarks.measures.copied import CopiedPoses, copy_poses
 from benchmarks.measures.pose import pcp
-from benchmarks.measures.skeletons import Skeleton, mirror_joints
+from benchmarks.measures.skeletons import mirror_joints
 from pml_posets.data.cache import digest
 from pml_posets.plots import Tile, image_rows
 
 NEIGHBORS = 20  # whose poses the heat maps show
 SHOWN = ("random", "hog", "posets", "checkpoint", "oracle")  # in the pictures
 SIDE = 96  # of the images in the pictures, px
-COLORS = {"right": (230, 60, 60), "left": (60, 120, 240), "middle": (40, 200, 90)}
-
-
-@dataclass
-class Pool:
-    """Images to learn from, without labels.
-
-    Args:
-        name: of where they come from.
-        images: PIL images, with a `data_id`.
-        names: of the images, the same wherever they lie.
-        sources: (N,) what they were cut from; None: each its own.
-    """
-
-    name: str
-    images: Any
-    names: list[str]
-    sources: np.ndarray | None = None
 
 
 class Poses(Task):
@@ -288,57 +268,13 @@ class Poses(Task):
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
-def with_pose(image: Image.Image, joints: npt.NDArray[Any], skeleton: Skeleton) -> Image.Image:
-    """A copy of the image with the sticks drawn on it; those of a NaN joint are left out.
-
-    Args:
-        image: any size.
-        joints: (J, 2) in [0, 1] of the image.
-        skeleton: the sticks.
-    """
-    image = image.copy()
-    pen = ImageDraw.Draw(image)
-    for stick in skeleton.sticks:
-        start, end = (
-            joints[skeleton.indices(names)].mean(axis=0) * image.width for names in (stick.start, stick.end)
-        )
-        if np.isfinite([*start, *end]).all():
-            sides = {name.split("_")[0] for name in (*stick.start, *stick.end)}
-            side = next(iter(sides)) if sides in ({"left"}, {"right"}) else "middle"
-            pen.line([*map(float, (*start, *end))], fill=COLORS[side], width=max(1, image.width // 48))
-    return image
-
-
-def heated(image: Image.Image, poses: npt.NDArray[Any], sigma: float = 0.03) -> Image.Image:
-    """The image in gray under the density of joints.
-
-    Args:
-        image: any size.
-        poses: (k, J, 2) in [0, 1] of the image.
-        sigma: of the Gaussian about each joint, as a share of the image.
-    """
-    side = image.width
-    grid = (np.arange(side) + 0.5) / side
-    points = poses.reshape(-1, 2)
-    across, down = (np.exp(-((grid - points[:, axis, None]) ** 2) / (2 * sigma**2)) for axis in (0, 1))
-    heat = down.T @ across  # (side, side)
-    heat = (heat / max(float(heat.max()), 1e-9))[:, :, None]
-    gray = np.repeat(np.asarray(image.convert("L"), np.float64)[:, :, None], 3, axis=2)
-    warm = np.array([255.0, 200.0, 0.0])
-    return Image.fromarray((gray * 0.7 * (1 - heat) + warm * heat).round().clip(0, 255).astype(np.uint8))
-
-
 # --- Data
 
 
 def data_name(options: Options) -> str:
     """The people, and what was learned from if it is not of them."""
     roots = options.data.train_root
-    return f"{root_name(options)}, learned on {_pool_name(roots)}" if roots else root_name(options)
-
-
-def _pool_name(roots: Sequence[Path]) -> str:
-    return "+".join(root.resolve().name for root in roots)
+    return f"{root_name(options)}, learned on {pool_name(roots)}" if roots else root_name(options)
 
 
 def prepare(options: Options) -> Poses:
@@ -356,52 +292,6 @@ def prepare(options: Options) -> Poses:
     print(f"learned from: {pool.name}, {len(pool.images)} images", flush=True)
     check_size(len(pool.images), f"{pool.name} holds only", options)
     return Poses(people, pool, options)
-
-
-def read_pool(people: PoseData, options: Options) -> Pool:
-    """The images of --train-root; without it, those of the people to learn from.
-
-    Raises:
-        OSError, ValueError: for a folder that is none of the known kinds, or is damaged.
-    """
-    roots = options.data.train_root
-    if not roots:
-        return _train_half(people)
-    pools = [_unlabelled(root, people, options) for root in roots]
-    sources, total = [], 0
-    for pool in pools:
-        own = np.arange(len(pool.images)) if pool.sources is None else pool.sources
-        found, own = np.unique(own, return_inverse=True)
-        sources.append(own + total)
-        total += len(found)
-    names = [f"{pool.name}/{name}" for pool in pools for name in pool.names]
-    images = JoinedImages([pool.images for pool in pools])
-    return Pool(_pool_name(roots), images, names, np.concatenate(sources))
-
-
-def _unlabelled(root: Path, people: PoseData, options: Options) -> Pool:
-    """The images of one folder; it says what the folder holds."""
-    given = options.data
-    if given.data_root is not None and root.resolve() == given.data_root.resolve():
-        return _train_half(people)
-    if (root / "image_pathes").is_dir():
-        tree = load_tree(root, skip_unreadable=given.skip_unreadable)
-        print("\n".join([tree.summary(), *(f"  left out: {gone}" for gone in tree.excluded)]), flush=True)
-        names = [
-            f"{tree.sequence_names[s]} {frame}" for s, frame in zip(tree.sequences, tree.names, strict=True)
-        ]
-        return Pool(root.resolve().name, OlympicFrames(tree), names, tree.sources)
-    first_half = any((root / "images").glob("im????.*"))  # im0001.jpg; im00001.jpg in the extended set
-    data = (load_lsp if first_half else load_lspet)(root, skip_unreadable=given.skip_unreadable)
-    print(data.summary(), flush=True)
-    return _train_half(data)
-
-
-def _train_half(people: PoseData) -> Pool:
-    """The people to learn from; frames of one drawn clip share their source."""
-    images, train = people.images, people.train
-    sources = images.tree.sources[train] if isinstance(images, OlympicFrames) else None
-    return Pool(people.name, Chosen(images, train), [people.names[i] for i in train], sources)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.core.common import write_text
+from benchmarks.core.drawn_poses import with_pose
 from benchmarks.core.results import Result, table
 from benchmarks.data.people import PoseData
-from benchmarks.lsp import with_pose
 from benchmarks.measures.skeletons import MPII_SKELETON
 from pml_posets._io import read_npz
 from pml_posets.plots import Tile, image_rows, loss_curves, save_figure

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from pose_trees import upright
 
-from benchmarks.lsp import COLORS, heated, with_pose
+from benchmarks.core.drawn_poses import COLORS, heated, with_pose
 from benchmarks.measures.skeletons import LSP_SKELETON, Skeleton, Stick
 
 SIDE = 64

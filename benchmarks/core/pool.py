@@ -1,0 +1,84 @@
+"""What lsp.py learns from: the images of one or several folders, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.core.options import Options
+from benchmarks.data.labelled_images import Chosen
+from benchmarks.data.olympic import OlympicFrames, load_tree
+from benchmarks.data.people import JoinedImages, PoseData
+from benchmarks.data.poses import load_lsp, load_lspet
+
+
+@dataclass
+class Pool:
+    """Images to learn from, without labels.
+
+    Args:
+        name: of where they come from.
+        images: PIL images, with a `data_id`.
+        names: of the images, the same wherever they lie.
+        sources: (N,) what they were cut from; None: each its own.
+    """
+
+    name: str
+    images: Any
+    names: list[str]
+    sources: np.ndarray | None = None
+
+
+def read_pool(people: PoseData, options: Options) -> Pool:
+    """The images of --train-root; without it, those of the people to learn from.
+
+    Raises:
+        OSError, ValueError: for a folder that is none of the known kinds, or is damaged.
+    """
+    roots = options.data.train_root
+    if not roots:
+        return _train_half(people)
+    pools = [_unlabelled(root, people, options) for root in roots]
+    sources, total = [], 0
+    for pool in pools:
+        own = np.arange(len(pool.images)) if pool.sources is None else pool.sources
+        found, own = np.unique(own, return_inverse=True)
+        sources.append(own + total)
+        total += len(found)
+    names = [f"{pool.name}/{name}" for pool in pools for name in pool.names]
+    images = JoinedImages([pool.images for pool in pools])
+    return Pool(pool_name(roots), images, names, np.concatenate(sources))
+
+
+def _unlabelled(root: Path, people: PoseData, options: Options) -> Pool:
+    """The images of one folder; it says what the folder holds."""
+    given = options.data
+    if given.data_root is not None and root.resolve() == given.data_root.resolve():
+        return _train_half(people)
+    if (root / "image_pathes").is_dir():
+        tree = load_tree(root, skip_unreadable=given.skip_unreadable)
+        print("\n".join([tree.summary(), *(f"  left out: {gone}" for gone in tree.excluded)]), flush=True)
+        names = [
+            f"{tree.sequence_names[s]} {frame}" for s, frame in zip(tree.sequences, tree.names, strict=True)
+        ]
+        return Pool(root.resolve().name, OlympicFrames(tree), names, tree.sources)
+    first_half = any((root / "images").glob("im????.*"))  # im0001.jpg; im00001.jpg in the extended set
+    data = (load_lsp if first_half else load_lspet)(root, skip_unreadable=given.skip_unreadable)
+    print(data.summary(), flush=True)
+    return _train_half(data)
+
+
+def _train_half(people: PoseData) -> Pool:
+    """The people to learn from; frames of one drawn clip share their source."""
+    images, train = people.images, people.train
+    sources = images.tree.sources[train] if isinstance(images, OlympicFrames) else None
+    return Pool(people.name, Chosen(images, train), [people.names[i] for i in train], sources)
+
+
+def pool_name(roots: Sequence[Path]) -> str:
+    """The names of the folders."""
+    return "+".join(root.resolve().name for root in roots)
