@@ -31,7 +31,7 @@ CHOSEN += ["--brightness", 0, "--color", 0, "--gray", 0]
 WATCHED = f"""
 import os, signal, sys, time
 from pathlib import Path
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "support")!r}]
 import numpy as np
 import torch
 from benchmark_runs import FIGURES, few_patches
