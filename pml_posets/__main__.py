@@ -27,7 +27,7 @@ from .data.image_list import ImageList, image_files
 from .embedder import Embedder
 from .gallery import Added, Gallery
 
-_DUPLICATE = 0.9
+_DUPLICATE = 0.85  # HOG: found 99 of 100 copies at half size, 100 of 100 saved at quality 40
 _MAP_PHOTOS = 1500
 _JUDGED = 800  # photos that the embedding is judged on
 
@@ -262,9 +262,9 @@ def _verdict(embedder: Embedder, photos: list[Path]) -> str:
         f"{learned.stability:.0%} of a photo's ten nearest stay the same when the photo is changed "
         f"({name}: {plain.stability:.0%}). "
         + (
-            f"The embedding is likely better than {name}."
+            "By this hint, which is no proof, the embedding is the better one."
             if better
-            else f"{name} may be better: look well at the pictures."
+            else f"By this hint, which is no proof, {name} is better: look at the pictures."
         )
     )
 

@@ -102,7 +102,8 @@ def freeze_batch_norm(module: nn.Module) -> list[nn.Parameter]:
             if _evaluate not in layer._forward_pre_hooks.values():
                 layer.register_forward_pre_hook(_evaluate)
             for parameter in layer.parameters():
-                frozen.append(parameter.requires_grad_(False))
+                parameter.requires_grad_(False)
+                frozen.append(parameter)
     return frozen
 
 

@@ -91,6 +91,14 @@ def test_rounds_run_on_a_folder(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "photos" / "checkpoint.pt").is_file()
 
 
+def test_a_folder_is_embedded(tmp_path, monkeypatch):
+    draw_folder()(tmp_path / "photos", num_postures=4, num_images=5)
+    monkeypatch.chdir(tmp_path)
+    names = run_block("Embedder().fit")
+    assert names["embeddings"].shape == (20, 19)  # at most one column less than there are photos
+    assert (tmp_path / "photos.embedder.npz").is_file()
+
+
 @pytest.mark.parametrize("ending", ["benchmarks/olympic.py", "-m pytest -n 2 --dist loadfile"])
 def test_the_commands_make_an_environment_and_run_one_thing(ending):
     environment, install, work = command(ending).split(" && ")
