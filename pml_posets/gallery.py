@@ -180,7 +180,7 @@ class Gallery:
         """Groups of photos that are nearly the same: linked by pairs with a cosine similarity from threshold.
 
         Args:
-            threshold: in (0, 1]. With HOG, 0.85 found all of 200 car photos saved again at JPEG quality 40 and
+            threshold: in (0, 1]. With HOG, 0.85 found all of 200 car photos saved again at quality 40 and
                 99 % of those saved again at half their size; the nearest other photo lay at 0.66 at most.
 
         Returns:
