@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BatchAugmentation": "data",
+    "ConfidentGrouping": "grouping",
     "Embedder": "embedder",
     "Gallery": "gallery",
     "HOGLDA": "features",
@@ -21,6 +22,7 @@ _HOMES = {
     "InstanceLDA": "features",
     "JointTrainer": "training",
     "KMeansGrouping": "grouping",
+    "MotionHOG": "features",
     "NearestMedoidMiner": "miners",
     "PosetCrossBatchMemory": "losses",
     "PosetLoss": "losses",

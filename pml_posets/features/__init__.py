@@ -2,6 +2,7 @@
 
 from .hog_lda import HOGLDA
 from .instance_lda import InstanceLDA
+from .motion_hog import MotionHOG
 from .network import NetworkFeatures, extract
 from .pooled import LayerOutputs, PartialWhitening, choose_layers
 from .reduction import combine, principal_components
@@ -11,6 +12,7 @@ __all__ = [
     "HOGLDA",
     "InstanceLDA",
     "LayerOutputs",
+    "MotionHOG",
     "NetworkFeatures",
     "PartialWhitening",
     "choose_layers",

@@ -1,13 +1,15 @@
-"""From features to surrogate classes: surrogate grouping, the relaxed assignment (y-step), k-means."""
+"""From features to surrogate classes: two groupings, the relaxed assignment (y-step), k-means."""
 
 from typing import Any
 
 from . import kmeans as _kmeans
+from .confident import ConfidentGrouping
 from .kmeans import KMeansGrouping
 from .relaxed_assignment import RelaxedAssignment
 from .surrogate import SurrogateGrouping
 
 __all__ = [
+    "ConfidentGrouping",
     "KMeansGrouping",
     "RelaxedAssignment",
     "SurrogateGrouping",

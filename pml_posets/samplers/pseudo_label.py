@@ -24,7 +24,7 @@ __all__ = ["GivenLabels", "PseudoLabelProvider", "PseudoLabelSampler"]
 class PseudoLabelProvider(Protocol):
     """Anything that groups features: `SurrogateGrouping`, a scikit-learn clusterer, your own.
 
-    `fit_predict` may also take any of the keywords `sources` (N,), `mirrored` (N, D) and `labels` (N,), those
+    `fit_predict` may also take the keywords `sources` (N,), `times` (N,), `mirrored` (N, D), `labels` (N,), those
     of the round before for a warm start; it is given those that its signature names. If the provider then
     has an attribute `flips_`, (N,) bool, these are the samples that are in their class mirrored. If it has
     a method `find_neighbors(features, *, sources, mirrored)`, its answer is computed once a round and shared
@@ -99,6 +99,8 @@ class PseudoLabelSampler(BatchSampler):
             grouping, then refines. Without an assignment every round calls the grouping.
         sources: (N,) source of each sample, passed on to the grouping and heeded by the posets. Default None.
         mirrored: (N, D) float32, features of the mirrored images. Default None.
+        times: (N,) numbers, time of each sample within its source, passed on to a grouping that takes it
+            (`ConfidentGrouping`). Default None.
         num_batches: batches in an epoch. Default: N // batch_size.
         seed: from 0. Default 0.
 
@@ -139,6 +141,7 @@ class PseudoLabelSampler(BatchSampler):
         warm_start: bool = True,
         sources: Any = None,
         mirrored: ArrayLike | None = None,
+        times: Any = None,
         num_batches: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -155,6 +158,7 @@ class PseudoLabelSampler(BatchSampler):
         self.assignment = assignment
         self.warm_start = warm_start
         self.sources = None if sources is None else np.asarray(sources)
+        self.times = None if times is None else np.asarray(times)
         self.seed = as_count(seed, "seed", least=0)
         self.epoch = 0
         self.uses_mirrored = mirrored is not None
@@ -165,11 +169,11 @@ class PseudoLabelSampler(BatchSampler):
             )
         if self.batch_size % self.views:
             raise ValueError(f"batch_size must be a multiple of views={views}, got {batch_size}")
-        if self.sources is not None and self.sources.shape != (self.num_samples,):
-            raise ValueError(
-                f"sources must have shape ({self.num_samples},) to match the features, "
-                f"got {self.sources.shape}"
-            )
+        for name, given in (("sources", self.sources), ("times", self.times)):
+            if given is not None and given.shape != (self.num_samples,):
+                raise ValueError(
+                    f"{name} must have shape ({self.num_samples},) to match the features, got {given.shape}"
+                )
         _check_provider("grouping", self.grouping)
         if assignment is not None:
             _check_provider("assignment", assignment)
@@ -254,6 +258,7 @@ class PseudoLabelSampler(BatchSampler):
         refine = None if self.assignment is None else self.assignment.fit_predict
         stays = last is not None and refine is not None and self.warm_start
         options: dict[str, Any] = {"sources": self.sources, "mirrored": mirrored, "neighbors": None}
+        options["times"] = self.times
         labels: np.ndarray
         flips: Any
         find = getattr(self.grouping, "find_neighbors", None)

@@ -1,0 +1,383 @@
+"""Sure groups: classes of the few samples whose nearest neighbors are certainly alike (section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClusterMixin
+
+from .._classes import check_neighbors
+from .._clips import Clips, as_times
+from .._memory import list_bytes, warn_if_short, y_step_bytes
+from .._validation import ArrayLike, as_codes, as_count, as_mirrored, as_real, unit_rows
+from ..neighbors.nearest import Backend, Method, Neighbors, search
+
+__all__ = ["ConfidentGrouping"]
+
+_BLOCK_NUMBERS = 2**24  # gathered at a time
+
+
+class ConfidentGrouping(ClusterMixin, BaseEstimator):
+    """Group only samples that are surely alike, by one threshold for all; the rest stays unassigned.
+
+    Where neighbors are relatively near, most of them may be wrong; how similar a nearest neighbor is tells
+    the right ones from the wrong ones. So:
+
+    1. Candidates: the `max_neighbors` nearest of each sample, of other sources if sources are given, each in
+       the better of its two orientations if mirrored features are given.
+    2. Similarity: the cosine of a pair; with times and `window` k above 0 its mean along both clips,
+
+           s(i, j) = sum_d cos(x_{i + d}, x_{j + d}) / (2 k + 1),  d = -k, ..., k,
+
+       where i + d is the frame d steps later in the clip of i. At the end of a clip its last frame repeats.
+    3. Threshold: `min_similarity`, or the one that the nearest neighbors of a share `coverage` of all
+       samples reach. It is one for all samples: one for each would keep what is merely nearest.
+    4. Sure links: the candidates at or above it, and with `mutual` only pairs of which each is among the
+       other's `mutual` most similar.
+    5. Paths: with times and `path` above 0 a sure link (i, j) brings along (i + d, j + d), d = 1, 2, ... and
+       -1, -2, ..., up to `path` steps, as long as they are no less similar than `follow` times the threshold.
+    6. Growth: links are taken from the most similar down. Each unites the classes of its two samples, where
+       the union has no more than `max_size` members, none of them in two orientations, and at least a share
+       `linkage` of its pairs across are links themselves.
+    7. Classes with fewer than `min_size` members dissolve.
+
+    Args:
+        coverage: share of the samples whose nearest neighbor counts as sure, in (0, 1]. Default 0.1. Smaller
+            is purer. Not used where min_similarity is given.
+        min_similarity: the threshold itself, a cosine in [-1, 1]; None (default): by coverage.
+        mutual: a link must be among so many most similar candidates of both its samples, from 1; 0 (default)
+            demands nothing. With 1 classes are purer, fewer and mostly pairs.
+        window: k, steps in time to either side that a similarity is averaged over, from 0. Default 4, where
+            times are given.
+        path: how many steps a sure link is followed along both clips, from 0. Default 4, where times are
+            given.
+        follow: share of the threshold that followed pairs must reach, in [0, 1]. Default 0.9.
+        linkage: share of the pairs between two classes that must be links to unite them, in [0, 1]. 0 is
+            single linkage, 1 complete linkage. Default 0.5.
+        min_size: members of a class at least, from 2. Default 2.
+        max_size: members of a class at most, from min_size. Default 16.
+        one_per_source: a class holds one sample of a source at most, if sources are given. Default False:
+            two frames of a source meet in a class where both are surely alike with a frame of another.
+        max_neighbors: candidates of a sample, from 1. Default 32.
+        max_step: samples of one source whose times lie farther apart belong to two clips, above 0; None
+            (default): twice the median step between successive times of a source.
+        method: of the neighbor search, "exact" (default) or "approximate".
+        backend: of the neighbor search, "auto" (default), "faiss" or "torch".
+        device: where neighbors are searched. Default "cpu".
+
+    Nothing in it is random: the same input gives the same labels.
+
+    Attributes:
+        labels_: (N,) int64, -1 for unassigned, else 0..num_classes_ - 1, numbered by each class's lowest
+            index.
+        flips_: (N,) bool, True where a sample stands in its class mirrored; all False without mirrored
+            features. At most half of a class is mirrored.
+        num_classes_: C. It is 0, and all labels are -1, if no link is sure.
+        threshold_: the similarity from which a link is sure.
+        nearest_similarity_: (N,) float32, similarity of each sample and its most similar candidate, -inf
+            where there is none: what to look at to choose a threshold.
+        nearest_: (N,) int64, that candidate; -1 where there is none.
+        links_: (L, 2) int64, sure links and those on their paths, lower index first, by falling similarity.
+        link_similarity_: (L,) float32.
+        link_flips_: (L,) bool, True where one of the two is to be mirrored.
+        neighbors_: the Neighbors of step 1, to be passed on.
+
+    Raises:
+        TypeError, ValueError: by `fit` and `fit_predict`, for an option out of its range, features that are
+            not finite, a row of zeros, arrays that do not match, times without sources.
+        MemoryError: before the search, if its neighbor lists cannot fit.
+
+    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), sections 3.1 and
+        3.2: compact, reliable classes, all other samples unassigned; paths through pairs of clips as in
+        "Unsupervised Video Understanding by Reconciliation of Posture Similarities" (ICCV 2017).
+
+    Differs from the paper: similarity is a cosine, and one threshold holds for all samples, where the paper
+        takes the nearest 5 % of each; classes grow by links, not around each sample, so there is nothing to
+        merge; time, paths and the share of samples are additions (in the ICCV 2017 paper a path is optimal
+        over whole clips; here it leads from one pair along equal steps).
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> features = rng.normal(size=(60, 16))
+        >>> features[30:36] = features[:6] + 0.1 * rng.normal(size=(6, 16))
+        >>> labels = ConfidentGrouping(coverage=0.2).fit_predict(features)
+        >>> labels[:7], labels[30:37]
+        (array([ 0,  1,  2,  3,  4,  5, -1]), array([ 0,  1,  2,  3,  4,  5, -1]))
+    """
+
+    labels_: np.ndarray
+    flips_: np.ndarray
+    num_classes_: int
+    threshold_: float
+    nearest_similarity_: np.ndarray
+    nearest_: np.ndarray
+    links_: np.ndarray
+    link_similarity_: np.ndarray
+    link_flips_: np.ndarray
+    neighbors_: Neighbors
+
+    def __init__(
+        self,
+        coverage: float = 0.1,
+        min_similarity: float | None = None,
+        mutual: int = 0,
+        window: int = 4,
+        path: int = 4,
+        follow: float = 0.9,
+        linkage: float = 0.5,
+        min_size: int = 2,
+        max_size: int = 16,
+        one_per_source: bool = False,
+        max_neighbors: int = 32,
+        max_step: float | None = None,
+        method: Method = "exact",
+        backend: Backend = "auto",
+        device: Any = "cpu",
+    ) -> None:
+        self.coverage = coverage
+        self.min_similarity = min_similarity
+        self.mutual = mutual
+        self.window = window
+        self.path = path
+        self.follow = follow
+        self.linkage = linkage
+        self.min_size = min_size
+        self.max_size = max_size
+        self.one_per_source = one_per_source
+        self.max_neighbors = max_neighbors
+        self.max_step = max_step
+        self.method = method
+        self.backend = backend
+        self.device = device
+
+    def fit(
+        self,
+        features: ArrayLike,
+        y: Any = None,
+        *,
+        sources: Any = None,
+        mirrored: ArrayLike | None = None,
+        times: Any = None,
+        neighbors: Neighbors | None = None,
+    ) -> ConfidentGrouping:
+        """Group the samples; see the class.
+
+        Args:
+            features: (N, D) float32 array or tensor, in dataset order, N >= 2; no row of zeros.
+            y: ignored.
+            sources: (N,) ints or strings, for example the video of each frame; None (default): every sample
+                is its own.
+            mirrored: (N, D) float32, features of the mirrored images; None (default): no mirroring.
+            times: (N,) numbers, when a sample was seen within its source: frame numbers, seconds. None
+                (default): not known, window and path do nothing. A step in time is from one sample to the
+                next of its clip, however long it lasts.
+            neighbors: what `search(unit_rows, k, sources=..., mirrored=...)` found, if that is known already;
+                its k stands in for max_neighbors. None (default) searches.
+
+        Returns:
+            The estimator.
+        """
+        self._check()
+        rows = unit_rows(features)
+        num_samples = len(rows)
+        mirror = as_mirrored(mirrored, rows)
+        turned = None if mirror is None else unit_rows(mirror, "mirrored")
+        for name, table in (("features", rows), ("mirrored", turned)):
+            if table is not None and not table.any(axis=1).all():
+                row = int(np.argmin(table.any(axis=1)))
+                raise ValueError(
+                    f"row {row} of {name} holds zeros only, so its cosine with others is not defined: "
+                    "leave that sample out"
+                )
+        if num_samples < 2:
+            raise ValueError(f"features hold {num_samples} sample: give at least 2, or there is no pair")
+        codes = as_codes(sources, num_samples)
+        clips = None if times is None else Clips(codes, as_times(times, num_samples), self.max_step)
+        if neighbors is None:
+            k = min(self.max_neighbors, num_samples - 1)
+            how: dict[str, Any] = {"method": self.method, "backend": self.backend}
+            if str(self.device) == "cpu":
+                warn_if_short(y_step_bytes(*rows.shape, k), "a grouping", list_bytes(num_samples, k))
+            neighbors = search(rows, k, sources=codes, mirrored=turned, device=self.device, **how)
+        else:
+            check_neighbors(neighbors, num_samples, turned is not None)
+        self.neighbors_ = neighbors
+        first, second = candidate_pairs(neighbors)
+        flip = np.zeros(len(first), bool)
+        window = self.window if clips is not None else 0
+        similarity = measured(rows, None, first, second, flip, clips, window)
+        if turned is not None:
+            other = measured(rows, turned, first, second, ~flip, clips, window)
+            flip = other > similarity
+            similarity = np.maximum(similarity, other)
+        self._threshold(num_samples, first, second, similarity)
+        sure = similarity >= self.threshold_
+        if self.mutual:
+            sure &= among_best(num_samples, first, second, similarity, self.mutual)
+        links = (first[sure], second[sure], flip[sure], similarity[sure])
+        if clips is not None and self.path and sure.any():
+            links = self._followed(rows, turned, clips, links)
+        self._grow(num_samples, codes, links)
+        return self
+
+    def fit_predict(
+        self,
+        features: ArrayLike,
+        y: Any = None,
+        *,
+        sources: Any = None,
+        mirrored: ArrayLike | None = None,
+        times: Any = None,
+        neighbors: Neighbors | None = None,
+    ) -> np.ndarray:
+        """As `fit`, but returns `labels_`."""
+        return self.fit(
+            features, y, sources=sources, mirrored=mirrored, times=times, neighbors=neighbors
+        ).labels_
+
+    def _check(self) -> None:
+        as_real(self.coverage, "coverage", low=0, high=1, open_low=True)
+        if self.min_similarity is not None:
+            as_real(self.min_similarity, "min_similarity", low=-1, high=1)
+        for name in ("mutual", "window", "path"):
+            as_count(getattr(self, name), name, least=0)
+        for name in ("follow", "linkage"):
+            as_real(getattr(self, name), name, low=0, high=1)
+        as_count(self.min_size, "min_size", least=2)
+        as_count(self.max_size, "max_size", least=self.min_size)
+        as_count(self.max_neighbors, "max_neighbors")
+        if self.max_step is not None:
+            as_real(self.max_step, "max_step", low=0, open_low=True)
+
+    def _threshold(
+        self, num_samples: int, first: np.ndarray, second: np.ndarray, similarity: np.ndarray
+    ) -> None:
+        """Set nearest_, nearest_similarity_ and threshold_."""
+        sample, other, value = both_ways(first, second, similarity)
+        order = np.lexsort((other, -value, sample))
+        best = order[np.unique(sample[order], return_index=True)[1]]
+        self.nearest_ = np.full(num_samples, -1, np.int64)
+        self.nearest_similarity_ = np.full(num_samples, -np.inf, np.float32)
+        self.nearest_[sample[best]] = other[best]
+        self.nearest_similarity_[sample[best]] = value[best]
+        if self.min_similarity is not None:
+            self.threshold_ = float(self.min_similarity)
+            return
+        falling = -np.sort(-value[best])
+        wanted = int(np.ceil(self.coverage * num_samples - 1e-9))
+        self.threshold_ = float(falling[min(wanted, len(falling)) - 1]) if len(falling) else np.inf
+
+    def _followed(self, rows: np.ndarray, turned: np.ndarray | None, clips: Clips, links: Any) -> Any:
+        """The links and those on their paths, each pair once, at its best."""
+        least = self.threshold_ - (1 - self.follow) * abs(self.threshold_)
+        found = [links]
+        for sign in (1, -1):
+            first, second, flip, _ = links
+            for _ in range(self.path):
+                there = clips.has(first, sign) & clips.has(second, sign)
+                first, second = clips.shift(first[there], sign), clips.shift(second[there], sign)
+                flip = flip[there]
+                value = measured(rows, turned, first, second, flip, clips, self.window)
+                keep = value >= least
+                first, second, flip = first[keep], second[keep], flip[keep]
+                found.append((first, second, flip, value[keep]))
+        first, second, flip, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        lower, upper = np.minimum(first, second), np.maximum(first, second)
+        order = np.lexsort((flip, -value, upper, lower))
+        pair = lower[order] * len(rows) + upper[order]
+        order = order[np.unique(pair, return_index=True)[1]]
+        return lower[order], upper[order], flip[order], value[order]
+
+    def _grow(self, num_samples: int, codes: np.ndarray | None, links: Any) -> None:
+        """Set the classes, from links of distinct pairs."""
+        first, second, flip, value = links
+        order = np.lexsort((second, first, -value))
+        self.links_ = np.stack([first[order], second[order]], 1)
+        self.link_similarity_, self.link_flips_ = value[order], flip[order]
+        partners: dict[int, dict[int, bool]] = {}
+        pairs = list(zip(*(part.tolist() for part in (*self.links_.T, self.link_flips_)), strict=True))
+        for i, j, turned in pairs:
+            partners.setdefault(i, {})[j] = turned
+            partners.setdefault(j, {})[i] = turned
+        home = {i: i for i in partners}  # sample to its class
+        members = {i: [i] for i in partners}
+        side = dict.fromkeys(partners, False)  # True: the sample stands in its class mirrored
+        for i, j, turned in pairs:
+            a, b = home[i], home[j]
+            if a == b or len(members[a]) + len(members[b]) > self.max_size:
+                continue
+            if len(members[a]) < len(members[b]):
+                a, b = b, a
+            turn = side[i] ^ side[j] ^ turned  # of the smaller class, to stand as the link says
+            agree = sum(
+                partners[m].get(n) == (side[m] ^ side[n] ^ turn) for m in members[b] for n in members[a]
+            )
+            if agree < self.linkage * len(members[a]) * len(members[b]):
+                continue
+            met = self.one_per_source and codes is not None
+            if met and {codes[m] for m in members[a]} & {codes[m] for m in members[b]}:
+                continue
+            for m in members[b]:
+                home[m], side[m] = a, side[m] ^ turn
+            members[a] += members.pop(b)
+        kept = sorted(sorted(group) for group in members.values() if len(group) >= self.min_size)
+        self.num_classes_ = len(kept)
+        self.labels_ = np.full(num_samples, -1, np.int64)
+        self.flips_ = np.zeros(num_samples, bool)
+        for label, group in enumerate(kept):
+            flips = np.array([side[m] for m in group])
+            self.labels_[group] = label
+            self.flips_[group] = flips ^ (2 * flips.sum() > len(group))
+
+
+def candidate_pairs(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and higher index of each pair of which one is on the other's list, each pair once."""
+    num_samples, k = neighbors.indices.shape
+    sample = np.repeat(np.arange(num_samples), k)
+    other = neighbors.indices.ravel()
+    sample, other = sample[other >= 0], other[other >= 0]
+    pair = np.unique(np.minimum(sample, other) * num_samples + np.maximum(sample, other))
+    return pair // num_samples, pair % num_samples
+
+
+def both_ways(first: np.ndarray, second: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Each pair from either end: sample, other, value."""
+    return np.r_[first, second], np.r_[second, first], np.r_[value, value]
+
+
+def among_best(
+    num_samples: int, first: np.ndarray, second: np.ndarray, value: np.ndarray, count: int
+) -> np.ndarray:
+    """Which pairs are among the `count` most similar of both their samples."""
+    sample, other, similarity = both_ways(first, second, value)
+    order = np.lexsort((other, -similarity, sample))
+    counts = np.bincount(sample, minlength=num_samples)
+    rank = np.empty(len(sample), np.int64)
+    rank[order] = np.arange(len(sample)) - (np.cumsum(counts) - counts)[sample[order]]
+    return (rank[: len(first)] < count) & (rank[len(first) :] < count)
+
+
+def measured(
+    rows: np.ndarray,
+    turned: np.ndarray | None,
+    first: np.ndarray,
+    second: np.ndarray,
+    flip: np.ndarray,
+    clips: Clips | None,
+    window: int,
+) -> np.ndarray:
+    """(P,) float32, cosines of pairs, along clips; the first sample is mirrored where flip says so."""
+    value = np.zeros(len(first), np.float32)
+    step = max(1, _BLOCK_NUMBERS // rows.shape[1])
+    for start in range(0, len(first), step):
+        part = slice(start, start + step)
+        for d in range(-window, window + 1):
+            i, j = first[part], second[part]
+            if clips is not None and d:
+                i, j = clips.shift(i, d), clips.shift(j, d)
+            left = rows[i]
+            if turned is not None:
+                left[flip[part]] = turned[i[flip[part]]]
+            value[part] += np.einsum("pd,pd->p", left, rows[j])
+    return value / (2 * window + 1)
