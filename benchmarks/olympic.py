@@ -24,6 +24,7 @@ LINE = CommandLine(
         "python benchmarks/olympic.py --data-root TREE --method triplet --output runs/olympic --resume",
     ),
     layer="fc7",
+    drawn="clips",
     plain=("hog", "hog-lda", "hog-views", "start"),
     networks=("random", "alexnet-imagenet", "checkpoint", "init"),
     learned=("posets", "cliques", "triplet", "ntxent", "posets-fixed"),
@@ -31,6 +32,12 @@ LINE = CommandLine(
     data={
         "data-root": {"type": Path, "metavar": "TREE", "help": "a tree in the Olympic Sports layout"},
         "categories": {"nargs": "+", "metavar": "NAME", "help": "use these categories only"},
+        "teacher": {
+            "choices": ("start", "motion"),
+            "default": "motion",
+            "help": "what networks predict of a frame, and the first groups: the first similarities, or what "
+            "motion and the neighbors in time show as well (default)",
+        },
     },
 )
 
@@ -90,7 +97,9 @@ class Postures(Task):
     @cached_property
     def start(self) -> Start:
         """The first similarities; a frame's source is its video."""
-        return self.unlabelled.start(self.tree.sources, self.tree.frame_numbers)
+        if self.options.data.teacher == "motion":
+            return self.unlabelled.motion(self.tree.sources, self.tree.times)
+        return self.unlabelled.start(self.tree.sources, self.tree.times)
 
     def score(self, network: torch.nn.Module, image_size: int) -> Score:
         """The frames that the labels name, alone, are embedded."""
@@ -113,21 +122,25 @@ class Postures(Task):
     def origin(self) -> dict[str, Any]:
         """Which frames."""
         names = digest(list(self.tree.categories), list(self.tree.names))[:16]
-        return {"data": self.name, "frames": len(self.tree), "frame_names": names}
+        teacher = self.options.data.teacher
+        return {"data": self.name, "frames": len(self.tree), "frame_names": names, "teacher": teacher}
 
     def scored_settings(self) -> dict[str, Any]:
         """Which frames, and how many were left out."""
-        return {**self.origin(), "left_out": len(self.tree.excluded)}
+        frames = {key: value for key, value in self.origin().items() if key != "teacher"}
+        return {**frames, "left_out": len(self.tree.excluded)}
 
     def notes(self, results: list[Result]) -> list[str]:
-        """AUC of each category (mean over seeds) for each method."""
+        """The AUC of each category (mean over seeds), and what training was worth in words."""
         found = summary(results)["mean"].unstack("method", sort=False)
         found = found[found.index.str.startswith("auc/")].sort_index()
         rows = [
             [name.removeprefix("auc/"), *("" if np.isnan(auc) else f"{auc:.3f}" for auc in row)]
             for name, row in zip(found.index, found.to_numpy(), strict=True)
         ]
-        return [table(["category", *found.columns], rows)]
+        categories = table(["category", *found.columns], rows)
+        said = "\n".join(verdict(results))
+        return [categories, "", said] if said else [categories]
 
     def pictures(self, shown: Mapping[str, Any]) -> dict[str, Any]:
         """ROC curves; nearest frames before and after training; posets, the paper's Fig. 5."""
@@ -226,6 +239,38 @@ def _widest_moments(
             if span > widest.get(category, (0.0, moment))[0]:
                 widest[category] = span, moment
     return widest
+
+
+def verdict(results: Sequence[Result]) -> list[str]:
+    """What training was worth: posets against each other method and its own first round, seed by seed.
+
+    Args:
+        results: rows; of methods with one seed it stands for all.
+
+    Returns:
+        Lines; none without a row of posets, or without another to compare it to.
+    """
+    mine = {r.seed: r.metrics for r in results if r.method == "posets"}
+    others: dict[str, dict[int, float]] = {}
+    for r in results:
+        if r.method != "posets":
+            others.setdefault(r.method, {})[r.seed] = r.metrics["auc"]
+    rivals = {
+        name: {seed: found.get(seed, next(iter(found.values()))) for seed in mine}
+        for name, found in others.items()
+    }
+    first = {seed: metrics.get("auc_round_1", np.nan) for seed, metrics in mine.items()}
+    if all(m["auc"] != first[seed] for seed, m in mine.items()) and np.isfinite(list(first.values())).all():
+        rivals["its own first round"] = first
+    lines = []
+    for name, values in rivals.items():
+        gaps = [metrics["auc"] - values[seed] for seed, metrics in mine.items()]
+        if gaps:
+            above = sum(gap > 0 for gap in gaps)
+            lines.append(
+                f"posets against {name}: {np.mean(gaps):+.3f} AUC, above it in {above} of {len(gaps)} seeds"
+            )
+    return lines
 
 
 def data_name(options: Options) -> str:

@@ -39,6 +39,7 @@ class CommandLine:
         first: its first similarities, unless the preset is the paper's.
         recipe: fields of the recipe that differ from every preset.
         data: its arguments about data: name to `add_argument`'s options.
+        drawn: its preset on drawn figures; where ImageNet weights are used it is "figures".
         draws: without --data-root figures are drawn.
     """
 
@@ -52,6 +53,7 @@ class CommandLine:
     first: str = "hog-window"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    drawn: str = "figures"
     draws: bool = True
 
     @property
@@ -176,7 +178,9 @@ def build_parser(line: CommandLine, description: str) -> argparse.ArgumentParser
         "learning", "each option overrides the preset; in brackets small's value, and the paper's"
     )
     learning.add_argument(
-        "--preset", choices=tuple(PRESETS), help="paper: its values; default: small, or figures if drawn"
+        "--preset",
+        choices=tuple(PRESETS),
+        help=f"paper: its values; default: small, or {line.drawn} on drawn figures",
     )
     learning.add_argument(
         "--set", nargs="+", metavar="NAME=VALUE", help="settings for trials; --set help lists all"

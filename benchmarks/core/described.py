@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from benchmarks.core import common
 from benchmarks.core.groupings import Start
 from benchmarks.core.learning import augmentation
-from benchmarks.core.options import Options
+from benchmarks.core.options import WINDOW, Options
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.data.cache import FeatureCache, digest
 from pml_posets.data.datasets import WithViews, mirror
@@ -22,6 +22,7 @@ from pml_posets.data.image_store import ImageStore
 from pml_posets.distributed.sharing import main_first
 from pml_posets.features.hog_lda import HOGLDA
 from pml_posets.features.instance_lda import InstanceLDA
+from pml_posets.features.motion_hog import MotionHOG
 from pml_posets.features.reduction import principal_components
 
 VIEWS = {"num_images": 5000, "num_views": 8}  # that "hog-views" is learned from, at most
@@ -99,6 +100,24 @@ class Described:
         if self.options.components:
             plain, mirrored = principal_components(plain, self.options.components, mirrored)
         return Start(plain, mirrored, sources, times)
+
+    def motion(self, sources: np.ndarray, times: np.ndarray) -> Start:
+        """What HOG, motion and neighbors in time say of the frames of videos, instead of the first
+        similarities: a network that predicts it from single frames learns what these do not know.
+        """
+        found = MotionHOG(self.options.hog_size, window=self.options.window or WINDOW)
+        cache = FeatureCache(self.folder)
+        key = cache.key({"motion": repr(found)}, self.frames, self.data_id)
+
+        def describe() -> Pair:
+            kept = cache.load(key)
+            if kept is None:
+                plain, mirrored = found.fit_transform(self.frames, sources, times)
+                kept = {"plain": plain, "mirrored": mirrored}
+                cache.save(key, kept)
+            return kept["plain"], kept["mirrored"]
+
+        return Start(*main_first(describe), sources, times)
 
     @cached_property
     def statistics(self) -> HOGLDA:

@@ -13,11 +13,12 @@ from benchmarks.core.methods import Method
 from benchmarks.core.networks import feature_dim
 from benchmarks.core.recipes import Recipe
 from benchmarks.core.two_views import TwoViews
+from pml_posets.grouping.confident import ConfidentGrouping
 from pml_posets.grouping.kmeans import KMeansGrouping
 from pml_posets.grouping.relaxed_assignment import RelaxedAssignment
 from pml_posets.grouping.surrogate import SurrogateGrouping
 from pml_posets.samplers.neighbor_batches import NeighborBatches
-from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
+from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelProvider, PseudoLabelSampler
 from pml_posets.training.joint import JointTrainer, keep_groups
 
 FeatureFn = Callable[[JointTrainer], Any]
@@ -48,6 +49,8 @@ class Start:
         mirrored = [] if self.mirrored is None else [self.mirrored]
         sources = np.arange(len(self.features)) if self.sources is None else self.sources
 
+        times = twice_far(self.times) if mirrored else self.times
+
         def twice(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else np.tile(values, 1 + len(mirrored))
 
@@ -56,13 +59,18 @@ class Start:
             features=np.concatenate([self.features, *mirrored]),
             mirrored=None,
             sources=twice(sources),
-            times=twice(self.times),
+            times=times,
             labels=twice(self.labels),
         )
 
     def unmirrored(self) -> Start:
         """The same without mirror images: clusters and neighbors are of the samples as they are."""
         return replace(self, mirrored=None)
+
+
+def twice_far(times: np.ndarray | None) -> np.ndarray | None:
+    """Times of samples and of their mirror images: the mirror images of a clip are a clip far from it."""
+    return None if times is None else np.concatenate([times, times + 10 * (np.ptp(times) + 1)])
 
 
 @dataclass
@@ -93,9 +101,9 @@ class Plan:
 
 
 def surrogate_classes(plan: Plan, method: Method) -> tuple[PseudoLabelSampler, FeatureFn | None]:
-    """Compact groups of look-alikes (section 3.1), refined by Eq. 5 where the recipe says so."""
+    """Compact groups of look-alikes (section 3.1) or sure ones, refined by Eq. 5 where the recipe says so."""
     recipe = plan.recipe
-    grouping = SurrogateGrouping(
+    grouping: PseudoLabelProvider = SurrogateGrouping(
         num_classes=recipe.num_classes,
         min_size=recipe.min_size,
         max_size=recipe.max_size,
@@ -103,6 +111,8 @@ def surrogate_classes(plan: Plan, method: Method) -> tuple[PseudoLabelSampler, F
         top_fraction=recipe.top_fraction,
         random_state=plan.seed,
     )
+    if recipe.groups == "sure":
+        grouping = ConfidentGrouping(recipe.coverage, min_size=2, max_size=recipe.max_size)
     assignment = RelaxedAssignment(min_size=recipe.min_size, random_state=plan.seed)
     return pseudo_label_batches(
         plan,
@@ -164,6 +174,7 @@ def pseudo_label_batches(plan: Plan, method: Method, grouping: Any, **more: Any)
         views=method.views,
         grouping=grouping,
         sources=plan.start.sources,
+        times=plan.start.times,
         num_batches=recipe.iterations,
         seed=plan.seed,
         **more,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.core import losses, networks
+from benchmarks.core import hog_trunk, losses, networks
 from benchmarks.core.groupings import Plan, Start
 from benchmarks.core.logs import RunLog
 from benchmarks.core.recipes import Recipe
@@ -67,6 +67,8 @@ def train(
     if recipe.mirror_images and start.mirrored is not None:
         images, start = WithMirrorImages(images), start.with_mirror_images()
     models = networks.build(recipe.architecture, seed, recipe.dropout) if models is None else models
+    if recipe.trunk == "hog":
+        hog_trunk.begin(models, images, start.features, device)
     networks.freeze(models["trunk"], recipe.freeze)
     models = {"trunk": nn.Sequential(augmentation(recipe), models["trunk"]), "embedder": models["embedder"]}
     parts_of_it: dict[str, Any] = {name: model.to(device) for name, model in models.items()}
@@ -111,8 +113,15 @@ def train(
 
 def augmentation(recipe: Recipe) -> BatchAugmentation:
     """That of the recipe, which stands in front of the trunk."""
+    part = recipe.movement
     return BatchAugmentation(
-        scale=recipe.scale, brightness=recipe.brightness, color=recipe.color, gray=recipe.gray
+        scale=recipe.scale,
+        rotation=10.0 * part,
+        shear=4.0 * part,
+        translation=15 / 227 * part,
+        brightness=recipe.brightness,
+        color=recipe.color,
+        gray=recipe.gray,
     )
 
 

@@ -138,7 +138,11 @@ def feature(plan: Plan, parts: Parts) -> None:
 
 def feature_loss(plan: Plan) -> FeatureLoss:
     """Predicts the first similarities of each image."""
-    return FeatureLoss(plan.recipe.fc_dim, plan.start.features, plan.start.mirrored)
+    loss = FeatureLoss(plan.recipe.fc_dim, plan.start.features, plan.start.mirrored)
+    if plan.recipe.trunk == "hog":  # its embedding begins as a prediction of the features
+        nn.init.eye_(loss.map.weight)
+        nn.init.zeros_(loss.map.bias)
+    return loss
 
 
 def rotation(plan: Plan, parts: Parts) -> None:

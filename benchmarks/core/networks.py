@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.core.alexnet import AlexNetEmbedder, AlexNetTrunk
-from benchmarks.core.recipes import AlexNetConfig, Architecture, TrunkConfig
+from benchmarks.core.hog_trunk import HogTrunk
+from benchmarks.core.recipes import AlexNetConfig, Architecture, HogConfig, TrunkConfig
 from pml_posets._random import preserved_randomness, seed_everything
 from pml_posets.data.datasets import WithViews
 from pml_posets.features.instance_lda import InstanceLDA
@@ -82,7 +83,11 @@ def build(config: Architecture, seed: int, dropout: float = 0.5) -> dict[str, nn
         raise ValueError(f"dropout must lie in 0..1, below 1, got {dropout}: try 0.5")
     with preserved_randomness(accelerators=False):
         seed_everything(seed, accelerators=False)
-        trunk: Any = AlexNetTrunk(config) if isinstance(config, AlexNetConfig) else PooledTrunk(config)
+        trunk: Any
+        if isinstance(config, AlexNetConfig):
+            trunk = AlexNetTrunk(config)
+        else:
+            trunk = HogTrunk(config) if isinstance(config, HogConfig) else PooledTrunk(config)
         for module in trunk.modules():
             if isinstance(module, nn.Conv2d) and not getattr(config, "is_function", False):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -147,6 +152,8 @@ def load_imagenet(models: Mapping[str, nn.Module], config: Architecture, path: s
         FileNotFoundError: if the file does not exist.
         ValueError: if it is no file of weights, or one of another architecture.
     """
+    if isinstance(config, HogConfig):
+        raise ValueError("--init is for networks that have ImageNet weights: --trunk hog begins as HOG")
     name = "alexnet" if isinstance(config, AlexNetConfig) else config.trunk
     file = FILES.get(name, "a state_dict of it")
     state = read_weights(path, f"torchvision's {name} ({file})")
@@ -205,6 +212,8 @@ def architecture_of(path: str | Path) -> Architecture:
     """
     found = load_checkpoint(path)["settings"]
     trunk = found.get("your trunk", "alexnet")  # older checkpoints do not say
+    if trunk == "hog":
+        return HogConfig(found["your image_size"], found["your fc_dim"])
     if trunk != "alexnet":
         return TrunkConfig(trunk, found["your image_size"], found["your fc_dim"])
     names = ("image_size", "batch_norm", "stem_stride", "fc_dim")
@@ -221,7 +230,8 @@ def config_of(path: str | Path) -> AlexNetConfig:
     """`architecture_of`, of an AlexNet alone."""
     config = architecture_of(path)
     if not isinstance(config, AlexNetConfig):
-        raise ValueError(f"the checkpoint {path} is of a {config.trunk}: give one of --trunk alexnet")
+        name = config.settings()["trunk"]
+        raise ValueError(f"the checkpoint {path} is of a {name}: give one of --trunk alexnet")
     return config
 
 

@@ -127,7 +127,9 @@ def read_arguments(
     given = sys.argv[1:] if arguments is None else list(arguments)
     got = build_parser(line, (description or "").strip()).parse_args(expand_set(given))
     drawn = line.draws and got.data_root is None
-    preset = got.preset or ("figures" if drawn else "small")
+    weights = got.init or getattr(got, "imagenet_weights", None)
+    imagenet = weights or "alexnet-imagenet" in (got.method or ())
+    preset = got.preset or (("figures" if imagenet else line.drawn) if drawn else "small")
     changes = {one.name: getattr(got, one.name) for one in fields(Recipe) if hasattr(got, one.name)}
     changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     for option, path in (("--init", got.init), *((o, getattr(got, _name(o))) for o in FILES.values())):

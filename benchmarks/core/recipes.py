@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-TrunkName = Literal["alexnet", "googlenet", "resnet18", "resnet50"]
+TrunkName = Literal["alexnet", "hog", "googlenet", "resnet18", "resnet50"]
 TRUNKS: tuple[str, ...] = get_args(TrunkName)
 
 
@@ -91,7 +91,7 @@ class TrunkConfig:
     fc_dim: int = 512
 
     def __post_init__(self) -> None:
-        if self.trunk not in TRUNKS[1:] and not self.is_function:
+        if self.trunk not in TRUNKS[2:] and not self.is_function:
             raise ValueError(
                 f"--trunk must be one of {', '.join(TRUNKS)}, or module:function, got {self.trunk!r}"
             )
@@ -117,7 +117,38 @@ class TrunkConfig:
         return {**asdict(self), "small_stem": self.small_stem}
 
 
-Architecture: TypeAlias = AlexNetConfig | TrunkConfig
+@dataclass(frozen=True)
+class HogConfig:
+    """What fixes the shapes of a network that begins as HOG.
+
+    Args:
+        image_size: side of the square input, in pixels, a multiple of 8 from 32. Default 96.
+        fc_dim: width of the embedding, at least 1. Default 400.
+
+    Raises:
+        ValueError: for a size or width out of these ranges.
+
+    Differs from the paper: it trains AlexNet.
+    """
+
+    image_size: int = 96
+    fc_dim: int = 400
+
+    def __post_init__(self) -> None:
+        if self.image_size < 32 or self.image_size % 8:
+            raise ValueError(
+                f"--trunk hog needs an image size that is a multiple of 8 from 32, got {self.image_size}: "
+                "use --image-size 96"
+            )
+        if self.fc_dim < 1:
+            raise ValueError(f"the embedding must be at least 1 wide, got {self.fc_dim}: try --fc-dim 400")
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values, for results and checkpoints."""
+        return {"trunk": "hog", **asdict(self)}
+
+
+Architecture: TypeAlias = AlexNetConfig | HogConfig | TrunkConfig
 
 
 def _choice(
@@ -151,7 +182,7 @@ class Recipe:
         ValueError: for a value out of its range; the message names the option of the command line.
     """
 
-    trunk: str = _choice("alexnet", "alexnet, googlenet, resnet18, resnet50, or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
+    trunk: str = _choice("alexnet", "alexnet, hog (begins as HOG), googlenet, resnet18, resnet50, or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
     image_size: int = _choice(227, "pixels of a side; time grows with its square", group=NETWORK)
     fc_dim: int = _choice(4096, "width of AlexNet's fc6 and fc7, or of the embedding", group=NETWORK)
     batch_norm: bool = _choice(False, "AlexNet with batch normalization; the others have theirs")
@@ -166,6 +197,8 @@ class Recipe:
     feature: float = _choice(0.0, "weight of predicting the first similarities; not in the paper", 0, 1e6, group=LEARNING)  # fmt: skip  # noqa: E501
     num_nearest: int = _choice(2, "Z, the classes whose posets a sample is in", 1, group=LEARNING)
     num_classes: int | None = _choice(None, "surrogate classes; default: what comes out", 1, group=LEARNING)
+    groups: str = _choice("surrogate", "surrogate: those of section 3.1; sure: by one threshold for all, along clips where times are known", values=("surrogate", "sure"), group=LEARNING)  # fmt: skip  # noqa: E501
+    coverage: float = _choice(0.1, "share of samples whose nearest neighbor is sure, of --groups sure", 0, 1, excluded=0)  # fmt: skip  # noqa: E501
     num_clusters: int | None = _choice(None, "K of k-means and concurl's prototypes", 2, group=LEARNING)
     anchors: Literal["unassigned", "all"] = _choice("unassigned", "of the poset loss; the paper: the unassigned samples", values=("unassigned", "all"))  # fmt: skip  # noqa: E501
     unassigned_fraction: float = _choice(0.5, "largest part of a batch for unassigned samples", 0, 1)
@@ -195,6 +228,7 @@ class Recipe:
     color: float = _choice(0.0, "augmentation; not in the paper", 0, 1e6)
     gray: float = _choice(0.0, "augmentation: share of images without color; not in the paper", 0, 1)
     scale: tuple[float, float] = _choice((1.0, 1.41), "range of the magnification in augmentation")
+    movement: float = _choice(1.0, "rotation, shear and shift in augmentation, in units of the paper's", 0, 9)
     precision: str = _choice("auto", "auto: what is fast here", values=("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
@@ -218,6 +252,8 @@ class Recipe:
     @property
     def architecture(self) -> Architecture:
         """The network's shapes."""
+        if self.trunk == "hog":
+            return HogConfig(self.image_size, self.fc_dim)
         if self.trunk != "alexnet":
             return TrunkConfig(self.trunk, self.image_size, self.fc_dim)
         return AlexNetConfig(self.image_size, self.batch_norm, fc_dim=self.fc_dim)
@@ -273,5 +309,14 @@ SMALL = Recipe(
     scale=(0.95, 1.41),
 )
 FIGURES = replace(SMALL, iterations=140, batch_size=96)  # minutes on two cores, for three seeds
+CLIPS = replace(  # begins as HOG, and learns what clips show of the very images it is scored on
+    FIGURES, trunk="hog", image_size=96, fc_dim=400, lr=3e-4, scale=(1.0, 1.0), movement=0.0
+)
 TINY = replace(SMALL, iterations=4, batch_size=32, fc_dim=64)
-PRESETS: dict[str, Recipe] = {"paper": PAPER, "small": SMALL, "figures": FIGURES, "tiny": TINY}
+PRESETS: dict[str, Recipe] = {
+    "paper": PAPER,
+    "small": SMALL,
+    "figures": FIGURES,
+    "clips": CLIPS,
+    "tiny": TINY,
+}

@@ -83,6 +83,11 @@ class OlympicTree:
         return np.repeat(np.arange(len(self.categories)), np.diff(self.offsets))
 
     @property
+    def times(self) -> npt.NDArray[np.int64]:
+        """(N,) int64, when each frame was seen within its source: sequences lie far apart."""
+        return self.sequences * (10 * int(self.frame_numbers.max(initial=0)) + 10) + self.frame_numbers
+
+    @property
     def num_anchors(self) -> int:
         """Anchors of all categories together."""
         return sum(len(labels) for labels in self.labels.values())

@@ -122,7 +122,7 @@ class HogGrid:
         step = max(1, (_CHUNK if device.type == "cpu" else 128 * _CHUNK) // max(1, images[0:1].size))
         for start in range(0, len(images), step):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + step])).to(device)
-            rows[start : start + step] = self._by_torch(part.permute(0, 3, 1, 2).float()).cpu().numpy()
+            rows[start : start + step] = self.describe_tensor(part.permute(0, 3, 1, 2).float()).cpu().numpy()
         return rows
 
     def _by_skimage(self, image: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ class HogGrid:
             channel_axis=-1,
         )
 
-    def _by_torch(self, pixels: torch.Tensor) -> torch.Tensor:
+    def describe_tensor(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, channels, H, H) float32 to (B, D)."""
         across, down = torch.zeros_like(pixels), torch.zeros_like(pixels)
         torch.sub(pixels[..., 2:], pixels[..., :-2], out=across[..., 1:-1])

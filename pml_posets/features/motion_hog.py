@@ -135,7 +135,7 @@ class MotionHOG(BaseEstimator):
         shape -= shape.mean(axis=(1, 2), keepdims=True)
         block = self._weights((np.arange(grid.side) + grid.block_size / 2) * grid.cell_size)
         cell = self._weights((np.arange(cells) + 0.5) * grid.cell_size)
-        found = []
+        found: list[tuple[np.ndarray, np.ndarray]] = []
         for kind in (0, 1):
             mean = wide[kind, 0].mean(axis=0, dtype=np.float32)
             views = []
@@ -164,10 +164,10 @@ class MotionHOG(BaseEstimator):
                 near = clips.shift(index, step)
                 inside = there & (near >= index.min()) & (near <= index.max())
                 for row in np.flatnonzero(there):
-                    found = np.flatnonzero(index == near[row]) if inside[row] else []
+                    place = np.flatnonzero(index == near[row]) if inside[row] else np.zeros(0, int)
                     other[row] = (
-                        gray[found[0]]
-                        if len(found)
+                        gray[place[0]]
+                        if len(place)
                         else torch.from_numpy(items[int(near[row])].copy()).float().mean(dim=2)
                     )
                 gap = (warped(other, background_motion(gray, other)) - gray).abs()

@@ -198,7 +198,8 @@ class ConfidentGrouping(ClusterMixin, BaseEstimator):
             k = min(self.max_neighbors, num_samples - 1)
             how: dict[str, Any] = {"method": self.method, "backend": self.backend}
             if str(self.device) == "cpu":
-                warn_if_short(y_step_bytes(*rows.shape, k), "a grouping", list_bytes(num_samples, k))
+                needed = y_step_bytes(num_samples, rows.shape[1], k)
+                warn_if_short(needed, "a grouping", list_bytes(num_samples, k))
             neighbors = search(rows, k, sources=codes, mirrored=turned, device=self.device, **how)
         else:
             check_neighbors(neighbors, num_samples, turned is not None)
@@ -300,6 +301,7 @@ class ConfidentGrouping(ClusterMixin, BaseEstimator):
         for i, j, turned in pairs:
             partners.setdefault(i, {})[j] = turned
             partners.setdefault(j, {})[i] = turned
+        one_each = codes if self.one_per_source else None
         home = {i: i for i in partners}  # sample to its class
         members = {i: [i] for i in partners}
         side = dict.fromkeys(partners, False)  # True: the sample stands in its class mirrored
@@ -315,8 +317,7 @@ class ConfidentGrouping(ClusterMixin, BaseEstimator):
             )
             if agree < self.linkage * len(members[a]) * len(members[b]):
                 continue
-            met = self.one_per_source and codes is not None
-            if met and {codes[m] for m in members[a]} & {codes[m] for m in members[b]}:
+            if one_each is not None and {one_each[m] for m in members[a]} & {one_each[m] for m in members[b]}:
                 continue
             for m in members[b]:
                 home[m], side[m] = a, side[m] ^ turn

@@ -24,11 +24,11 @@ __all__ = ["GivenLabels", "PseudoLabelProvider", "PseudoLabelSampler"]
 class PseudoLabelProvider(Protocol):
     """Anything that groups features: `SurrogateGrouping`, a scikit-learn clusterer, your own.
 
-    `fit_predict` may also take the keywords `sources` (N,), `times` (N,), `mirrored` (N, D), `labels` (N,), those
-    of the round before for a warm start; it is given those that its signature names. If the provider then
-    has an attribute `flips_`, (N,) bool, these are the samples that are in their class mirrored. If it has
-    a method `find_neighbors(features, *, sources, mirrored)`, its answer is computed once a round and shared
-    with the assignment and the posets, as the keyword `neighbors`.
+    `fit_predict` may also take the keywords `sources` (N,), `times` (N,), `mirrored` (N, D) and `labels`
+    (N,), those of the round before for a warm start; it is given those that its signature names. If the
+    provider then has an attribute `flips_`, (N,) bool, these are the samples that are in their class
+    mirrored. If it has a method `find_neighbors(features, *, sources, mirrored)`, its answer is computed once
+    a round and shared with the assignment and the posets, as the keyword `neighbors`.
     """
 
     def fit_predict(self, features: np.ndarray) -> Any:
@@ -169,10 +169,10 @@ class PseudoLabelSampler(BatchSampler):
             )
         if self.batch_size % self.views:
             raise ValueError(f"batch_size must be a multiple of views={views}, got {batch_size}")
-        for name, given in (("sources", self.sources), ("times", self.times)):
-            if given is not None and given.shape != (self.num_samples,):
+        for name, values in (("sources", self.sources), ("times", self.times)):
+            if values is not None and values.shape != (self.num_samples,):
                 raise ValueError(
-                    f"{name} must have shape ({self.num_samples},) to match the features, got {given.shape}"
+                    f"{name} must have shape ({self.num_samples},) to match the features, got {values.shape}"
                 )
         _check_provider("grouping", self.grouping)
         if assignment is not None:

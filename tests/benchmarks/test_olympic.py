@@ -20,7 +20,7 @@ from benchmarks.core import common, described, networks, options, results
 from benchmarks.core.options import FILES
 from benchmarks.core.recipes import AlexNetConfig
 from benchmarks.figures.dataset import make_figures
-from benchmarks.olympic import LINE, main
+from benchmarks.olympic import LINE, main, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {
@@ -122,9 +122,50 @@ def test_settings_are_those_that_the_numbers_depend_on(whole):
     assert str(ROOT) not in json.dumps([row["settings"] for row in rows.values()])  # no path of a machine
 
 
+def test_what_is_taught_is_of_frames_in_time_or_alone(data, whole, tmp_path):
+    assert rows_of(whole)["posets", 0]["settings"]["teacher"] == "motion"
+    assert "teacher" not in rows_of(whole)["start", 0]["settings"]
+    more = ["--teacher", "start", "--method", "posets", "start"]
+    assert main(arguments(data, tmp_path, *more)) == 0
+    alone = rows_of(tmp_path)
+    assert alone["start", 0]["metrics"] == rows_of(whole)["start", 0]["metrics"]
+    assert alone["posets", 0]["metrics"] != rows_of(whole)["posets", 0]["metrics"]
+
+
+def test_sure_groups(data, whole, tmp_path):
+    more = ["--groups", "sure", "--set", "coverage=0.5", "--method", "posets"]
+    assert main(arguments(data, tmp_path, *more)) == 0
+    settings = rows_of(tmp_path)["posets", 0]["settings"]
+    assert (settings["groups"], settings["coverage"]) == ("sure", 0.5)
+    assert rows_of(tmp_path)["posets", 0]["metrics"] != rows_of(whole)["posets", 0]["metrics"]
+
+
+def test_a_network_that_begins_as_hog_is_trained_and_scored_again(data, tmp_path):
+    network = ["--trunk", "hog", "--image-size", 32, "--fc-dim", 16]
+    assert main(arguments(data, tmp_path / "first", "--method", "posets", *network)) == 0
+    kept = ["--method", "checkpoint", "--checkpoint", tmp_path / "first/posets-seed0/checkpoint.pt"]
+    assert main(arguments(data, tmp_path / "again", *kept, "--layer", "embedding")) == 0
+    first, again = (rows_of(tmp_path / name) for name in ("first", "again"))
+    assert again["checkpoint", 0]["metrics"]["auc"] == first["posets", 0]["metrics"]["auc"]
+
+
+def test_the_last_lines_say_what_training_was_worth():
+    def row(method, seed, auc, **more):
+        return results.Result(method, "data", {"auc": auc, **more}, {}, seed, seconds=1)
+
+    rows = [row("start", 0, 0.6), row("random", 0, 0.5), row("random", 1, 0.7)]
+    assert verdict(rows) == []
+    rows += [row("posets", 0, 0.62, auc_round_1=0.61), row("posets", 1, 0.64, auc_round_1=0.65)]
+    assert verdict(rows) == [
+        "posets against start: +0.030 AUC, above it in 2 of 2 seeds",
+        "posets against random: +0.030 AUC, above it in 1 of 2 seeds",
+        "posets against its own first round: +0.000 AUC, above it in 1 of 2 seeds",
+    ]
+
+
 def test_tables(whole):
     text = (whole / "table.md").read_text()
-    main_table, categories = text.split("\n\n")
+    main_table, categories, said = text.split("\n\n")
     lines = main_table.splitlines()
     assert [cell.strip() for cell in lines[0].strip("|").split("|")] == [
         "method", "AUC", "seeds", "round 1", "round 2", "paper (Olympic Sports)",
@@ -136,6 +177,7 @@ def test_tables(whole):
     assert cells == ["posets", second, "1", first, second, "0.78"]
     assert len(lines) == 2 + 10
     assert [line.split("|")[1].strip() for line in categories.splitlines()[2:]] == ["run", "throw"]
+    assert "posets against start: " in said
 
 
 @pytest.mark.parametrize("name", ["loss", "roc", "neighbours", "posets"])

@@ -31,7 +31,7 @@ def got(*arguments):
 def test_without_arguments():
     found = got()
     assert found.data.data_root is None
-    assert (found.data.figures, found.preset) == (None, "figures")
+    assert (found.data.figures, found.preset) == (None, "clips")
     assert found.methods == ("hog-lda", "start", "random", "posets")
     assert found.seeds == (0, 1, 2)
     assert (found.first, found.window, found.hog_size, found.components) == (
@@ -40,14 +40,14 @@ def test_without_arguments():
         96,
         256,
     )
-    assert found.layer == "fc7"
+    assert found.layer == "embedding"
     assert found.output == Path("runs/olympic")
     assert found.cache == Path("runs/cache")
     assert found.device == "auto"
     assert found.score_rounds
     assert found.progress
     assert not found.resume
-    assert found.recipe == PRESETS["figures"]
+    assert found.recipe == PRESETS["clips"]
     here = found.settled("cpu")
     assert (here.device, here.recipe.precision) == ("cpu", fast_precision("cpu"))
 
@@ -90,6 +90,7 @@ def test_every_field_of_a_recipe_has_an_option(field):
         "image_size": (96,), "fc_dim": (32,), "dropout": (0.25,), "rounds": (7,), "iterations": (11,),
         "batch_size": (24,), "classification": (0.3,), "lam": (0.7,), "feature": (0.2,), "num_nearest": (5,),
         "anchors": ("unassigned",), "unassigned_fraction": (0.1,), "random_fraction": (0.2,),
+        "groups": ("sure",), "coverage": (0.3,), "movement": (0.5,),
         "num_classes": (50,), "mean_size": (5.5,), "min_size": (4,), "max_size": (9,), "top_fraction": (0.5,),
         "regroup": ("network",), "mix": (0.9,), "optimizer": ("sgd",), "lr": (0.5,), "momentum": (0.1,),
         "weight_decay": (0.2,), "schedule": ("constant",), "ema": (0.5,), "sigma": (0.9,),
@@ -289,7 +290,8 @@ def test_precision_follows_the_hardware(monkeypatch, tmp_path):
         ("--rounds 0", "--rounds must be at least 1, got 0"),
         ("--num-nearest 0", "--num-nearest must be at least 1, got 0"),
         ("--num-classes 0", "--num-classes must be at least 1"),
-        ("--image-size 63", "--image-size 64"),
+        ("--image-size 63", "--image-size 96"),
+        ("--preset figures --image-size 63", "--image-size 64"),
         ("--scale 2 1", "--scale must be two numbers above 0"),
         ("--mean-size 40", "--mean-size"),
         ("--lambda 0 --classification 0 --feature 0", "there is nothing to learn"),

@@ -584,6 +584,12 @@ def assert_same_run(joint, expected):
     assert joint.posets.equals(expected.posets)
 
 
+def test_every_iteration_of_every_round_has_its_own_randomness():
+    seeds = []
+    full(end_of_iteration_hook=lambda trainer: seeds.append(torch.initial_seed())).train()
+    assert len(set(seeds)) == len(seeds) == 15
+
+
 @pytest.mark.parametrize("at", range(15))
 def test_killed_after_any_iteration(at, tmp_path, uninterrupted):
     def kill(trainer):

@@ -11,6 +11,7 @@ def test_the_old_file_or_the_new_one(tmp_path):
     with atomic_write(path, "w", encoding="utf-8") as file:
         file.write("old")
         assert not path.exists()
+    assert list(tmp_path.iterdir()) == [path]
     for error in (OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("x")):
         with pytest.raises(type(error)), atomic_write(path, "w") as file:  # noqa: PT012
             file.write("half")
