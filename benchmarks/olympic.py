@@ -259,9 +259,12 @@ def verdict(results: Sequence[Result]) -> list[str]:
         name: {seed: found.get(seed, next(iter(found.values()))) for seed in mine}
         for name, found in others.items()
     }
-    first = {seed: metrics.get("auc_round_1", np.nan) for seed, metrics in mine.items()}
-    if all(m["auc"] != first[seed] for seed, m in mine.items()) and np.isfinite(list(first.values())).all():
-        rivals["its own first round"] = first
+    for name, moment in (("the same network before training", 0), ("its own first round", 1)):
+        earlier = {
+            seed: metrics[f"auc_round_{moment}"] for seed, metrics in mine.items() if _more(metrics, moment)
+        }
+        if mine and len(earlier) == len(mine):
+            rivals[name] = earlier
     lines = []
     for name, values in rivals.items():
         gaps = [metrics["auc"] - values[seed] for seed, metrics in mine.items()]
@@ -271,6 +274,11 @@ def verdict(results: Sequence[Result]) -> list[str]:
                 f"posets against {name}: {np.mean(gaps):+.3f} AUC, above it in {above} of {len(gaps)} seeds"
             )
     return lines
+
+
+def _more(metrics: Mapping[str, float], moment: int) -> bool:
+    """Whether the network was scored after so many rounds, and trained on."""
+    return f"auc_round_{moment}" in metrics and f"auc_round_{moment + 1}" in metrics
 
 
 def data_name(options: Options) -> str:

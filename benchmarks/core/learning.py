@@ -33,6 +33,7 @@ def train(
     log: RunLog | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
+    start_of_round: Callable[[JointTrainer], Any] | None = None,
     end_of_round: Callable[[JointTrainer], Any] | None = None,
     num_workers: int = 0,
     output_dir: Path | None = None,
@@ -53,6 +54,7 @@ def train(
         log: of the run; None: none.
         settings: what else tells runs apart (the data, the first similarities), for the checkpoint.
         resume: go on from the checkpoint in `output_dir`, if it exists.
+        start_of_round: called with the trainer after each y-step.
         end_of_round: called with the trainer after each round.
         num_workers: processes that load images.
         output_dir: folder of the checkpoint; None: none.
@@ -104,6 +106,7 @@ def train(
         progress=progress,
         dataloader_num_workers=num_workers,
         end_of_iteration_hook=None if log is None else log.record,
+        start_of_round_hook=start_of_round,
         end_of_epoch_hook=None if end_of_round is None else lambda trainer: end_of_round(trainer.joint),
     )
     begun = output_dir is not None and from_main((output_dir / "checkpoint.pt").is_file)

@@ -260,9 +260,15 @@ def score_table(
     prefix = f"{main}_round_"
     names = dict.fromkeys(name for _, name in found.index)
     done = [int(name.removeprefix(prefix)) for name in names if name.startswith(prefix)]
-    rounds = sorted({1, 2, max(done)} & {*done}) if done else []
+    rounds = sorted({0, 1, 2, max(done)} & {*done}) if done else []
     last = [title] if title else []
-    header = ["method", *measures.values(), "seeds", *(f"round {number}" for number in rounds), *last]
+    header = [
+        "method",
+        *measures.values(),
+        "seeds",
+        *(f"round {number}" if number else "begin" for number in rounds),
+        *last,
+    ]
     rows = [
         [
             method,

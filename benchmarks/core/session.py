@@ -247,6 +247,12 @@ def learn(method: str, seed: int, task: Task, home: Path) -> Outcome:
             log.write("scores", {task.measure: value}, done * joint.iterations_per_round)
         return score
 
+    def score_beginning(joint: JointTrainer) -> None:
+        knows = recipe.trunk == "hog" or options.init is not None  # something before it is trained
+        if options.score_rounds and knows and joint.round == 0:
+            value = note(joint, 0).metrics[task.measure]
+            print(f"  {home.name}: {said(task, value)} before training", flush=True)
+
     def score_round(joint: JointTrainer) -> None:
         done = joint.round + 1
         if options.score_rounds and done < joint.num_rounds:  # the last one is scored below, after a kill too
@@ -266,6 +272,7 @@ def learn(method: str, seed: int, task: Task, home: Path) -> Outcome:
             resume=options.resume,
             progress=options.progress,
             models=begin,
+            start_of_round=score_beginning,
             end_of_round=score_round,
             log=log,
             settings=origin(task),

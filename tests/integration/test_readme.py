@@ -123,7 +123,13 @@ def test_the_rooms_and_names_exist():
     assert len(rooms) > 10
     for room in rooms:
         assert importlib.util.find_spec(f"pml_posets.{room}") is not None, room
-    foreign = {"AccuracyCalculator", "DistributedLossWrapper", "MultipleLosses", "RetrievalCalculator", "FeatureLoss"}
+    foreign = {
+        "AccuracyCalculator",
+        "DistributedLossWrapper",
+        "MultipleLosses",
+        "RetrievalCalculator",
+        "FeatureLoss",
+    }
     prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
     names = set(re.findall(r"`([A-Z]\w*[a-z]\w*)`", prose)) - foreign
     assert len(names) > 6
