@@ -82,8 +82,6 @@ def check_extraction(joint: JointTrainer) -> None:
     Raises:
         TypeError, ValueError: as `pml_posets.features.extract`.
     """
-    from .joint import JointTrainer
-
     if joint.num_rounds == 1 or joint.feature_fn is None:
         return
     count = len(joint.feature_dataset)
@@ -92,7 +90,7 @@ def check_extraction(joint: JointTrainer) -> None:
         if count % joint.feature_options.get("batch_size", 128) == 1:
             joint.extract(Subset(joint.feature_dataset, [count - 1]), progress=False, num_workers=0)
     except (TypeError, ValueError, RuntimeError) as error:
-        if joint.feature_fn is JointTrainer.extract:
+        if any(joint.feature_fn is vars(kind).get("extract") for kind in type(joint).__mro__):  # the default
             if joint.trainer_options.get("collate_fn") is None:
                 raise
             raise ValueError(
