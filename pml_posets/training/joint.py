@@ -129,6 +129,8 @@ class JointTrainer(Saved):
     Differs from the paper: L1 and L2 are means over the samples they concern, not over the whole batch.
 
     Example:
+        >>> import numpy as np
+        >>> from pml_posets import PosetLoss, PseudoLabelSampler
         >>> images = [torch.full((1, 4, 4), float(i % 3)) + 0.1 * torch.randn(1, 4, 4) for i in range(30)]
         >>> features = np.stack([image.flatten().numpy() for image in images])
         >>> from pml_posets.samplers.pseudo_label import GivenLabels

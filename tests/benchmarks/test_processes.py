@@ -168,7 +168,7 @@ def test_rank_0_alone_writes_prints_and_shows_progress(two, alone):
     run, home, done = two
     writes = (home / "writes-0").read_text().split()
     for name in ("_render", "_make", "save", "__init__"):
-        assert writes.count(name) == 1
+        assert writes.count(name) == (2 if name == "save" else 1)  # HOG, and what motion shows
     assert writes.count("write_results") == 3
     assert not (home / "writes-1").exists()
     assert done.stdout.count("36 frames, 2 categories") == 1
