@@ -40,12 +40,12 @@ class Clips:
         self.first, self.last = starts[clip], stops[clip]  # by place
 
     def shift(self, samples: np.ndarray, step: int) -> np.ndarray:
-        """The samples so many steps later in their clips, or at their ends."""
+        """The samples `step` places later in their clips; beyond an end, the one at that end."""
         place = self.place[samples]
         return self.order[np.clip(place + step, self.first[place], self.last[place])]
 
     def has(self, samples: np.ndarray, step: int) -> np.ndarray:
-        """Where there is one so many steps later."""
+        """Whether the clip of each sample has one `step` places later."""
         place = self.place[samples]
         return (place + step >= self.first[place]) & (place + step <= self.last[place])
 

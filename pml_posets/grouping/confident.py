@@ -46,7 +46,7 @@ class ConfidentGrouping(ClusterMixin, BaseEstimator):
         coverage: share of the samples whose nearest neighbor counts as sure, in (0, 1]. Default 0.1. Smaller
             is purer. Not used where min_similarity is given.
         min_similarity: the threshold itself, a cosine in [-1, 1]; None (default): by coverage.
-        mutual: a link must be among so many most similar candidates of both its samples, from 1; 0 (default)
+        mutual: m, a link must be among the m most similar candidates of both its samples; 0 (default)
             demands nothing. With 1 classes are purer, fewer and mostly pairs.
         window: k, steps in time to either side that a similarity is averaged over, from 0. Default 4, where
             times are given.
