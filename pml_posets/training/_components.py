@@ -12,6 +12,7 @@ import torch
 from .._random import derive_seeds, preserved_randomness, seed_everything
 from ._heads import carry_rows, carry_state, class_axes, class_axis, num_outputs
 from ._identity import describe
+from .objectives import PML_LOSSES
 
 __all__ = ["Components"]
 
@@ -105,9 +106,7 @@ class Components:
                     return function(number)
 
             module = seeded(num_classes)
-            if not isinstance(module, torch.nn.Module):
-                raise TypeError(f"the function for {name} must return a module, got {type(module).__name__}")
-            module, old = module.to(device), self._modules.get(name)
+            module, old = _as_module(name, module).to(device), self._modules.get(name)
             optimizer, states = self.optimizers.get(f"{name}_optimizer"), {}
             if matches is not None and old is not None and old is not module:
                 axes = class_axes(seeded, module, num_classes)
@@ -123,6 +122,16 @@ class Components:
             if optimizer is not None:
                 optimizer.state.update(states)
         self._check_weights()
+
+    def for_classes(self, num_classes: int) -> dict[str, torch.nn.Module]:
+        """Classifier and losses as they would be for this number of classes; nothing changes."""
+        made = {name: _as_module(name, make(num_classes)) for name, make in self._functions.items()}
+        modules = {**self._modules, **made}
+        return {
+            name: module if self._is_model[name] else self._adapt(name, module)
+            for name, module in modules.items()
+            if name in PML_LOSSES or name == "classifier"
+        }
 
     def _reorder(self, matches: np.ndarray) -> None:
         """Move the rows of heads that are given as modules to where their classes have gone."""
@@ -304,3 +313,9 @@ class Components:
         return [
             module for module in modules if hasattr(module, "reset_queue") and hasattr(module, "queue_idx")
         ]
+
+
+def _as_module(name: str, made: Any) -> torch.nn.Module:
+    if not isinstance(made, torch.nn.Module):
+        raise TypeError(f"the function for {name} must return a module, got {type(made).__name__}")
+    return made

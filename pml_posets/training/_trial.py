@@ -1,7 +1,8 @@
-"""One batch through networks and feature extraction before a run begins, not after its first round."""
+"""One batch through networks, losses and feature extraction before the first grouping of a run."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch.utils.data import Subset, default_collate
 
 from .._random import preserved_randomness, seed_everything
+from ..posets import Posets
 from .objectives import PML_LOSSES
 
 if TYPE_CHECKING:
@@ -34,10 +36,11 @@ class Cast(torch.nn.Module):
 
 
 def check_training_batch(joint: JointTrainer) -> None:
-    """Put some images through the collate_fn and the networks, as a step does, without gradients.
+    """Put some images through the collate_fn, the networks and the losses, as a step does, without gradients.
 
     Raises:
         TypeError, ValueError: if the batch is no batch of images, or the networks return no embeddings.
+        Exception: whatever a miner or loss raises.
     """
     options = joint.trainer_options
     indices = _spread(len(joint.dataset))
@@ -74,6 +77,41 @@ def check_training_batch(joint: JointTrainer) -> None:
         raise TypeError(
             f"trunk and embedder must return ({len(indices)}, D) for {len(indices)} images, got {got}"
         )
+    if learned and not joint.sampler.is_grouped:  # else the first step is the trial
+        _try_losses(joint, embeddings, torch.tensor(indices, device=joint.device))
+
+
+def _try_losses(joint: JointTrainer, embeddings: torch.Tensor, indices: torch.Tensor) -> None:
+    """Put embeddings through copies of miner and losses, half of them in two classes, half unassigned."""
+    labels = np.full(len(joint.dataset), -1)
+    assigned = indices[: len(indices) // 2].cpu().numpy()
+    if len(assigned) < 2:
+        return
+    labels[assigned] = np.arange(len(assigned)) % 2
+    drawn = np.random.default_rng(0).normal(size=(len(labels), 2)).astype(np.float32)
+    posets = Posets.build(drawn, labels, joint.sampler.num_nearest)
+    views = getattr(joint.sampler, "views", 1)
+    embeddings, indices = embeddings.repeat(views, 1), indices.repeat(views)
+    with preserved_randomness(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what training batches are like
+        seed_everything(0)
+        try:
+            losses, miners = copy.deepcopy((joint._components.for_classes(2), joint.mining_funcs))
+        except Exception:
+            return  # what cannot be copied is tried by the first step
+        try:
+            for part in (*losses.values(), *miners.values()):
+                if hasattr(part, "bind"):
+                    part.bind(posets)
+                part.to(joint.device)
+            tuples = miners["tuple_miner"](embeddings, indices) if miners else None
+            if "metric_loss" in losses:
+                losses["metric_loss"](embeddings, indices, tuples)
+            if "classifier_loss" in losses:
+                losses["classifier_loss"](losses["classifier"](embeddings), indices)
+        except Exception as error:
+            error.add_note("raised by a trial of the losses on some images, before the first grouping")
+            raise
 
 
 def check_extraction(joint: JointTrainer) -> None:

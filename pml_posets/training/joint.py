@@ -247,6 +247,7 @@ class JointTrainer(Saved):
             FileExistsError: if there is a checkpoint of another run and resume is False.
             OSError: if the output folder cannot be written to or is too full.
             TypeError: if a batch of images does not go through networks or feature extraction.
+            Exception: what miner and losses raise, by a trial of copies of them before the first grouping.
             ValueError: for a damaged checkpoint or one of another run; if a grouping forms no class, or one.
             FloatingPointError: if a loss becomes NaN or infinite.
             RankError: if another of several ranks fails.

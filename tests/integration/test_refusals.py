@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from pytorch_metric_learning.losses import ContrastiveLoss, NormalizedSoftmaxLoss, NTXentLoss
-from pytorch_metric_learning.miners import MultiSimilarityMiner
+from pytorch_metric_learning.losses import ContrastiveLoss, NormalizedSoftmaxLoss, NTXentLoss, ProxyNCALoss
+from pytorch_metric_learning.miners import BaseMiner, MultiSimilarityMiner
 from pytorch_metric_learning.trainers import (
     CascadedEmbeddings,
     DeepAdversarialMetricLearning,
@@ -19,6 +19,7 @@ from pytorch_metric_learning.trainers import (
 from pml_posets import extract
 from pml_posets.grouping.relaxed_assignment import RelaxedAssignment
 from pml_posets.grouping.surrogate import SurrogateGrouping
+from pml_posets.losses.feature import FeatureLoss
 from pml_posets.losses.poset import PosetLoss
 from pml_posets.losses.pseudo_label import PseudoLabelLoss
 from pml_posets.losses.wrappers import PosetCrossBatchMemory
@@ -457,6 +458,56 @@ def test_bad_batches_are_errors_before_training(changes, error, text):
     assert grouped == []
     assert all(torch.equal(a, b) for a, b in zip(weights(joint), before, strict=True))
     assert joint.models["trunk"].training
+
+
+class Failing(torch.nn.Module):
+    def forward(self, embeddings, labels, indices_tuple=None):
+        raise KeyError("of my own")
+
+
+class FailingMiner(BaseMiner):
+    def mine(self, embeddings, labels, ref_emb, ref_labels):
+        return embeddings @ torch.zeros(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"loss_funcs": {"metric_loss": Failing()}}, KeyError, "of my own"),
+        (
+            {
+                "loss_funcs": {"metric_loss": lambda classes: ProxyNCALoss(classes, 7)},
+                "optimizers": {"trunk_optimizer": sgd(), "metric_loss_optimizer": sgd()},
+            },
+            RuntimeError,
+            "same number of columns|4 and 7",
+        ),
+        (
+            {
+                "loss_funcs": {"metric_loss": FeatureLoss(4, np.ones((3, 5)))},
+                "optimizers": {"trunk_optimizer": sgd(), "metric_loss_optimizer": sgd()},
+            },
+            ValueError,
+            "3",
+        ),
+        ({"mining_funcs": {"tuple_miner": FailingMiner()}}, RuntimeError, "shape"),
+    ],
+)
+def test_bad_losses_are_errors_before_the_first_grouping(changes, error, text):
+    grouped = []
+
+    class Watching(GivenLabels):
+        def fit_predict(self, features):
+            grouped.append(len(features))
+            return super().fit_predict(features)
+
+    joint = make(sampler_options={"grouping": Watching(LABELS)}, **changes)
+    before = weights(joint)
+    with pytest.raises(error, match=text) as raised:
+        joint.train()
+    assert "before the first grouping" in raised.value.__notes__[0]
+    assert grouped == []
+    assert all(torch.equal(a, b) for a, b in zip(weights(joint), before, strict=True))
 
 
 def test_a_trunk_that_squeezes_a_batch_that_never_comes():
