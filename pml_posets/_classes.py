@@ -9,13 +9,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from ._validation import as_labels
+from ._validation import as_array, as_labels
 from .neighbors.nearest import Neighbors
 
 ArrayLike: TypeAlias = "np.ndarray | torch.Tensor"
 
 BLOCK_BYTES = 1 << 26  # rows gathered at a time
 _SMALL_CLASS = 32  # up to this size distances are differences, above it centered matrix products in float64
+_PRODUCTS = "use_mm_for_euclid_dist"
 _WHOLE_CLASS = 4096  # up to this size the distances of a class are one block
 
 
@@ -29,37 +30,31 @@ def relabel(labels: Any) -> np.ndarray:
         (N,) int64.
 
     Raises:
-        TypeError: if the labels are no integers.
-        ValueError: if they are not one-dimensional or below -1.
+        TypeError, ValueError: if the labels are no integers, not one-dimensional or below -1.
 
     Example:
         >>> relabel([7, -1, 3, 7])
         array([ 1, -1,  0,  1])
     """
-    if isinstance(labels, torch.Tensor):
-        labels = labels.detach().cpu().numpy()
-    labels = np.asarray(labels)
-    labels = as_labels(labels, labels.shape[0] if labels.ndim else 0, contiguous=False)
+    labels = as_array(labels)
+    labels = as_labels(labels, len(labels) if labels.ndim else 0, contiguous=False).copy()
     assigned = labels >= 0
-    renumbered = np.full(labels.shape, -1, np.int64)
-    renumbered[assigned] = np.unique(labels[assigned], return_inverse=True)[1].reshape(-1)
-    return renumbered
+    labels[assigned] = np.unique(labels[assigned], return_inverse=True)[1].reshape(-1)
+    return labels
 
 
 def check_neighbors(neighbors: Neighbors, num_samples: int, mirrored: bool) -> None:
     """That the lists are those of all the samples, with flips if there are mirrored features."""
-    shape = np.shape(neighbors.indices)
-    if len(shape) != 2 or shape[0] != num_samples or shape[1] < 1:
+    indices = np.asarray(neighbors.indices)
+    if indices.ndim != 2 or len(indices) != num_samples or not indices.shape[1]:
         raise ValueError(
-            f"neighbors must have a row for each of the {num_samples} samples, got indices of shape {shape}: "
-            "were they searched with queries?"
+            f"neighbors must have a row for each of the {num_samples} samples, got indices of shape "
+            f"{indices.shape}: were they searched with queries?"
         )
-    if neighbors.indices.min() < -1 or neighbors.indices.max() >= num_samples:
+    if indices.min() < -1 or indices.max() >= num_samples:
         raise ValueError(f"neighbors must hold indices in -1..{num_samples - 1}: they are of another dataset")
-    if (neighbors.indices == np.arange(num_samples)[:, None]).any():
-        raise ValueError(
-            "neighbors must not list a sample as its own neighbor: search with exclude_self=True"
-        )
+    if (indices == np.arange(num_samples)[:, None]).any():
+        raise ValueError("neighbors must not list a sample as its own: search with exclude_self=True")
     if mirrored != (neighbors.flips is not None):
         raise ValueError("neighbors and mirrored do not match: give both with mirror images, or neither")
 
@@ -97,10 +92,7 @@ class ClassMembers:
         return np.diff(self.starts)
 
     def blocks(self, num_dims: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(b,) class ids and their (b, size) members, classes of equal size together.
-
-        Their rows and pairs take bounded memory; a class too large for that comes alone.
-        """
+        """(b,) class ids and their (b, size) members, classes of equal size together, in bounded memory."""
         sizes = self.sizes
         for size in np.unique(sizes[sizes > 0]):
             classes = np.flatnonzero(sizes == size)
@@ -111,37 +103,28 @@ class ClassMembers:
 
 
 def pairwise_distances(rows: torch.Tensor) -> torch.Tensor:
-    """Euclidean distances inside each of B groups: (B, s, D) float32 to (B, s, s), with a zero diagonal.
-
-    Groups of up to 32 by plain differences; larger ones by matrix products of centered float64 rows, so
-    that near-duplicates keep their distance.
-    """
+    """Euclidean distances inside each of B groups: (B, s, D) float32 to (B, s, s), with a zero diagonal."""
     if rows.shape[1] <= _SMALL_CLASS:
         return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    rows = rows.double()
-    rows = rows - rows.mean(dim=1, keepdim=True)
-    distances = torch.cdist(rows, rows, compute_mode="use_mm_for_euclid_dist")
+    rows = _centered(rows)
+    distances = torch.cdist(rows, rows, compute_mode=_PRODUCTS)
     distances.diagonal(dim1=1, dim2=2).zero_()
     return distances
 
 
+def _centered(rows: torch.Tensor) -> torch.Tensor:
+    rows = rows.double()  # and centered: near-duplicates keep their distance in matrix products
+    return rows - rows.mean(dim=1, keepdim=True)
+
+
 def row_sums(rows: torch.Tensor, scale: float | None = None) -> torch.Tensor:
-    """What each member's distances, or with a scale its similarities, inside its group add up to.
+    """(B, s) float64 sums of the distances d of (B, s, D) rows to their group, or of exp(-d / scale)."""
 
-    Args:
-        rows: (B, s, D) float32.
-        scale: of the similarity exp(-distance / scale); None (default) sums distances.
-
-    Returns:
-        (B, s) float64, itself counted (as 0 or 1), in bounded memory.
-    """
-    if rows.shape[1] <= _WHOLE_CLASS:
-        distances = pairwise_distances(rows).double()
+    def summed(distances: torch.Tensor) -> torch.Tensor:
         return (distances if scale is None else torch.exp(distances / -scale)).sum(dim=2)
-    rows = rows.double()
-    rows = rows - rows.mean(dim=1, keepdim=True)
-    sums = []
-    for part in rows.split(max(1, BLOCK_BYTES // (8 * rows.shape[1])), dim=1):
-        distances = torch.cdist(part, rows, compute_mode="use_mm_for_euclid_dist")
-        sums.append((distances if scale is None else torch.exp(distances / -scale)).sum(dim=2))
-    return torch.cat(sums, dim=1)
+
+    if rows.shape[1] <= _WHOLE_CLASS:
+        return summed(pairwise_distances(rows).double())
+    rows = _centered(rows)
+    parts = rows.split(max(1, BLOCK_BYTES // (8 * rows.shape[1])), dim=1)
+    return torch.cat([summed(torch.cdist(part, rows, compute_mode=_PRODUCTS)) for part in parts], dim=1)

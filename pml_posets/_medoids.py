@@ -47,27 +47,13 @@ def full_precision(x: torch.Tensor, ref: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def squared_distances(distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
-    """The d^2 of Eq. 4 by any PML distance.
+    """The d^2 of Eq. 4 by any PML distance, (B, D) and (K, D) to (B, K), in at least 32 bits.
 
     A distance of power 2 stands as it is, one of power 1 is squared. A similarity s becomes 2 - 2s, which for
     cosine is the squared distance of the normalized embeddings. Embeddings that are not normalized may lie
     far from the origin: their Euclidean distances are computed around the mean of `ref`, in float64.
-
-    Args:
-        distance: a PML distance of power 1 or 2, or a similarity of power 1.
-        x: (B, D) floating point, at least 32 bits.
-        ref: (K, D), dtype of `x`.
-
-    Returns:
-        (B, K), dtype of `x`; not negative unless the similarity exceeds 1.
-
-    Example:
-        >>> x = torch.tensor([[3.0, 0.0], [0.0, 5.0]])
-        >>> squared_distances(LpDistance(power=1), x, x[:1]).flatten().round(decimals=4).tolist()
-        [0.0, 2.0]
     """
-    prepared = prepare(distance, x)
-    return prepared_distances(distance, prepared, prepared if ref is x else prepare(distance, ref))
+    return prepared_distances(distance, *prepared_pair(distance, x, ref))
 
 
 def _is_euclidean(distance: BaseDistance) -> bool:
@@ -83,6 +69,16 @@ def compares_units(distance: BaseDistance) -> bool:
 def prepare(distance: BaseDistance, x: torch.Tensor) -> torch.Tensor:
     """The part of `squared_distances` that each side needs once: to normalize, for the default distance."""
     return F.normalize(x) if _is_euclidean(distance) and distance.normalize_embeddings else x
+
+
+def prepared_pair(
+    distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in full precision and prepared; `ref is x` stays true."""
+    same = ref is x
+    x, ref = full_precision(x, ref)
+    x = prepare(distance, x)
+    return x, x if same else prepare(distance, ref)
 
 
 def prepared_distances(distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
@@ -114,30 +110,11 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 def batch_medoids(
     embeddings: torch.Tensor, labels: torch.Tensor, distance: BaseDistance | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The medoid of every class in a batch.
+    """The medoid of every class in a batch: (K,) indices and (K,) classes, ascending; -1 is no class.
 
-    medoid_c = argmin over i in class c of sum over j in class c of d(x_i, x_j), d unsquared. Sums that differ
-    by rounding alone are tied, and of tied members the one with the lowest index is taken; so it is in a
-    class of two. No gradient flows here: it flows through the rows that the caller picks by the result.
-
-    Args:
-        embeddings: (B, D), floating point.
-        labels: (B,) integers, -1 for a sample without a class.
-        distance: a PML distance; None (default) for normalized Euclidean.
-
-    Returns:
-        Indices of the medoids, (K,) int64, and their classes, (K,) in the dtype of `labels`, ascending. Both
-        are empty without an assigned sample. Memory is linear in B: the distances of 256 rows (2048 on a GPU)
-        to the members of their classes are computed at a time.
-
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.2.
-    Differs from the paper: the medoids are those of the batch, not of the whole class.
-
-    Example:
-        >>> embeddings = torch.tensor([[0.0], [1.0], [3.0], [9.0], [2.0]])
-        >>> plain = LpDistance(normalize_embeddings=False)
-        >>> batch_medoids(embeddings, torch.tensor([7, 7, 7, 2, -1]), plain)
-        (tensor([3, 1]), tensor([2, 7]))
+    medoid_c = argmin over i in class c of sum over j in class c of d(x_i, x_j), d unsquared; without
+    gradient, in memory linear in B. Sums that differ by rounding alone are tied, and of tied members the one
+    with the lowest index is taken; so it is in a class of two.
     """
     distance = default_distance() if distance is None else distance
     with torch.no_grad(), without_autocast(embeddings.device):
@@ -197,26 +174,11 @@ def _sums_in_class(
 def positive_mask(
     sq_dist: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor, num_nearest: int, anchors: Anchors
 ) -> torch.Tensor:
-    """Which representatives each sample is pulled to.
+    """Which representatives each sample is pulled to, (B, K) bool; a row without True is no anchor.
 
     An unassigned sample (label -1) is pulled to the `num_nearest` nearest ones, to all if there are fewer. An
     assigned sample is pulled to the representative of its own class, if `anchors` is "all" and that class has
-    one.
-
-    Args:
-        sq_dist: (B, K) squared distances to the representatives.
-        labels: (B,) integers, -1 unassigned.
-        classes: (K,) integers >= 0, the representatives' classes.
-        num_nearest: Z, at least 1.
-        anchors: "all" or "unassigned".
-
-    Returns:
-        (B, K) bool; a row without True is no anchor.
-
-    Example:
-        >>> sq_dist = torch.tensor([[0.0, 4.0, 9.0], [2.0, 1.0, 3.0]])
-        >>> positive_mask(sq_dist, torch.tensor([5, -1]), torch.tensor([5, 6, 8]), 2, "all").int().tolist()
-        [[1, 0, 0], [1, 1, 0]]
+    one. `sq_dist` is (B, K), `labels` (B,), `classes` (K,) those of the representatives.
     """
     num_nearest = min(num_nearest, sq_dist.shape[1])
     nearest = sq_dist.detach().topk(num_nearest, dim=1, largest=False, sorted=False).indices  # (B, Z)

@@ -30,30 +30,15 @@ def y_step_bytes(num_samples: int, num_dims: int, num_neighbors: int = 32) -> in
 
 
 def available_bytes() -> int | None:
-    """Bytes that this process may still take: what the machine has free, or what its container leaves.
-
-    Pages of files count as free, as the kernel gives them up for others.
-
-    Returns:
-        None where neither is known (other systems than Linux).
-    """
+    """Bytes that this process may still take, pages of files counted as free; None if it is not known."""
     limits = [limit - used for limit, used in _limits()]
     return max(0, min(limits)) if limits else None
 
 
 def warn_if_short(needed: int, what: str, certain: int = 0) -> None:
-    """Warn of a step that seems to need more memory than is available, and refuse what can never fit.
+    """Warn of a step that seems to need more bytes than are free for each rank of this machine.
 
-    Args:
-        needed: bytes, an estimate.
-        what: the step, as the message names it.
-        certain: bytes that it takes in any case. Default 0.
-
-    Raises:
-        MemoryError: if it takes more in any case than the machine, or the limit of its container, has in all.
-
-    Warns:
-        ResourceWarning: if it needs more than is available, shared by the ranks of this machine.
+    A MemoryError if it takes `certain` bytes in any case, more than the machine or its container has in all.
     """
     limits = _limits()
     if not limits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,11 +43,8 @@ def nearest_classes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, Z) classes by distance to their medoids, own class first; (N, Z) distances; (N,) flips.
 
-    Args:
-        flips: (N,) bool of the assigned samples; those of the others are chosen here.
-        codes: (N,) sources, or None.
-        neighbors: lists in which medoids may be found, or None.
-        settings: method, backend and device of the search.
+    `flips` are those of the assigned samples, `codes` the sources, `neighbors` lists in which medoids may be
+    found, `settings` the method, backend and device of the search.
     """
     num_samples = len(labels)
     nearest = np.full((num_samples, num_nearest), -1, np.int64)
@@ -68,7 +64,8 @@ def nearest_classes(
             return search(representatives, k, query_features=queries, **sources, **settings)
 
     whole = mirrored is None and remaining.size == num_samples
-    for rows in _row_chunks(remaining, features.shape[1], whole):
+    step = max(1, num_samples if whole else (1 << 28) // (4 * features.shape[1]))
+    for rows in np.split(remaining, range(step, remaining.size, step)) if remaining.size else ():
         got = ask(features if whole else oriented(features, mirrored, flips, rows), rows)
         nearest[rows, :k], distances[rows, :k] = got.indices, got.distances
         free = rows[labels[rows] < 0]
@@ -83,20 +80,10 @@ def nearest_classes(
     return nearest, distances, flips
 
 
-def _row_chunks(rows: np.ndarray, dim: int, whole: bool) -> Iterator[np.ndarray]:
-    """Row indices, as many at a time as take about 256 MiB, or all."""
-    step = max(1, rows.size if whole else (1 << 28) // (4 * dim))
-    for first in range(0, rows.size, step):
-        yield rows[first : first + step]
-
-
 def _nearest_listed(
     neighbors: Neighbors, labels: np.ndarray, medoid: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N, k) classes of the nearest medoids by the lists, (N, k) distances, (N,) whether no other is nearer.
-
-    A sample's own class, one of the k, is left out.
-    """
+    """(N, k) nearest medoids' classes but a sample's own, distances, (N,) whether no other may be nearer."""
     classes = np.full(labels.size, -1)
     classes[medoid] = np.arange(medoid.size)
     listed = np.where(neighbors.indices >= 0, classes[neighbors.indices], -1)  # (N, K)

@@ -13,11 +13,10 @@ from ._batch_checks import as_indices, check_batch, check_distance, warn_once
 from ._medoids import (
     Anchors,
     default_distance,
-    full_precision,
     positive_mask,
-    prepare,
     prepared_distances,
     prepared_medoids,
+    prepared_pair,
     without_autocast,
 )
 from ._validation import as_count, check_option
@@ -39,10 +38,10 @@ class NearestMedoidMiner(BaseMiner):
 
     **Bound** to `Posets`, by `posets=` or by `bind` at each new round, the labels channel carries **dataset
     indices** (ref_labels too), as PML's trainers can pass them on. Classes, medoids and nearest classes are
-    then those fixed for the round, whatever the embeddings say now: representatives are the medoids of the
-    round that are in the batch (of several copies the first), the positives of an unassigned sample are those
-    of its first `num_nearest` `Posets.nearest_classes` that are in it. A sample without a positive there is
-    no anchor. A loss given along with this tuple still expects class ids, `posets.labels[indices]`.
+    then those of the round, whatever the embeddings say now: representatives are the medoids of the round
+    that are in the batch (of several copies the first), the positives of an unassigned sample are those of
+    its first `num_nearest` `Posets.nearest_classes` that are in it; without one it is no anchor. A loss given
+    along with this tuple still expects class ids, `posets.labels[indices]`.
 
     A medoid is never paired with itself: it has negatives alone. `PosetLoss` counts it as its own positive;
     other losses need no such pair, and some have no finite gradient for it.
@@ -57,8 +56,7 @@ class NearestMedoidMiner(BaseMiner):
     Returns:
         Of `forward(embeddings, labels, ref_emb=None, ref_labels=None)`: a1, p, a2, n, int64 tensors on the
         embeddings' device. a1 and a2 index embeddings, p and n index ref_emb (embeddings if None). All are
-        empty without an anchor or a representative. Memory is linear in samples times representatives,
-        whatever the sizes of the classes.
+        empty without an anchor or a representative. Memory is linear in samples times representatives.
 
     Raises:
         TypeError, ValueError: as `PosetLoss`; for dataset indices outside the posets, and posets with too few
@@ -104,19 +102,7 @@ class NearestMedoidMiner(BaseMiner):
                 with every batch.
 
         Raises:
-            TypeError: if one of the three is missing.
-            ValueError: for shapes that do not match, or Z below `num_nearest`.
-
-        Example:
-            >>> from types import SimpleNamespace
-            >>> nearest_classes = [[0], [0], [1], [1]]
-            >>> labels, medoids = [0, 0, 1, -1], [1, 2]
-            >>> posets = SimpleNamespace(labels=labels, medoids=medoids, nearest_classes=nearest_classes)
-            >>> miner = NearestMedoidMiner(num_nearest=1)
-            >>> miner.bind(posets)
-            >>> a1, p, _, _ = miner(torch.zeros(3, 2), torch.tensor([3, 0, 1]))  # dataset indices
-            >>> a1.tolist(), p.tolist()
-            ([1], [2])
+            TypeError, ValueError: if one of the three is missing or does not match, or Z is too small.
         """
         self._store = posets if hasattr(posets, "posets") else None
         self._take(posets if self._store is None else self._store.posets)
@@ -130,10 +116,8 @@ class NearestMedoidMiner(BaseMiner):
         names = ("labels", "medoids", "nearest_classes")
         missing = [name for name in names if not hasattr(posets, name)]
         if missing:
-            raise TypeError(
-                f"posets must be a pml_posets.posets.Posets, got {type(posets).__name__} without "
-                f"{', '.join(missing)}: build them by Posets.build(features, labels)"
-            )
+            without = f"{type(posets).__name__} without {', '.join(missing)}"
+            raise TypeError(f"posets must be a pml_posets.posets.Posets, got {without}: use Posets.build")
         tables = (torch.from_numpy(np.array(getattr(posets, name), dtype=np.int64)) for name in names)
         labels, medoids, nearest = tables
         if labels.ndim != 1 or medoids.ndim != 1 or nearest.ndim != 2 or len(nearest) != len(labels):
@@ -184,12 +168,9 @@ class NearestMedoidMiner(BaseMiner):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Representatives, (K,) indices into ref_emb, and who is pulled to them, (B, K) bool."""
         with without_autocast(embeddings.device):
-            x, ref = full_precision(embeddings, ref_emb)
-            same = ref is x
-            x = prepare(self.distance, x)
-            ref = x if same else prepare(self.distance, ref)
+            x, ref = prepared_pair(self.distance, embeddings, ref_emb)
             medoids, classes = prepared_medoids(ref, ref_labels, self.distance)
-            if same and len(medoids) == len(x) > 1:
+            if ref is x and len(medoids) == len(x) > 1:
                 warn_once(
                     self,
                     "NearestMedoidMiner finds no positive pair: every sample has a label of its own. Are the "
@@ -206,8 +187,7 @@ class NearestMedoidMiner(BaseMiner):
             self._tables = tuple(table.to(device) for table in self._tables)
         class_of, medoids, nearest = self._tables
         if not torch.compiler.is_compiling():
-            for indices in (labels, ref_labels):
-                as_indices(indices, len(class_of))
+            _ = as_indices(labels, len(class_of)), as_indices(ref_labels, len(class_of))
         index, ref_index = labels.long(), ref_labels.long()
         ref_class = class_of[ref_index]  # (R,)
         rows = (ref_class >= 0).nonzero().squeeze(1)

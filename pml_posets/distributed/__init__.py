@@ -3,44 +3,12 @@
 import warnings
 from typing import Any
 
-from .process_group import (
-    RankError,
-    abort_on_error,
-    all_gather_equal,
-    all_gather_objects,
-    all_gather_rows,
-    all_reduce_sum,
-    barrier,
-    broadcast_object,
-    broadcast_tensors,
-    from_environment,
-    is_main,
-    rank,
-    world_size,
-)
-from .sharing import from_main, main_first, shard, share_errors, shared_work, shares_work
+from .process_group import *  # noqa: F403
+from .process_group import __all__ as _group
+from .sharing import *  # noqa: F403
+from .sharing import __all__ as _shared
 
-__all__ = [
-    "RankError",
-    "abort_on_error",
-    "all_gather_equal",
-    "all_gather_objects",
-    "all_gather_rows",
-    "all_reduce_sum",
-    "barrier",
-    "broadcast_object",
-    "broadcast_tensors",
-    "from_environment",
-    "from_main",
-    "is_main",
-    "main_first",
-    "rank",
-    "shard",
-    "share_errors",
-    "shared_work",
-    "shares_work",
-    "world_size",
-]
+__all__ = sorted([*_group, *_shared])
 
 _RENAMED = {"guarded": "abort_on_error", "together": "share_errors", "total": "all_reduce_sum"}
 

@@ -17,8 +17,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ._state import RankError, collective, initialized, is_main, leave, left, rank, world_size
-
 __all__ = [
     "RankError",
     "abort_on_error",
@@ -38,19 +36,41 @@ __all__ = [
 Rows = TypeVar("Rows", np.ndarray, torch.Tensor)
 Result = TypeVar("Result")
 
-_PIECE = 2**30  # bytes sent at once
+_PIECE = 2**30  # bytes that a rank sends at once
 _PATIENCE = 30.0  # seconds that a rank waits for the others at the end
+_REASON = "pml_posets/reason"  # in the store that all ranks read: why one of them left
+_left: list[tuple[int, int]] = []  # (rank, world size) of this process after it has left a failed group
+
+
+class RankError(RuntimeError):
+    """Another rank has failed, died or not answered in time; the message says why if that is known."""
+
+
+def rank() -> int:
+    """Number of this process, from 0; 0 without a process group.
+
+    Example:
+        >>> rank(), world_size(), is_main()
+        (0, 1, True)
+    """
+    return dist.get_rank() if _initialized() else _left[-1][0] if _left else 0
+
+
+def world_size() -> int:
+    """How many processes there are; 1 without a process group."""
+    return dist.get_world_size() if _initialized() else _left[-1][1] if _left else 1
+
+
+def is_main() -> bool:
+    """True for rank 0, which alone writes files and shows progress."""
+    return rank() == 0
 
 
 # --- Exchange
 
 
 def barrier() -> None:
-    """Wait until every rank is here.
-
-    Raises:
-        RankError: if one will not come.
-    """
+    """Wait until every rank is here, or a `RankError`."""
     all_gather_objects(None)
 
 
@@ -61,7 +81,7 @@ def broadcast_object(value: Result) -> Result:
         value: anything that can be pickled; only that of rank 0 matters.
 
     Raises:
-        RankError: if another rank has failed.
+        RankError: if another rank has failed, here and in all exchanges below.
 
     Example:
         >>> broadcast_object({"epoch": 3})
@@ -70,21 +90,17 @@ def broadcast_object(value: Result) -> Result:
     if world_size() == 1:
         return value
     box: list[Any] = [value if is_main() else None]
-    with collective():
+    with _collective():
         dist.broadcast_object_list(box, src=0)
     return value if is_main() else box[0]
 
 
 def all_gather_objects(value: Result) -> list[Result]:
-    """What the ranks give, in their order, on every rank; for small things (whole arrays: `all_gather_rows`).
-
-    Raises:
-        RankError: if another rank has failed.
-    """
+    """What the ranks give, small things, in their order, on every rank."""
     if world_size() == 1:
         return [value]
     box: list[Any] = [None] * world_size()
-    with collective():
+    with _collective():
         dist.all_gather_object(box, value)
     return box
 
@@ -102,7 +118,6 @@ def all_gather_rows(block: Rows) -> Rows:
     Raises:
         TypeError: if the block is neither.
         ValueError: on all ranks, if the blocks do not agree in width and dtype.
-        RankError: if another rank has failed.
 
     Example:
         >>> all_gather_rows(np.arange(3))
@@ -112,83 +127,52 @@ def all_gather_rows(block: Rows) -> Rows:
         raise TypeError(f"a block of rows must be an array or a tensor (n, ...), got {type(block).__name__}")
     if world_size() == 1:
         return block
-    is_array = isinstance(block, np.ndarray)
-    name = block.dtype.str if isinstance(block, np.ndarray) else str(block.dtype).removeprefix("torch.")
-    headers = all_gather_objects((len(block), tuple(block.shape[1:]), name, is_array))
-    filled = [header for header in headers if header[0]]
-    if not filled:
+    own: Any = block.detach().cpu() if isinstance(block, torch.Tensor) else block
+    split: Any = torch.tensor_split if isinstance(block, torch.Tensor) else np.array_split
+    turns = max(all_gather_objects(1 + own.nbytes // _PIECE))
+    sent = [all_gather_objects(piece) for piece in split(own, turns)]
+    pieces = [turn[r] for r in range(world_size()) for turn in sent if len(turn[r])]
+    kinds = {f"{type(p).__name__} of rows {tuple(p.shape[1:])} {p.dtype}" for p in pieces}
+    if len(kinds) > 1:
+        raise ValueError(f"blocks of rows must agree in width and dtype, got {' and '.join(sorted(kinds))}")
+    if not pieces:
         return block
-    if any(header[1:] != filled[0][1:] for header in filled):
-        listed = "; ".join(f"rank {r}: {header[:3]}" for r, header in enumerate(headers))
-        raise ValueError(f"blocks of rows must agree in width and dtype, got (rows, width, dtype) {listed}")
-    width: tuple[int, ...] = filled[0][1]
-    name, is_array = filled[0][2:]
-    counts = [header[0] for header in headers]
-    device = block.device if isinstance(block, torch.Tensor) else torch.device("cpu")
-    sample = (
-        np.empty((1, *width), np.dtype(name))
-        if is_array
-        else torch.empty((1, *width), dtype=getattr(torch, name))
-    )
-    padded = torch.zeros((max(counts), _as_bytes(sample).numel()), dtype=torch.uint8, device=device)
-    if len(block):
-        padded[: len(block)] = _as_bytes(block).view(len(block), -1)
-    pieces = [all_gather_equal(piece) for piece in padded.split(max(1, _PIECE // max(1, padded.shape[1])))]
-    padded = torch.cat([piece.unflatten(0, (len(counts), -1)) for piece in pieces], dim=1)
-    whole = torch.cat([rows[:count] for rows, count in zip(padded, counts, strict=True)]).flatten()  # bytes
-    shape = (sum(counts), *width)
-    result: Any = whole.numpy().view(name) if is_array else whole.view(getattr(torch, name))
-    return result.reshape(shape)
+    if isinstance(pieces[0], torch.Tensor):
+        pieces = [piece.to(getattr(block, "device", "cpu")) for piece in pieces]
+    whole: Any = torch.cat(pieces) if isinstance(pieces[0], torch.Tensor) else np.concatenate(pieces)
+    return whole
 
 
 def all_gather_equal(x: torch.Tensor) -> torch.Tensor:
-    """As `all_gather_rows`, of tensors of one shape on all ranks, in a single exchange.
-
-    Args:
-        x: (n, ...) of any dtype on any device.
+    """As `all_gather_rows`, of tensors (n, ...) of one shape on all ranks, in a single exchange.
 
     Returns:
         (n x world size, ...), without gradients; with one process x itself.
-
-    Raises:
-        RankError: if another rank has failed.
     """
     if world_size() == 1:
         return x
     gathered = torch.empty((world_size(), *x.shape), dtype=x.dtype, device=_carrier(x))
-    with collective():
-        dist.all_gather(
-            [part.reshape(-1).view(torch.uint8) for part in gathered], _as_bytes(x).to(gathered.device)
-        )
+    sent, *received = (part.contiguous().reshape(-1).view(torch.uint8) for part in (x.detach(), *gathered))
+    with _collective():
+        dist.all_gather(received, sent.to(gathered.device))
     return gathered.to(x.device).flatten(0, 1)
 
 
 def all_reduce_sum(x: torch.Tensor) -> torch.Tensor:
-    """The sum over the ranks of tensors of one shape, without gradients; the same bits on all of them.
-
-    Raises:
-        RankError: if another rank has failed.
-    """
+    """The sum over the ranks of tensors of one shape, without gradients; the same bits on all of them."""
     if world_size() == 1:
         return x
     summed = x.detach().clone().to(_carrier(x))
-    with collective():
+    with _collective():
         dist.all_reduce(summed)
     return summed.to(x.device)
 
 
 def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
-    """Give tensors (weights, buffers) the values they have on rank 0, in place, bit for bit.
-
-    Args:
-        tensors: of the same shapes and dtypes on every rank.
-
-    Raises:
-        RankError: if another rank has failed.
-    """
+    """Give tensors, alike on all ranks, the values that they have on rank 0, in place, bit for bit."""
     if world_size() == 1:
         return
-    with collective(), torch.no_grad():
+    with _collective(), torch.no_grad():
         for tensor in tensors:
             sent = tensor.detach().contiguous().to(_carrier(tensor))
             dist.broadcast(sent, src=0)
@@ -207,13 +191,11 @@ def abort_on_error() -> Iterator[None]:
     on all ranks: end the script, or start the processes again. A rank that is killed closes its connections,
     which gloo notices at once; on GPUs torchrun ends the others.
     """
-    if world_size() == 1 or not initialized():
-        yield
-        return
     try:
         yield
     except BaseException as error:
-        leave(error)
+        if world_size() > 1:
+            _leave(error)
         raise
 
 
@@ -248,7 +230,7 @@ def from_environment(
     if not joins:
         yield chosen
         return
-    left.clear()
+    _left.clear()
     backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
@@ -257,7 +239,7 @@ def from_environment(
             barrier()
             _leave_in_order()
     finally:
-        if initialized():
+        if _initialized():
             dist.destroy_process_group()
 
 
@@ -265,15 +247,13 @@ def from_environment(
 
 
 def _own_device(device: str | torch.device | None, local_rank: int | None) -> torch.device:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type != "cuda" or local_rank is None:
         return chosen
     if chosen.index is not None and int(os.environ["WORLD_SIZE"]) > 1:
         raise ValueError(f'each process takes a GPU of its own: give the device "cuda", not "{chosen}"')
-    count = torch.cuda.device_count()
     if chosen.index is None:
+        count = torch.cuda.device_count()
         if local_rank >= count:
             raise ValueError(
                 f"there are {count} GPUs here for process {local_rank + 1}: start torchrun with "
@@ -293,10 +273,40 @@ def _carrier(tensor: torch.Tensor) -> torch.device:
     return torch.device("cpu") if "cpu" in backends else torch.device("cuda", torch.cuda.current_device())
 
 
-def _as_bytes(block: np.ndarray | torch.Tensor) -> torch.Tensor:
-    if isinstance(block, torch.Tensor):
-        return block.detach().contiguous().reshape(-1).view(torch.uint8)
-    return torch.from_numpy(np.require(block, requirements=["C", "W"]).reshape(-1).view(np.uint8))
+def _initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def _collective() -> Iterator[None]:
+    if not _initialized():
+        raise RankError("the process group has ended with an error before: start the processes again")
+    try:
+        yield
+    except RuntimeError as error:
+        text = "another rank has died or did not answer in time"
+        with suppress(Exception):  # what a failed rank has left behind, if the store can still be asked
+            store = dist.distributed_c10d._get_default_store()
+            text = store.get(_REASON).decode() if store.check([_REASON]) else text
+        first = str(error).partition("\n")[0] or type(error).__name__
+        raise RankError(f"rank {rank()} of {world_size()} goes no further: {text} ({first})") from error
+
+
+def _leave(error: BaseException) -> None:
+    """Tell the others why, end the group, and remember which rank this was."""
+    if not _initialized():  # an inner block has left already
+        return
+    here = rank(), world_size()
+    if not isinstance(error, RankError):
+        with suppress(Exception):
+            reason = f"rank {here[0]} has failed: {type(error).__name__}: {error}"
+            dist.distributed_c10d._get_default_store().set(_REASON, reason)
+    with suppress(Exception):
+        getattr(dist.distributed_c10d, "_abort_process_group", dist.destroy_process_group)()
+    if _initialized():
+        with suppress(Exception):
+            dist.destroy_process_group()
+    _left.append(here)
 
 
 def _leave_in_order() -> None:

@@ -31,9 +31,6 @@ def shard(count: int, number: int | None = None, num_shares: int | None = None) 
     Returns:
         The indices of the items; empty for the last ranks where there are fewer items than ranks.
 
-    Raises:
-        ValueError: if a number is out of range.
-
     Example:
         >>> [list(shard(5, r, 3)) for r in range(3)]
         [[0, 1], [2, 3], [4]]
@@ -41,9 +38,8 @@ def shard(count: int, number: int | None = None, num_shares: int | None = None) 
     number = rank() if number is None else number
     num_shares = world_size() if num_shares is None else num_shares
     if count < 0 or not 0 <= number < num_shares:
-        raise ValueError(
-            f"shard needs count >= 0 and 0 <= number < num_shares, got {count}, {number}, {num_shares}"
-        )
+        found = f"{count}, {number}, {num_shares}"
+        raise ValueError(f"shard needs count >= 0 and 0 <= number < num_shares, got {found}")
     least, more = divmod(count, num_shares)
     start = number * least + min(number, more)
     return range(start, start + least + (number < more))
@@ -74,13 +70,7 @@ def shares_work() -> bool:
 
 
 def from_main(function: Callable[[], Result]) -> Result:
-    """Let rank 0 call a function and all have what it returns; nothing in it is shared.
-
-    Args:
-        function: called on rank 0 alone; what it returns must be picklable.
-
-    Returns:
-        What it returned, on other ranks a copy.
+    """Let rank 0 call a function and all have what it returns (picklable); nothing in it is shared.
 
     Raises:
         Exception: on rank 0 what the function raised.
@@ -109,17 +99,8 @@ def from_main(function: Callable[[], Result]) -> Result:
 def main_first(function: Callable[[], Result]) -> Result:
     """Let rank 0 call a function, and then the others, which find the files that it has written.
 
-    Only inside `shared_work`; elsewhere it is called at once. Nothing in it is shared.
-
-    Args:
-        function: makes a file, or reads what has been made; called once on every rank.
-
-    Returns:
-        What the function returned on this rank.
-
-    Raises:
-        Exception: on each rank what the function raised on it.
-        RankError: on the others then, with its text.
+    Only inside `shared_work`; elsewhere it is called at once. Nothing in it is shared. Each rank returns and
+    raises what the function did on it; the others then raise a `RankError` with its text.
 
     Example:
         >>> main_first(lambda: 3)
@@ -137,10 +118,7 @@ def main_first(function: Callable[[], Result]) -> Result:
 
 @contextmanager
 def share_errors() -> Iterator[None]:
-    """An error of one rank inside becomes an error of all at the end; nothing inside may be an exchange.
-
-    Raises:
-        RankError: on the ranks that went well, if another did not.
+    """An error of one rank inside becomes a `RankError` of all at the end; nothing inside may be an exchange.
 
     Example:
         >>> with share_errors():

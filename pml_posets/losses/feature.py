@@ -22,13 +22,12 @@ class FeatureLoss(nn.Module):
         L3(x_i) = 1 - cos( W phi(x_i) / |phi(x_i)| + b,  f_i )
 
     with f the given features (HOG-LDA, say; bring wide ones down to a few hundred columns by
-    `pml_posets.features.principal_components`). Classes and posets pass on the few nearest of the first
-    similarities; this passes on all of them at once, for every sample, whether assigned or not, and so gives
-    a network from scratch a footing in a few hundred steps. It cannot teach what the features do not know.
+    `pml_posets.features.principal_components`). It passes on all similarities of the features at once, for
+    every sample, and so gives a network from scratch a footing in a few hundred steps; it cannot teach what
+    the features do not know.
 
-    It takes dataset indices in PML's labels channel, like everything with a method `bind`, and goes into
-    `JointTrainer` as it is, alone or in a `WeightedLosses`. W and b are learned: give an optimizer for
-    "metric_loss". PML's logging presets note every weight of a loss, and so all of W: use hooks of your own.
+    PML's labels channel carries dataset indices. W and b are learned: give an optimizer for "metric_loss".
+    PML's logging presets note every weight of a loss, and so all of W: use hooks of your own.
 
     Args:
         embedding_dim: D', the width of the embeddings.
@@ -39,8 +38,8 @@ class FeatureLoss(nn.Module):
     bits whatever the autocast; without samples 0, with a gradient path.
 
     Raises:
-        TypeError, ValueError: for features or embeddings that are not finite or do not match, indices out of
-            range, posets with flips without mirrored features.
+        TypeError, ValueError: for what is not finite or does not match, indices out of range, posets with
+            flips without mirrored features.
 
     Example:
         >>> import numpy as np
@@ -65,10 +64,8 @@ class FeatureLoss(nn.Module):
         if not isinstance(posets, Posets):
             raise TypeError(f"FeatureLoss is bound to Posets, got {type(posets).__name__}")
         if posets.num_samples != len(self._targets):
-            raise ValueError(
-                f"the posets have {posets.num_samples} samples, the features {len(self._targets)}: "
-                "do both belong to one dataset?"
-            )
+            counts = f"the posets have {posets.num_samples} samples, the features {len(self._targets)}"
+            raise ValueError(f"{counts}: do both belong to one dataset?")
         flipped = bool(posets.flips.any())
         if flipped and self._mirrored is None:
             raise ValueError("the posets mirror some samples: give FeatureLoss the mirrored features too")
@@ -88,10 +85,8 @@ class FeatureLoss(nn.Module):
         check_batch(embeddings, None)
         rows = as_indices(indices, len(self._targets), len(embeddings))
         if embeddings.shape[1] != self.map.in_features:
-            raise ValueError(
-                f"embeddings must have {self.map.in_features} columns, the loss's embedding_dim, "
-                f"got {tuple(embeddings.shape)}"
-            )
+            wanted = f"{self.map.in_features} columns, the loss's embedding_dim"
+            raise ValueError(f"embeddings must have {wanted}, got {tuple(embeddings.shape)}")
         if not len(embeddings):
             return full_precision(embeddings, self.map.weight)[0].sum()
         targets = self._targets[rows]  # (B, D)

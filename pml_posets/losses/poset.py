@@ -14,11 +14,10 @@ from .._medoids import (
     Anchors,
     compares_units,
     default_distance,
-    full_precision,
     positive_mask,
-    prepare,
     prepared_distances,
     prepared_medoids,
+    prepared_pair,
     without_autocast,
 )
 from .._validation import as_count, as_real, check_option
@@ -29,7 +28,6 @@ Margin = Literal["paper", "magnet", "additive"]
 
 # Labeled Omniglot after 2 epochs (recall@1, 3 seeds): .698; estimated .654, .2 .695, .5 .672, triplet .686.
 _UNIT_SIGMA = 0.3
-_IDLE = "PosetLoss cannot learn similarities from this batch"
 
 
 def poset_terms(
@@ -53,17 +51,15 @@ def poset_terms(
         positives: (B, K) bool, the representatives in numerator and denominator.
         negatives: (B, K) bool, those in the denominator alone; disjoint from `positives`.
         sigma_squared: above 0; a number or a scalar tensor.
-        gamma: the margin, at least 0; default 0.
-        margin: the form of the margin; default "paper". See `PosetLoss`.
+        gamma: the margin, at least 0. Default 0.
+        margin: its form, see `PosetLoss`. Default "paper".
 
     Returns:
         (B,) losses, dtype of `sq_dist`. Without negatives 0 (less the margin for "paper"); a row without
         positives holds a finite number without meaning.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), Eq. 4; "magnet":
-    "Metric Learning with Adaptive Density Discrimination" (ICLR 2016); "additive": "Additive Margin Softmax
-    for Face Verification" (2018).
-    Differs from the paper: with margin="paper" in nothing known; the other two margins are not in it.
+    Source: as `PosetLoss`; "magnet": "Metric Learning with Adaptive Density Discrimination" (ICLR 2016);
+    "additive": "Additive Margin Softmax for Face Verification" (2018).
 
     Example:
         >>> sq_dist = torch.tensor([[0.0, 2.0]])
@@ -77,8 +73,6 @@ def poset_terms(
     gap = push - pull
     if margin == "magnet":
         return F.relu(gap + gamma)
-    if gamma == 0:
-        return F.softplus(gap, threshold=50)
     shift = gamma * (0.5 / sigma_squared)
     if margin == "additive":
         return F.softplus(gap + shift, threshold=50)
@@ -95,10 +89,9 @@ class PosetLoss(BaseMetricLossFunction):
     cross-entropy whose logits are the similarities -d^2 / 2 sigma^2 to the representatives.
 
     **With labels alone.** Labels are class ids from 0, and -1 for an unassigned sample. The representatives
-    are the medoids of the classes in the batch. An unassigned sample takes its Z nearest representatives as
-    positives; an assigned one, with anchors="all", that of its own class. Given ref_emb and ref_labels, the
-    representatives come from them, and an assigned sample whose class is not among them is no anchor. With
-    fewer than Z representatives all are positives.
+    are the medoids of the classes in the batch, or in ref_emb if that is given. An unassigned sample takes
+    its Z nearest (or all) as positives; an assigned one, with anchors="all", that of its own class, if there
+    is one.
 
     **With a pair tuple** (a1, p, a2, n), e.g. of `NearestMedoidMiner`: the representatives are the samples in
     p and n. The numerator runs over the p of an anchor, the denominator over its p and n; a pair listed twice
@@ -110,11 +103,10 @@ class PosetLoss(BaseMetricLossFunction):
 
     - "paper": as printed. gamma factors out, L2(gamma) = L2(0) - gamma / (2 sigma^2): it shifts the value and
       has **no effect on the gradient**.
-    - "magnet": max(0, gamma + N - P), P and N the log-sums over positives and negatives; the positives are
-      left out of the denominator. The gradient is 0 for a sample already nearer by gamma (in units of the
-      exponent), and of full size for every other sample, however slightly it violates.
-    - "additive": d^2 + gamma replaces d^2 of the positives, in numerator and denominator. The gradient is
-      weighted as if they were gamma further off: every sample keeps one, larger for a larger gamma.
+    - "magnet": max(0, gamma + N - P), P and N the log-sums over positives and negatives. The gradient is 0
+      for a sample already nearer by gamma (in units of the exponent), and of full size for every other.
+    - "additive": d^2 + gamma replaces d^2 of the positives, in numerator and denominator: every sample keeps
+      a gradient, larger for a larger gamma.
 
     Args:
         num_nearest: Z, at least 1. Default 2 (the paper: 2 or more).
@@ -229,16 +221,13 @@ class PosetLoss(BaseMetricLossFunction):
         kind = embeddings.device.type
         dtype = torch.float32 if torch.is_autocast_enabled(kind) else embeddings.dtype
         with without_autocast(embeddings.device):
-            x, ref = full_precision(embeddings, ref_emb)
-            same = ref is x
-            x = prepare(self.distance, x)  # (B, D)
-            ref = x if same else prepare(self.distance, ref)  # (R, D)
+            x, ref = prepared_pair(self.distance, embeddings, ref_emb)  # (B, D), (R, D)
             if indices_tuple is None:
                 columns, positives, sq_dist = self._of_labels(x, labels, ref, ref_labels)
                 negatives = ~positives
             else:
                 mined = check_tuple(indices_tuple, len(x), len(ref), x.device)
-                columns, positives, negatives = _masks_of_tuple(mined, len(x), len(ref), same)
+                columns, positives, negatives = _masks_of_tuple(mined, len(x), len(ref), ref is x)
                 sq_dist = self._to_representatives(x, ref, columns)
             anchors = positives.any(dim=1).nonzero().squeeze(1)  # (A,)
             if not len(anchors):
@@ -265,19 +254,18 @@ class PosetLoss(BaseMetricLossFunction):
         columns, classes = prepared_medoids(ref, ref_labels, self.distance)
         sq_dist = self._to_representatives(x, ref, columns)
         positives = positive_mask(sq_dist, labels, classes, self.num_nearest, self.anchors)
-        if len(x) > 1:
-            if not len(columns):
-                warn_once(self, f"{_IDLE}: no sample has a class, every label is -1")
-            elif len(columns) == 1:
-                warn_once(self, f"{_IDLE}: there is one class only. Are the batches or the grouping right?")
-            elif ref is x and len(columns) == len(x):
-                warn_once(
-                    self,
-                    f"{_IDLE}: every sample has a label of its own. Are the labels dataset indices? Then use "
-                    'PseudoLabelLoss(loss, posets, unassigned="keep")',
-                )
-            elif self.anchors == "unassigned" and not (labels < 0).any():
-                warn_once(self, f'{_IDLE}: no label is -1, and anchors="unassigned". Use anchors="all"')
+        idle = None
+        if not len(columns):
+            idle = "no sample has a class, every label is -1"
+        elif len(columns) == 1:
+            idle = "there is one class only. Are the batches or the grouping right?"
+        elif ref is x and len(columns) == len(x):
+            idle = "every sample has a label of its own. Are the labels dataset indices? Then use "
+            idle += 'PseudoLabelLoss(loss, posets, unassigned="keep")'
+        elif self.anchors == "unassigned" and not (labels < 0).any():
+            idle = 'no label is -1, and anchors="unassigned". Use anchors="all"'
+        if idle and len(x) > 1:
+            warn_once(self, f"PosetLoss cannot learn similarities from this batch: {idle}")
         return columns, positives, sq_dist
 
     @torch.no_grad()
@@ -293,15 +281,13 @@ class PosetLoss(BaseMetricLossFunction):
         """sigma^2: given, or the mean d^2 of assigned samples to the representative of their class."""
         if self.sigma is not None:
             return self.sigma**2
-        mask = positives
         if labels is not None and ref_labels is not None:
-            own = _same_class(labels, ref_labels[columns])  # (B, K)
-            if not own.any():  # of the embeddings: take the reference rows
-                own = _same_class(ref_labels, ref_labels[columns])
-                if own.any():
-                    sq_dist = prepared_distances(self.distance, ref, ref[columns])
-            mask = own if own.any() else positives
-        mean = sq_dist.masked_fill(~mask, 0).sum() / mask.sum()
+            classes = ref_labels[columns]
+            own = _same_class(labels, classes)  # (B, K)
+            if not own.any() and (own := _same_class(ref_labels, classes)).any():  # take the reference rows
+                sq_dist = prepared_distances(self.distance, ref, ref[columns])
+            positives = own if own.any() else positives
+        mean = sq_dist.masked_fill(~positives, 0).sum() / positives.sum()
         return mean.clamp_min(self.min_sigma**2)
 
 

@@ -44,32 +44,22 @@ class _Adapter(torch.nn.Module):
         if not callable(inner) or isinstance(inner, type):
             raise TypeError(f"inner must be a loss or miner (an instance), got {inner!r}")
         if isinstance(inner, _Adapter) or (hasattr(inner, "bind") and getattr(inner, "posets", None)):
-            raise TypeError(
-                f"inner must take class ids, but this {type(inner).__name__} takes indices itself"
-            )
+            kind = type(inner).__name__
+            raise TypeError(f"inner must take class ids, but this {kind} takes indices itself")
         self.inner = inner
         self.unassigned = check_option(unassigned, "unassigned", Unassigned)
         self.bind(posets)
 
     def bind(self, posets: Store) -> None:
-        """Look labels up in these posets from now on.
-
-        Args:
-            posets: `Posets`, or a store that has the current ones as `.posets` (a `PseudoLabelSampler`).
-        """
+        """Look labels up in these `Posets` from now on, or in those that a store (a sampler) has then."""
         self._store = posets
 
     def class_ids(self, indices: torch.Tensor, num_rows: int | None = None) -> torch.Tensor:
         """(B,) dataset indices to (B,) int64 class ids on the CPU, -1 for unassigned ("own": C + index).
 
-        Args:
-            indices: (B,) integers.
-            num_rows: B, if it is known.
-
         Raises:
             RuntimeError: if nothing is bound.
-            TypeError: if the indices are not integers.
-            ValueError: if one is out of range, or their number is not `num_rows`.
+            TypeError, ValueError: for what are no indices, are out of range or not `num_rows` (if given).
         """
         posets = getattr(self._store, "posets", self._store)
         if not isinstance(posets, Posets):
@@ -92,14 +82,8 @@ class _Adapter(torch.nn.Module):
             raise ValueError("ref_emb and ref_labels must be given together, the latter as dataset indices")
         labels = self.class_ids(indices, len(embeddings))
         refs = labels if ref_labels is None or ref_emb is None else self.class_ids(ref_labels, len(ref_emb))
-        if self.unassigned == "drop":
-            return labels, refs, labels >= 0, refs >= 0
-        return (
-            labels,
-            refs,
-            torch.ones_like(labels, dtype=torch.bool),
-            torch.ones_like(refs, dtype=torch.bool),
-        )
+        lowest = 0 if self.unassigned == "drop" else -1
+        return labels, refs, labels >= lowest, refs >= lowest
 
     def extra_repr(self) -> str:
         """What the module's repr says beside its parts."""
@@ -164,9 +148,7 @@ class PseudoLabelLoss(_Adapter):
             return embeddings[:0].sum()  # 0, with a gradient path
         if ref_emb is not None:
             return self.inner(x, labels, indices_tuple, _rows(ref_emb, ref_kept), refs.to(ref_emb.device))
-        if indices_tuple is not None:
-            return self.inner(x, labels, indices_tuple)
-        return self.inner(x, labels)
+        return self.inner(x, labels) if indices_tuple is None else self.inner(x, labels, indices_tuple)
 
     def _check_mined(
         self, mined: tuple[torch.Tensor, ...], labels: torch.Tensor, refs: torch.Tensor, same: bool
@@ -196,10 +178,7 @@ class PseudoLabelMiner(_Adapter):
         unassigned: "drop" (default): unassigned samples are in no pair; "keep": they have the label -1, for
             miners that know what it means; "own": each is a class of its own.
 
-    A batch without a sample to mine gives an empty tuple.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: as `PseudoLabelLoss`.
+    A batch without a sample to mine gives an empty tuple. Raises what `PseudoLabelLoss` does.
 
     Example:
         >>> import numpy as np
@@ -227,10 +206,10 @@ class PseudoLabelMiner(_Adapter):
             if hasattr(self.inner, "reset_stats"):
                 self.inner.reset_stats()
             return rows[:0] if self._gives_subsets else (rows[:0],) * 4
-        references: tuple[torch.Tensor, ...] = ()
+        given = [_rows(embeddings, kept), labels[kept].to(embeddings.device)]
         if ref_emb is not None:
-            references = _rows(ref_emb, ref_kept), refs[ref_kept].to(ref_emb.device)
-        mined = self.inner(_rows(embeddings, kept), labels[kept].to(embeddings.device), *references)
+            given += [_rows(ref_emb, ref_kept), refs[ref_kept].to(ref_emb.device)]
+        mined = self.inner(*given)
         self._gives_subsets = isinstance(mined, torch.Tensor)  # as a subset_batch_miner does
         if self._gives_subsets:
             return rows[mined.to(rows.device)]
@@ -279,10 +258,8 @@ class WeightedLosses(torch.nn.Module):
         super().__init__()
         weights = {name: 1.0 for name in losses} if weights is None else dict(weights)
         if sorted(weights) != sorted(losses) or not all(0 <= w < math.inf for w in weights.values()):
-            raise ValueError(
-                "weights must be finite numbers from 0 with the names of the losses, "
-                f"{sorted(losses)}, got {weights}"
-            )
+            names = f"the names of the losses, {sorted(losses)}"
+            raise ValueError(f"weights must be finite numbers from 0 with {names}, got {weights}")
         if not any(weights.values()):
             raise ValueError("there is no loss with a weight above 0: give at least one")
         for name, loss in losses.items():

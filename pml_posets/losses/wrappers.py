@@ -26,12 +26,11 @@ class _ForPosetLoss:
     def check_loss_support(cls, loss_name: str) -> None:
         """Nothing: `__init__` has looked at the loss itself, not at its name."""
 
-
-def _check_loss(loss: Any) -> None:
-    if not isinstance(loss, PosetLoss):
-        raise TypeError(
-            f"loss must be a PosetLoss, got {type(loss).__name__}: PML's own wrapper takes PML's losses"
-        )
+    def __init__(self, loss: PosetLoss, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(loss, PosetLoss):
+            found = type(loss).__name__
+            raise TypeError(f"loss must be a PosetLoss, got {found}: PML's own wrapper takes PML's losses")
+        super().__init__(loss, *args, **kwargs)  # type: ignore[call-arg]
 
 
 class PosetCrossBatchMemory(_ForPosetLoss, CrossBatchMemory):
@@ -50,10 +49,9 @@ class PosetCrossBatchMemory(_ForPosetLoss, CrossBatchMemory):
         **kwargs: of PML's `CrossBatchMemory`.
 
     Raises:
-        TypeError: if `loss` is not a `PosetLoss`, or for batches that it does not take.
-        ValueError: for a bound miner, batches that `PosetLoss` does not take, of another width than
-            `embedding_size` or larger than the memory, and for an indices_tuple: the positives are in the
-            memory, where a tuple mined on the batch would point at the wrong samples.
+        TypeError, ValueError: if `loss` is not a `PosetLoss`, for a bound miner, batches that `PosetLoss`
+            does not take, of another width than `embedding_size` or larger than the memory, and for an
+            indices_tuple, which would point at the wrong samples of the memory.
 
     Source: "Cross-Batch Memory for Embedding Learning" (CVPR 2020), PML's implementation.
     Differs from the paper: a sample's pair with its own copy in the memory stays (a medoid is its own
@@ -71,12 +69,9 @@ class PosetCrossBatchMemory(_ForPosetLoss, CrossBatchMemory):
     def __init__(
         self, loss: PosetLoss, embedding_size: int, memory_size: int = 1024, miner: Any = None, **kwargs: Any
     ) -> None:
-        _check_loss(loss)
         if getattr(miner, "posets", None) is not None:
-            raise ValueError(
-                "miner must not be bound to posets, which takes dataset indices: the memory holds class ids. "
-                "Give NearestMedoidMiner(), or None"
-            )
+            advice = "the memory holds class ids, not dataset indices: give NearestMedoidMiner(), or None"
+            raise ValueError(f"miner must not be bound to posets, {advice}")
         width, size = as_count(embedding_size, "embedding_size"), as_count(memory_size, "memory_size")
         super().__init__(loss, width, memory_size=size, miner=miner, **kwargs)
 
@@ -89,30 +84,21 @@ class PosetCrossBatchMemory(_ForPosetLoss, CrossBatchMemory):
     ) -> torch.Tensor:
         """The loss of the batch against the memory, which takes the batch up first."""
         if indices_tuple is not None:
-            raise ValueError(
-                "indices_tuple must be None, got one: mined on the batch it points at the wrong samples of "
-                "the memory; give the miner to PosetCrossBatchMemory(..., miner=...) instead"
-            )
+            advice = "the positives are in the memory, so give the miner to PosetCrossBatchMemory(miner=)"
+            raise ValueError(f"indices_tuple must be None, got one: {advice}")
         if labels is None:
             raise ValueError("labels must be given, got None: pass class ids, or -1")
         check_batch(embeddings, labels)
+        count, mask = len(embeddings), enqueue_mask
         if embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings must have embedding_size={self.embedding_size} columns like the memory, got "
-                f"{tuple(embeddings.shape)}"
-            )
-        if len(embeddings) > self.memory_size:
-            raise ValueError(
-                f"a batch must fit into the memory of {self.memory_size}, got {len(embeddings)} embeddings: "
-                "raise memory_size"
-            )
-        if enqueue_mask is not None and (
-            enqueue_mask.dtype != torch.bool or enqueue_mask.shape != labels.shape
-        ):
-            raise ValueError(
-                f"enqueue_mask must be bool of shape {tuple(labels.shape)}, one a sample, got "
-                f"{enqueue_mask.dtype} {tuple(enqueue_mask.shape)}"
-            )
+            wanted = f"embedding_size={self.embedding_size} columns like the memory"
+            raise ValueError(f"embeddings must have {wanted}, got {tuple(embeddings.shape)}")
+        if count > self.memory_size:
+            room = f"the memory of {self.memory_size}"
+            raise ValueError(f"a batch must fit into {room}, got {count} embeddings: raise memory_size")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != labels.shape):
+            found = f"{mask.dtype} {tuple(mask.shape)}"
+            raise ValueError(f"enqueue_mask must be bool of shape ({count},), one a sample, got {found}")
         return super().forward(embeddings, labels, None, enqueue_mask)
 
     def create_indices_tuple(
@@ -153,19 +139,15 @@ class PosetSelfSupervisedLoss(_ForPosetLoss, SelfSupervisedLoss):
     """
 
     def __init__(self, loss: PosetLoss, symmetric: bool = True, **kwargs: Any) -> None:
-        _check_loss(loss)
-        if loss.anchors != "all":
-            raise ValueError(
-                f'loss must have anchors="all", got {loss.anchors!r}: here every sample is assigned'
-            )
         super().__init__(loss, symmetric=symmetric, **kwargs)
+        if loss.anchors != "all":
+            found = f"got {loss.anchors!r}: here every sample is assigned"
+            raise ValueError(f'loss must have anchors="all", {found}')
 
     def forward(self, embeddings: torch.Tensor, ref_emb: torch.Tensor) -> torch.Tensor:
         """The loss of two views, (B, D) each: row i of both is of one image."""
         check_batch(embeddings, None, ref_emb)
         if embeddings.shape != ref_emb.shape:
-            raise ValueError(
-                f"two views of the same images must have one shape, got {tuple(embeddings.shape)} and "
-                f"{tuple(ref_emb.shape)}"
-            )
+            shapes = f"{tuple(embeddings.shape)} and {tuple(ref_emb.shape)}"
+            raise ValueError(f"two views of the same images must have one shape, got {shapes}")
         return super().forward(embeddings, ref_emb)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .._batch_checks import as_indices
+from .._validation import check_shape
 from ..data.augmentation import BatchAugmentation
 
 __all__ = [
@@ -33,41 +34,23 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype.itemsize >= 4 else x.float()
 
 
-def check_floats(x: Any, name: str, shape: str, num_dims: int = 2) -> None:
-    """Raise unless `x` is a floating point tensor of `num_dims` dimensions, which `shape` names."""
+def check_floats(x: Any, name: str, *shape: str) -> None:
+    """Raise unless `x` is a floating point tensor of this shape, in letters."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         found = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a floating point tensor {shape}, got {found}")
-    if x.ndim != num_dims:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
+        raise TypeError(f"{name} must be a floating point tensor ({', '.join(shape)}), got {found}")
+    check_shape(x, name, shape)
 
 
 def check_images(images: Any, indices: Any = None, models: Any = None) -> None:
-    """Check the arguments of an objective.
-
-    Args:
-        images: (B, C, H, W).
-        indices: None, or (B,) integers, one an image.
-        models: None, or a mapping with a module "trunk".
-
-    Raises:
-        TypeError: images that are not a tensor, indices that are not integers, models without a trunk.
-        ValueError: shapes that do not match.
-
-    Example:
-        >>> check_images(torch.zeros(4, 3, 8, 8), torch.arange(3))
-        Traceback (most recent call last):
-        ValueError: dataset indices must have shape (4,), one a sample, got (3,)
-    """
+    """Check the images (B, C, H, W), indices (B,) and models of an objective; None is not looked at."""
     if not isinstance(images, torch.Tensor):
         raise TypeError(f"images must be a torch.Tensor (B, C, H, W), got {type(images).__name__}")
-    if images.ndim != 4:
-        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}: stack single ones")
+    check_shape(images, "images", ("B", "C", "H", "W"), advice=": stack single ones")
     if indices is not None:
         as_indices(indices, None, len(images))
-    if models is not None and (
-        not isinstance(models, Mapping) or not isinstance(models.get("trunk"), nn.Module)
-    ):
+    trunk = models.get("trunk") if isinstance(models, Mapping) else None
+    if models is not None and not isinstance(trunk, nn.Module):
         raise TypeError('models must be a mapping with a module "trunk", and "embedder" where it is used')
 
 
@@ -78,21 +61,7 @@ def no_images(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def pooled_features(features: torch.Tensor) -> torch.Tensor:
-    """Global average pooling of maps; features that are pooled already stay.
-
-    Args:
-        features: (B, D), or maps (B, D, H, W); floating point.
-
-    Returns:
-        (B, D).
-
-    Raises:
-        ValueError: for another number of dimensions.
-
-    Example:
-        >>> pooled_features(torch.tensor([[[[1.0, 3.0]]]])).tolist()
-        [[2.0]]
-    """
+    """Global average pooling of maps (B, D, H, W); features (B, D) that are pooled already stay."""
     if features.ndim == 2:
         return features
     if features.ndim != 4:
@@ -104,44 +73,23 @@ def pooled_features(features: torch.Tensor) -> torch.Tensor:
 
 
 def conv_maps(trunk: nn.Module, images: torch.Tensor, layer: str | None = None) -> torch.Tensor:
-    """The convolutional maps of images: the trunk's output, or that of one of its submodules.
-
-    Args:
-        trunk: called with the images.
-        images: (B, C, H, W).
-        layer: dotted name of the submodule, as in `trunk.named_modules()`. Default None: the trunk itself.
-
-    Returns:
-        (B, D, H', W'), with its gradient path.
-
-    Raises:
-        ValueError: if the submodule does not exist, is not used, or does not return maps.
-
-    Example:
-        >>> trunk = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> conv_maps(trunk, torch.zeros(2, 3, 8, 8), layer="0").shape
-        torch.Size([2, 5, 6, 6])
-    """
+    """The maps (B, D, H', W') of images: the output of the trunk, or of the submodule with a dotted name."""
     outputs: list[Any] = []
-    if layer is None:
-        outputs.append(trunk(images))
-    else:
-        named = dict(trunk.named_modules())
-        if layer not in named:
-            raise ValueError(
-                f"the trunk has no submodule {layer!r}: take one of {', '.join(filter(None, named))}"
-            )
-        handle = named[layer].register_forward_hook(lambda module, args, output: outputs.append(output))
-        try:
-            trunk(images)
-        finally:
-            handle.remove()
-    what = "the trunk's output" if layer is None else f"the output of {layer!r}"
+    named = {**dict(trunk.named_modules()), None: trunk}
+    if layer not in named:
+        listed = ", ".join(filter(None, named))
+        raise ValueError(f"the trunk has no submodule {layer!r}: take one of {listed}")
+    handle = named[layer].register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        trunk(images)
+    finally:
+        handle.remove()
     if not outputs:
         raise ValueError(f"{layer!r} was not called in the trunk's forward pass: name another layer")
     maps = outputs[-1]
     if not isinstance(maps, torch.Tensor) or maps.ndim != 4:
         kind = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
+        what = "the trunk's output" if layer is None else f"the output of {layer!r}"
         raise ValueError(f"{what} must be maps (B, D, H, W), got {kind}: name its last convolution by layer=")
     return maps
 
@@ -150,30 +98,13 @@ def conv_maps(trunk: nn.Module, images: torch.Tensor, layer: str | None = None) 
 def without_augmentation(
     module: nn.Module, kinds: tuple[type[nn.Module], ...] = (BatchAugmentation,)
 ) -> Iterator[None]:
-    """Switch the augmenting submodules to evaluation mode; the rest of the network keeps its mode.
-
-    Args:
-        module: the network.
-        kinds: the classes of submodules that augment. Default: `BatchAugmentation`.
-
-    Example:
-        >>> trunk = nn.Sequential(BatchAugmentation(), nn.Flatten())
-        >>> with without_augmentation(trunk):
-        ...     print(trunk[0].training, trunk.training)
-        False True
-        >>> trunk[0].training
-        True
-    """
-    modes = [
-        (part, part.training)
-        for augmenting in module.modules()
-        if isinstance(augmenting, kinds)
-        for part in augmenting.modules()
-    ]
+    """Switch the submodules of these kinds to evaluation mode; the rest of the network keeps its mode."""
+    augmenting = [part for part in module.modules() if isinstance(part, kinds)]
+    modes = {part: part.training for whole in augmenting for part in whole.modules()}
     try:
-        for part, _ in modes:
+        for part in modes:
             part.training = False
         yield
     finally:
-        for part, training in modes:
+        for part, training in modes.items():
             part.training = training

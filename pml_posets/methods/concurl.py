@@ -12,10 +12,15 @@ from torch import nn
 from .._random import derive_seeds
 from .._validation import as_count, as_real, check_option
 from ._networks import at_least_float32, check_floats, check_images, no_images, pooled_features
-from ._random_spaces import RandomDiagonals, RandomProjections, RandomSpaces
+from ._random_spaces import RandomDiagonals, RandomProjections
 from .memory_bank import MemoryBankNCE
 
-__all__ = ["ConcurlObjective", "ConsensusLoss", "SpaceKind", "sinkhorn"]
+__all__ = [
+    "ConcurlObjective",
+    "ConsensusLoss",
+    "SpaceKind",
+    "sinkhorn",
+]
 
 SpaceKind = Literal["projection", "diagonal"]
 
@@ -36,15 +41,12 @@ def sinkhorn(scores: torch.Tensor, epsilon: float = 0.05, num_iterations: int = 
     Returns:
         (B, K) in [0, 1], rows sum to 1, columns to about B / K; at least 32 bits, without gradient.
 
-    Raises:
-        TypeError, ValueError: for scores of another shape, options out of range.
-
     Example:
         >>> scores = torch.tensor([[1.0, 0.9], [0.9, 0.7]])
         >>> scores.argmax(dim=1).tolist(), sinkhorn(scores).argmax(dim=1).tolist()  # one each
         ([0, 0], [1, 0])
     """
-    check_floats(scores, "scores", "(B, K)")
+    check_floats(scores, "scores", "B", "K")
     if not scores.shape[1]:
         raise ValueError(f"scores must have a column a prototype, got shape {tuple(scores.shape)}")
     log_q = at_least_float32(scores) / as_real(epsilon, "epsilon", low=0, open_low=True)  # (B, K)
@@ -64,9 +66,8 @@ class ConsensusLoss(nn.Module):
         L      = alpha L_pop + gamma L_cons
 
     with z the projections of a view, C the K prototypes (unit rows, detached in p_m), A_m the random
-    transforms, H(q, p) = -mean_i sum_k q_ik log p_ik. Only L_pop teaches the prototypes. The published
-    commands have alpha = 0, which leaves them at their random start, as the default here does. With
-    train_prototypes=True they are parameters, of unit length in training mode; give alpha above 0 then.
+    transforms, H(q, p) = -mean_i sum_k q_ik log p_ik. Only L_pop teaches the prototypes: with alpha = 0 they
+    stay at their random start, in the published commands and by default here.
 
     Args:
         num_prototypes: K, at least 2 (10, 15 and 20 in the paper, for as many classes).
@@ -78,7 +79,8 @@ class ConsensusLoss(nn.Module):
         epsilon, num_iterations: of `sinkhorn`. Default 0.05 and 3, the published values.
         alpha: weight of L_pop, from 0. Default 0, the published value.
         gamma: weight of L_cons, from 0. Default 1, the published value.
-        train_prototypes: see above. Default False.
+        train_prototypes: True makes them parameters, of unit length in training mode; it needs alpha above 0.
+            Default False.
         redraw_every: draw new transforms before every n-th call in training mode. Default None: they stay.
         seed: of prototypes and transforms, from 0. Default 0.
 
@@ -140,7 +142,7 @@ class ConsensusLoss(nn.Module):
             self.prototypes = nn.Parameter(prototypes)
         else:
             self.register_buffer("prototypes", prototypes)
-        self.spaces: RandomSpaces = RandomDiagonals(self.dim, num_transforms, seed)
+        self.spaces: RandomProjections = RandomDiagonals(self.dim, num_transforms, seed)
         if transform == "projection":
             reduced = max(1, self.dim // 2) if transform_dim is None else transform_dim
             self.spaces = RandomProjections(self.dim, reduced, num_transforms, seed)
@@ -190,26 +192,21 @@ class ConsensusLoss(nn.Module):
         self.num_calls += 1
 
     def _check_views(self, first: torch.Tensor, second: torch.Tensor) -> None:
-        check_floats(first, "the first view", f"(B, {self.dim})")
-        check_floats(second, "the second view", f"(B, {self.dim})")
+        for name, view in (("first", first), ("second", second)):
+            check_floats(view, f"the {name} view", "B", str(self.dim))
         if first.shape[1] != self.dim or second.shape != first.shape:
-            raise ValueError(
-                f"two views of the same samples must have one shape (B, {self.dim}), got "
-                f"{tuple(first.shape)} and {tuple(second.shape)}"
-            )
+            shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+            raise ValueError(f"two views must have one shape (B, {self.dim}), got {shapes}")
         if second is first:
             raise ValueError("two views are needed, got one tensor twice: augment the images twice")
 
     def get_extra_state(self) -> dict[str, int]:
-        """How often it was called in training mode."""
         return {"num_calls": self.num_calls}
 
     def set_extra_state(self, state: Mapping[str, int]) -> None:
-        """Take it back."""
         self.num_calls = int(state["num_calls"])
 
     def extra_repr(self) -> str:
-        """What the module's repr says beside its parts."""
         names = ("num_prototypes", "temperature", "epsilon", "alpha", "gamma", "train_prototypes")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
@@ -220,10 +217,7 @@ class ConcurlObjective(nn.Module):
         L = beta L_ex + alpha L_pop + gamma L_cons
 
     with L_ex of `MemoryBankNCE` on the first view, and alpha L_pop + gamma L_cons of `ConsensusLoss` on both.
-    L_ex is computed on the embedder's output, or on a head of its own; the clusters are those of a projection
-    of the trunk's pooled features: Linear, BatchNorm, ReLU, Linear. With views=1 the trunk sees the batch
-    twice and must augment it each time, as `pml_posets.BatchAugmentation` does in training mode. With views=2
-    the batch holds two views, one after another, as samplers with views=2 draw it.
+    The clusters are those of a projection of the trunk's pooled features: Linear, BatchNorm, ReLU, Linear.
 
     Called as objective(images, indices, models) with images (B, C, H, W), dataset indices (B,) and models
     {"trunk": ..., "embedder": ...}. Returns a scalar of at least 32 bits; 0 without images.
@@ -236,7 +230,9 @@ class ConcurlObjective(nn.Module):
             None: the embedder.
         hidden_dim: of the projection. Default 2048, the published value.
         beta: weight of L_ex, from 0. Default 1, the published value.
-        views: 1 (default) or 2, see above.
+        views: 1 (default): the trunk sees the batch twice and must augment it each time, as
+            `pml_posets.BatchAugmentation` does in training mode. 2: the batch holds two views, one after
+            another, as samplers with views=2 draw it.
 
     Attributes:
         values: {"exemplar": L_ex, "population": ..., "consensus": ...} of the last call, detached.
@@ -253,8 +249,7 @@ class ConcurlObjective(nn.Module):
         >>> models = {"trunk": trunk, "embedder": nn.Linear(16, 128)}
         >>> consensus = ConsensusLoss(num_prototypes=4, num_transforms=3)
         >>> objective = ConcurlObjective(16, consensus, MemoryBankNCE(50, num_negatives=20), hidden_dim=32)
-        >>> loss = objective(torch.rand(8, 3, 8, 8), torch.arange(8), models)
-        >>> loss.backward()
+        >>> objective(torch.rand(8, 3, 8, 8), torch.arange(8), models).backward()
         >>> sorted(objective.values)
         ['consensus', 'exemplar']
     """
@@ -278,9 +273,8 @@ class ConcurlObjective(nn.Module):
         if beta and bank is None:
             raise ValueError("L_ex needs a bank: give MemoryBankNCE(num_samples), or beta=0")
         if views not in (1, 2):
-            raise ValueError(
-                f"views must be 1 (the trunk augments) or 2 (the batch holds both views), got {views}"
-            )
+            choice = "1 (the trunk augments) or 2 (the batch holds both views)"
+            raise ValueError(f"views must be {choice}, got {views}")
         width, hidden = as_count(feature_dim, "feature_dim"), as_count(hidden_dim, "hidden_dim")
         self.consensus, self.bank, self.nce_head = consensus, bank, nce_head
         self.projection = nn.Sequential(
@@ -296,55 +290,35 @@ class ConcurlObjective(nn.Module):
         if not len(images):
             return no_images(self, images)
         if self.views == 1:
-            images = torch.cat([images, images])  # (2B, C, H, W)
-        else:
-            indices = self._of_first_view(indices)
+            images, indices = torch.cat([images, images]), torch.cat([indices, indices])  # (2B, C, H, W)
         count = len(images) // 2
+        if len(images) % 2 or not torch.equal(indices[:count], indices[count:]):
+            raise ValueError(
+                f"with views=2 a batch must be two views of the same samples, one after another, got "
+                f"{len(indices)} images whose halves differ: give the sampler views=2, or views=1 here"
+            )
         features = models["trunk"](images)
-        if self.views == 1:
-            self._check_augmentation(features)
+        if self.training and self.views == 1 and not self._seen_two_views:
+            if torch.equal(features[:count], features[count:]):
+                raise ValueError(
+                    "there is only one view: the trunk gave the same features for both passes. Let it begin "
+                    "with BatchAugmentation, in training mode, or give batches of two views, and views=2"
+                )
+            self._seen_two_views = True
         pooled = pooled_features(features)  # (2B, D)
         first, second = self.projection(pooled).split(count)  # (B, d)
         loss = self.consensus(first, second)
         values = dict(self.consensus.values)
         if self.beta and self.bank is not None:
-            exemplar = self.bank(self._embeddings(models, features[:count], pooled[:count]), indices)
+            embedder = models.get("embedder") if self.nce_head is None else self.nce_head
+            if not isinstance(embedder, nn.Module):
+                raise TypeError('models must have a module "embedder" for L_ex, or give a nce_head')
+            embeddings = embedder((features if self.nce_head is None else pooled)[:count])  # (B, D')
+            exemplar = self.bank(embeddings, indices[:count])
             values["exemplar"] = exemplar.detach()
             loss = loss + self.beta * exemplar
         self.values = values
         return loss
 
-    def _of_first_view(self, indices: torch.Tensor) -> torch.Tensor:
-        count = len(indices) // 2
-        if len(indices) % 2 or not torch.equal(indices[:count], indices[count:]):
-            raise ValueError(
-                f"with views=2 a batch must be two views of the same samples, one after another, got "
-                f"{len(indices)} images whose halves differ: give the sampler views=2, or views=1 here"
-            )
-        return indices[:count]
-
-    def _check_augmentation(self, features: torch.Tensor) -> None:
-        if not self.training or self._seen_two_views:
-            return
-        count = len(features) // 2
-        if torch.equal(features[:count], features[count:]):
-            raise ValueError(
-                "there is only one view: the trunk gave the same features for both passes. Let it begin with "
-                "BatchAugmentation, in training mode, or give batches of two views, and views=2"
-            )
-        self._seen_two_views = True
-
-    def _embeddings(
-        self, models: Mapping[str, Any], features: torch.Tensor, pooled: torch.Tensor
-    ) -> torch.Tensor:
-        """(B, D') embeddings for L_ex."""
-        if self.nce_head is not None:
-            return self.nce_head(pooled)
-        embedder = models.get("embedder")
-        if not isinstance(embedder, nn.Module):
-            raise TypeError('models must have a module "embedder" for L_ex, or give the objective a nce_head')
-        return embedder(features)
-
     def extra_repr(self) -> str:
-        """What the module's repr says beside its parts."""
         return f"beta={self.beta}, views={self.views}"

@@ -50,9 +50,8 @@ class ContrastiveClusteringLoss(BaseMetricLossFunction):
 
     Shapes: embeddings (B, D) floating point, labels (B,) integers from -1, ref_emb (R, D), ref_labels (R,).
     Half precision and autocast are computed in float32; the loss has the dtype of the embeddings, under
-    autocast float32. A miner's tuple is ignored: every sample meets every center. Reducers get one element
-    loss per sample that has a center; without one the loss is 0 and `backward` works. Recorded with
-    collect_stats: num_anchors, num_centers.
+    autocast float32. A miner's tuple is ignored. Reducers get one element loss per sample that has a center;
+    without one the loss is 0 and `backward` works. Recorded with collect_stats: num_anchors, num_centers.
 
     Raises:
         TypeError, ValueError: for an option out of range or unknown, no labels, a batch that does not match,
@@ -97,11 +96,8 @@ class ContrastiveClusteringLoss(BaseMetricLossFunction):
         """Use these centers from now on, where a call brings none of its own; they travel in the state dict.
 
         Args:
-            centers: (K, D) floating point, copied, without gradient; None: those of the batch again.
+            centers: (K, D) floating point, at least one, copied; None: those of the batch again.
             labels: (K,) integers from 0, the clusters of the rows. Default None: 0..K-1.
-
-        Raises:
-            TypeError, ValueError: for what `forward` does not take as ref_emb and ref_labels, or no row.
         """
         if centers is None:
             self._given = None
@@ -154,9 +150,8 @@ class ContrastiveClusteringLoss(BaseMetricLossFunction):
             if anchors.numel() == 0:
                 return self.zero_losses()
             if len(clusters) == 1:
-                warn_once(
-                    self, "ContrastiveClusteringLoss is 0: there is one cluster only. Is the grouping right?"
-                )
+                advice = "there is one cluster only. Is the grouping right?"
+                warn_once(self, f"ContrastiveClusteringLoss is 0: {advice}")
             own = own[anchors]
             centers = centers.detach() if self.detach_centers else centers
             sq_dist = squared_distances(self.distance, x[anchors], centers)  # (A, K)
@@ -179,9 +174,7 @@ class ContrastiveClusteringLoss(BaseMetricLossFunction):
         return sums / sizes[:, None], clusters
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The centers given by `set_centers`, for a checkpoint."""
         return {} if self._given is None else dict(zip(("centers", "labels"), self._given, strict=True))
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take the centers back."""
         self.set_centers(state.get("centers", state.get("centres")), state.get("labels"))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._batch_checks import as_indices, check_batch
+from .._batch_checks import as_indices, check_batch, check_width
 from .._random import derive_seeds
 from .._validation import as_count, as_real
 from ._networks import at_least_float32
@@ -24,11 +24,10 @@ class MemoryBankNCE(nn.Module):
         P(j | f) = exp(v_j^T f / t) / Z,      h(j, f) = P(j | f) / (P(j | f) + m / N)
         L(f_i)   = -log h(i, f_i) - sum over m random j of log(1 - h(j, f_i))
 
-    with f normalized and v_j the memory of sample j, a moving average of its embeddings, unit rows too: after
-    the loss, v_i becomes normalize(mu v_i + (1 - mu) f_i) in training mode (of the mean of its embeddings
-    where a sample is in the batch several times). Z is estimated from the random samples of the first call in
-    training mode, and stays. The m random samples are drawn from all N with repeats, by torch's global
-    generator of the CPU, once for the whole batch. No gradient reaches the memory.
+    with f normalized and v_j the memory of sample j, without gradient: in training mode v_i then becomes
+    normalize(mu v_i + (1 - mu) f_i), f_i the mean of its embeddings in the batch. Z is estimated from the
+    random samples of the first call in training mode, and stays. The m random samples are drawn from all N
+    with repeats, by torch's global generator of the CPU, once for the whole batch.
 
     Memory and Z travel in the state dict (N x D float32), not as parameters or buffers, so that PML's logs
     leave them out; the memory follows the device of the embeddings.
@@ -89,10 +88,7 @@ class MemoryBankNCE(nn.Module):
         """The mean loss of the batch; in training mode the memory then takes the embeddings up."""
         check_batch(embeddings, None)
         rows = as_indices(indices, self.num_samples, len(embeddings)).to(embeddings.device)
-        if embeddings.shape[1] != self.dim:
-            raise ValueError(
-                f"embeddings must have {self.dim} columns like the memory, got {tuple(embeddings.shape)}"
-            )
+        check_width("embeddings", embeddings, self.dim, "the memory")
         if not len(embeddings):
             return at_least_float32(embeddings).sum()
         self._memory = self._memory.to(embeddings.device)
@@ -114,8 +110,7 @@ class MemoryBankNCE(nn.Module):
             return self._log_z
         mean = others.detach().flatten().logsumexp(dim=0) - math.log(others.numel())
         log_z = float(mean) + math.log(self.num_samples)
-        if self.training:
-            self._log_z = log_z
+        self._log_z = log_z if self.training else None
         return log_z
 
     def _remember(self, f: torch.Tensor, indices: torch.Tensor) -> None:
@@ -125,21 +120,16 @@ class MemoryBankNCE(nn.Module):
         self._memory[rows] = F.normalize(self.momentum * old + (1 - self.momentum) * sums / counts[:, None])
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Memory and Z, for a checkpoint."""
         return {"memory": self._memory, "log_z": self._log_z}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take them back; a ValueError for a memory of another size."""
         memory = state["memory"]
         if memory.shape != self._memory.shape:
-            raise ValueError(
-                f"the memory of the state is {tuple(memory.shape)}, samples by width, this one is "
-                f"{tuple(self._memory.shape)}: it belongs to another dataset or head"
-            )
+            shapes = f"{tuple(memory.shape)}, samples by width, this one is {tuple(self._memory.shape)}"
+            raise ValueError(f"the memory of the state is {shapes}: it belongs to another dataset or head")
         self._memory = memory.detach().to(self._memory, copy=True)
         self._log_z = state["log_z"]
 
     def extra_repr(self) -> str:
-        """What the module's repr says beside its parts."""
         names = ("num_samples", "dim", "num_negatives", "momentum", "temperature")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)

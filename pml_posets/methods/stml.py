@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._validation import as_count, as_real
+from .._validation import as_count, as_real, check_shape
 from ..data.augmentation import BatchAugmentation
 from ..training.averaging import moving_average
 from ._networks import at_least_float32, check_floats, check_images, pooled_features
@@ -51,7 +51,7 @@ def contextual_similarity(teacher: torch.Tensor, k: int = 10) -> torch.Tensor:
         >>> contextual_similarity(x, k=2).tolist()
         [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
     """
-    check_floats(teacher, "teacher", "(N, D)")
+    check_floats(teacher, "teacher", "N", "D")
     return _contextual(_distances(F.normalize(at_least_float32(teacher))), k)
 
 
@@ -75,7 +75,7 @@ def teacher_similarity(teacher: torch.Tensor, k: int = 10, sigma: float = 3.0) -
         >>> round(teacher_similarity(torch.eye(2), k=2)[0, 1].item(), 4)  # d^2 = 2, W_C = 1
         0.7567
     """
-    check_floats(teacher, "teacher", "(N, D)")
+    check_floats(teacher, "teacher", "N", "D")
     sigma = as_real(sigma, "sigma", low=0, open_low=True)
     distances = _distances(F.normalize(at_least_float32(teacher)))  # (N, N)
     return (torch.exp(-distances.square() / sigma) + _contextual(distances, k)) / 2
@@ -110,17 +110,13 @@ def relaxed_contrastive_loss(
         >>> relaxed_contrastive_loss(z, torch.full((2, 2), 0.25)).item()
         1.0
     """
-    check_floats(embeddings, "embeddings", "(N, D)")
+    check_floats(embeddings, "embeddings", "N", "D")
     delta = as_real(delta, "delta", low=0, open_low=True)
     count = len(embeddings)
-    if similarity.shape != (count, count):
-        raise ValueError(
-            f"similarity must have shape ({count}, {count}) to match the embeddings, got "
-            f"{tuple(similarity.shape)}"
-        )
-    if count < 2:
-        return at_least_float32(embeddings)[:0].sum()
+    check_shape(similarity, "similarity", (count, count), " to match the embeddings")
     z = at_least_float32(embeddings)
+    if count < 2:
+        return z[:0].sum()
     weight = _off_diagonal(similarity.detach().to(z))  # (N, N - 1)
     if not torch.compiler.is_compiling():
         low, high = (float(value) for value in torch.aminmax(weight))
@@ -157,16 +153,16 @@ def relation_divergence(
         >>> abs(relation_divergence(z, 7 * z).item()) < 1e-6  # only relations count
         True
     """
-    check_floats(embeddings, "embeddings", "(N, D)")
-    check_floats(target, "target", "(N, D)")
+    check_floats(embeddings, "embeddings", "N", "D")
+    check_floats(target, "target", "N", "D")
     temperature = as_real(temperature, "temperature", low=0, open_low=True)
     if len(target) != len(embeddings):
-        raise ValueError(
-            f"target must have {len(embeddings)} rows like the embeddings, got {tuple(target.shape)}"
-        )
+        found = tuple(target.shape)
+        raise ValueError(f"target must have {len(embeddings)} rows like the embeddings, got {found}")
     if len(embeddings) < 2:
         return at_least_float32(embeddings)[:0].sum()
-    ours, theirs = (_log_relations(x, temperature) for x in (embeddings, target.detach()))
+    far = [_off_diagonal(_relative(at_least_float32(x))) for x in (embeddings, target.detach())]  # (N, N - 1)
+    ours, theirs = (F.log_softmax(-d / temperature, dim=1) for d in far)
     return F.kl_div(ours, theirs.to(ours), reduction="batchmean", log_target=True)
 
 
@@ -177,12 +173,11 @@ class STMLObjective(nn.Module):
 
     The student has two heads on the trunk: the embedder, f, which is used in the end, and a wide linear one,
     g. The teacher is an exponential moving average of the trunk and the wide head; W is `teacher_similarity`
-    of its embeddings. L_KL passes the relations that the wide head finds on to the embedder. Batches must
-    hold neighbors and several views, such as those of `pml_posets.samplers.NeighborBatches`.
+    of its embeddings. Batches must hold neighbors and several views, such as those of `NeighborBatches`.
 
     Called as objective(images, indices, models) with images (B, C, H, W) and models {"trunk": ...,
     "embedder": ...}; in training mode it moves the teacher towards the student first. Returns a scalar of at
-    least 32 bits. The teacher is part of the state dict; its weights need no gradient.
+    least 32 bits. The teacher is part of the state dict.
 
     Args:
         models: {"trunk": ...}, copied for the teacher, on its device already.
@@ -281,29 +276,25 @@ class STMLObjective(nn.Module):
     def _taught(self, images: torch.Tensor, trunk: nn.Module, state: torch.Tensor) -> torch.Tensor:
         """(B, wide_dim) the teacher's embeddings; `state` is that of the generator before the student's."""
         teacher = self.teacher["trunk"]
-        if not self.same_view:
-            return self.teacher["wide"](pooled_features(teacher(images)))
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
-            for theirs, ours in zip(teacher.modules(), trunk.modules(), strict=True):
-                if isinstance(theirs, self.augmenting):
-                    theirs.train(ours.training)
+        with torch.random.fork_rng(devices=[], enabled=self.same_view):
+            if self.same_view:
+                torch.set_rng_state(state)
+                for theirs, ours in zip(teacher.modules(), trunk.modules(), strict=True):
+                    if isinstance(theirs, self.augmenting):
+                        theirs.train(ours.training)
             try:
                 return self.teacher["wide"](pooled_features(teacher(images)))
             finally:
                 self.teacher.eval()
 
     def get_extra_state(self) -> dict[str, Any]:
-        """How often the teacher has followed, beside its weights."""
         return {"num_updates": int(self._averages["wide"].n_averaged) - 1}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
         for mean in self._averages.values():
             mean.n_averaged.fill_(int(state["num_updates"]) + 1)
 
     def extra_repr(self) -> str:
-        """What the module's repr says beside its parts."""
         names = ("decay", "k", "sigma", "delta", "divergence_weight", "temperature", "same_view")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
@@ -335,11 +326,6 @@ def _relative(x: torch.Tensor) -> torch.Tensor:
     """Distances divided by the mean of their row."""
     distances = _distances(x)
     return distances / distances.mean(dim=1, keepdim=True).clamp_min(_EPS)
-
-
-def _log_relations(x: torch.Tensor, temperature: float) -> torch.Tensor:
-    """log softmax_j(-d_ij / t) of each row, (N, N - 1)."""
-    return F.log_softmax(-_off_diagonal(_relative(at_least_float32(x))) / temperature, dim=1)
 
 
 def _off_diagonal(matrix: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._batch_checks import as_indices
-from .._validation import as_real
+from .._validation import as_real, check_shape
 from ..data.augmentation import BatchAugmentation
 from ..posets import Posets
 from ._networks import at_least_float32, check_images, conv_maps, pooled_features, without_augmentation
@@ -28,6 +28,7 @@ __all__ = [
     "cross_attention",
     "random_affines",
 ]
+
 
 _EPS = 1e-6  # shortest feature vector that is brought to unit length
 
@@ -53,10 +54,8 @@ def cross_attention(maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         [[[0.625, 0.0], [0.375, 0.0]]]
     """
     if maps.ndim != 4 or features.shape != maps.shape[:2]:
-        raise ValueError(
-            f"maps (B, C, H, W) and features (B, C) must match, got {tuple(maps.shape)} and "
-            f"{tuple(features.shape)}"
-        )
+        shapes = f"{tuple(maps.shape)} and {tuple(features.shape)}"
+        raise ValueError(f"maps (B, C, H, W) and features (B, C) must match, got {shapes}")
     with torch.autocast(maps.device.type, enabled=False):
         cells = F.normalize(at_least_float32(maps), dim=1, eps=_EPS)  # (B, C, H, W)
         towards = F.normalize(at_least_float32(features), dim=1, eps=_EPS)  # (B, C)
@@ -113,8 +112,8 @@ def attention_consistency_loss(
 
 def _mutual_attention(maps_a: torch.Tensor, maps_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """M_ab and M_ba, (B, H, W) each."""
-    features = [pooled_features(at_least_float32(maps)) for maps in (maps_b, maps_a)]  # (B, C)
-    return cross_attention(maps_a, features[0]), cross_attention(maps_b, features[1])
+    feature_a, feature_b = (pooled_features(at_least_float32(maps)) for maps in (maps_a, maps_b))  # (B, C)
+    return cross_attention(maps_a, feature_b), cross_attention(maps_b, feature_a)
 
 
 def _difference(before: torch.Tensor, after: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
@@ -128,17 +127,13 @@ def _difference(before: torch.Tensor, after: torch.Tensor, theta: torch.Tensor) 
 
 
 def _check_pairs(maps: tuple[torch.Tensor, ...], thetas: tuple[torch.Tensor, ...]) -> None:
+    like = tuple(maps[0].shape)
     for name, given in zip(("maps_a", "maps_b", "moved_a", "moved_b"), maps, strict=True):
-        if given.ndim != 4 or given.shape != maps[0].shape or not given.is_floating_point():
-            raise ValueError(
-                f"{name} must be floating point maps (B, C, H, W) like maps_a {tuple(maps[0].shape)}, got "
-                f"{given.dtype} {tuple(given.shape)}"
-            )
+        if given.ndim != 4 or given.shape != like or not given.is_floating_point():
+            wanted, found = f"maps (B, C, H, W) like maps_a {like}", f"{given.dtype} {tuple(given.shape)}"
+            raise ValueError(f"{name} must be floating point {wanted}, got {found}")
     for name, theta in zip(("theta_a", "theta_b"), thetas, strict=True):
-        if theta.shape != (len(maps[0]), 2, 3):
-            raise ValueError(
-                f"{name} must have shape ({len(maps[0])}, 2, 3), a matrix a pair, got {tuple(theta.shape)}"
-            )
+        check_shape(theta, name, (len(maps[0]), 2, 3), ", a matrix a pair")
 
 
 def random_affines(
@@ -175,7 +170,11 @@ def random_affines(
         >>> torch.equal(mirrored[0], torch.tensor([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
         True
     """
-    rotation, scale, translation, flip = _check_ranges(rotation, scale, translation, flip)
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
+        raise ValueError(f"scale must be a range of two numbers above 0, got {scale}: try (0.8, 1.25)")
+    rotation = as_real(rotation, "rotation", low=0, high=180)
+    translation = as_real(translation, "translation", low=0, high=1)
+    flip = as_real(flip, "flip", low=0, high=1)
     angle = torch.empty(count).uniform_(-rotation, rotation).mul(math.pi / 180)
     zoom = torch.empty(count).uniform_(*scale)
     shift = torch.empty(count, 2, 1).uniform_(-2 * translation, 2 * translation)
@@ -191,10 +190,10 @@ class AttentionConsistencyObjective(nn.Module):
     """The attention consistency of the images of a batch, by two forward passes of the trunk.
 
     Each image is moved at random (`random_affines`) and paired with another of the batch: one of the same
-    class, at random, where posets are bound and there is one, otherwise its nearest neighbour by the pooled
-    features of the image as it is. The loss is that of `attention_consistency_loss`, mean over the pairs. The
-    trunk sees the images and the moved images, its own augmentation switched off (only known moves can be
-    undone). The caller gives the weight; mind the size of the loss, see there.
+    class, at random, where posets are bound and there is one, otherwise its nearest neighbor by the pooled
+    features. The loss is the mean of `attention_consistency_loss` over the pairs, unweighted: mind its size.
+    The trunk sees the images and the moved images, its own augmentation switched off (only known moves can be
+    undone).
 
     Called as objective(images, indices, models) with images (B, C, H, W), uint8 or floating point, dataset
     indices (B,) and models {"trunk": ...}; the embedder is not used. Returns a scalar of at least 32 bits;
@@ -230,12 +229,9 @@ class AttentionConsistencyObjective(nn.Module):
         augmenting: tuple[type[nn.Module], ...] = (BatchAugmentation,),
     ) -> None:
         super().__init__()
-        self.layer = layer
-        self.rotation, self.scale, self.translation, self.flip = _check_ranges(
-            rotation, scale, translation, flip
-        )
-        self.stop_gradient = stop_gradient
-        self.augmenting = augmenting
+        self.layer, self.stop_gradient, self.augmenting = layer, stop_gradient, augmenting
+        self.rotation, self.scale, self.translation, self.flip = rotation, scale, translation, flip
+        random_affines(0, 1, 1, rotation, scale, translation, flip)  # checks them
         self._posets: Posets | None = None
 
     def bind(self, posets: Posets) -> None:
@@ -252,9 +248,8 @@ class AttentionConsistencyObjective(nn.Module):
             return torch.zeros((), device=images.device, requires_grad=torch.is_grad_enabled())
         images = images if images.is_floating_point() else images.float() / 255
         pixels = at_least_float32(images)
-        theta = random_affines(
-            count, height, width, self.rotation, self.scale, self.translation, self.flip
-        ).to(images.device)  # (B, 2, 3)
+        ranges = self.rotation, self.scale, self.translation, self.flip
+        theta = random_affines(count, height, width, *ranges).to(images.device)  # (B, 2, 3)
         grid = F.affine_grid(theta.to(pixels), list(images.shape), align_corners=False)
         moved = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False).to(images.dtype)
         trunk = models["trunk"]
@@ -270,9 +265,7 @@ class AttentionConsistencyObjective(nn.Module):
     def _partners(self, indices: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """(B,) the row in the batch of each image's partner."""
         features = F.normalize(at_least_float32(pooled_features(maps)))  # (B, C)
-        near = features @ features.T  # (B, B)
-        near.fill_diagonal_(-math.inf)
-        nearest = near.argmax(dim=1)
+        nearest = (features @ features.T).fill_diagonal_(-math.inf).argmax(dim=1)
         draws = torch.rand(len(indices), len(indices))  # drawn in any case: the same numbers for what follows
         if self._posets is None:
             return nearest
@@ -281,22 +274,8 @@ class AttentionConsistencyObjective(nn.Module):
         same = (labels[:, None] == labels) & (labels >= 0)[:, None]
         draws = draws.masked_fill(~same.fill_diagonal_(False), -1)
         best, partners = draws.max(dim=1)
-        return torch.where((best >= 0).to(nearest.device), partners.to(nearest.device), nearest)
+        return torch.where(best >= 0, partners, nearest.cpu()).to(nearest.device)
 
     def extra_repr(self) -> str:
-        """What the module's repr says beside its parts."""
         names = ("layer", "rotation", "scale", "translation", "flip", "stop_gradient")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-
-
-def _check_ranges(
-    rotation: float, scale: tuple[float, float], translation: float, flip: float
-) -> tuple[float, tuple[float, float], float, float]:
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
-        raise ValueError(f"scale must be a range of two numbers above 0, got {scale}: try (0.8, 1.25)")
-    return (
-        as_real(rotation, "rotation", low=0, high=180),
-        scale,
-        as_real(translation, "translation", low=0, high=1),
-        as_real(flip, "flip", low=0, high=1),
-    )

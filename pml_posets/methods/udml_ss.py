@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._validation import as_count
+from .._batch_checks import out_of_range
+from .._validation import as_count, check_shape
 from ._networks import at_least_float32, check_images, no_images, pooled_features
 
 __all__ = ["RotationHead", "RotationObjective", "rotate_images", "rotation_cross_entropy"]
@@ -23,8 +24,6 @@ _ANGLES = 4  # 0, 90, 180, 270 degrees
 def rotate_images(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The images at 0, 90, 180 and 270 degrees, counter-clockwise, and by how much each was turned.
 
-    No pixel is interpolated: maps are turned by exchanging their axes.
-
     Args:
         images: (B, C, S, S), square, any dtype.
 
@@ -32,8 +31,7 @@ def rotate_images(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (4B, C, S, S), all at 0 degrees first, then all at 90, ...; and (4B,) int64, the angle / 90 degrees.
 
     Raises:
-        TypeError: for something that is no tensor.
-        ValueError: for images that are not square: at 90 degrees they would have another shape.
+        TypeError, ValueError: for what is no tensor of square images.
 
     Example:
         >>> turned, angles = rotate_images(torch.tensor([[[[1, 2], [3, 4]]]]))
@@ -44,10 +42,8 @@ def rotate_images(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     check_images(images)
     if images.shape[2] != images.shape[3]:
-        raise ValueError(
-            f"images must be square to be turned by 90 degrees, got {images.shape[2]} x {images.shape[3]} "
-            "pixels: crop or resize them"
-        )
+        found = f"{images.shape[2]} x {images.shape[3]} pixels: crop or resize them"
+        raise ValueError(f"images must be square to be turned by 90 degrees, got {found}")
     turned = torch.cat([images.rot90(k, dims=(2, 3)) for k in range(_ANGLES)])  # (4B, C, S, S)
     angles = torch.arange(_ANGLES, device=images.device).repeat_interleave(len(images))  # (4B,)
     return turned, angles
@@ -73,23 +69,17 @@ def rotation_cross_entropy(logits: torch.Tensor, angles: torch.Tensor) -> torch.
         1.3863
     """
     if logits.ndim != 2 or logits.shape[1] != _ANGLES or not logits.is_floating_point():
-        raise ValueError(
-            f"logits must be floating point of shape (N, {_ANGLES}), one column an angle, got {logits.dtype} "
-            f"{tuple(logits.shape)}"
-        )
+        found = f"{logits.dtype} {tuple(logits.shape)}"
+        raise ValueError(f"logits must be floating point of shape (N, 4), one column an angle, got {found}")
     if angles.is_floating_point() or angles.is_complex():
         raise TypeError(f"angles must be integers in 0..{_ANGLES - 1}, got {angles.dtype}")
-    if angles.shape != (len(logits),):
-        raise ValueError(f"angles must have shape ({len(logits)},), got {tuple(angles.shape)}")
+    check_shape(angles, "angles", (len(logits),))
     with torch.autocast(logits.device.type, enabled=False):
         logits = at_least_float32(logits)
         if not len(logits):
             return logits.sum()
-        low, high = (int(value) for value in torch.aminmax(angles))
-        if low < 0 or high >= _ANGLES:
-            raise ValueError(
-                f"angles must be in 0..{_ANGLES - 1} (in units of 90 degrees), got {low} to {high}"
-            )
+        if bad := out_of_range(angles, _ANGLES):
+            raise ValueError(f"angles must be in 0..3 (in units of 90 degrees), got {bad[0]} to {bad[1]}")
         return F.cross_entropy(logits, angles.long())
 
 
@@ -120,11 +110,7 @@ class RotationHead(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(N, D) pooled features to (N, 4) logits."""
-        if features.ndim != 2 or features.shape[1] != self.hidden.in_features:
-            raise ValueError(
-                f"features must have shape (N, {self.hidden.in_features}), the head's in_dim, "
-                f"got {tuple(features.shape)}"
-            )
+        check_shape(features, "features", ("N", self.hidden.in_features), ", the head's in_dim")
         return self.logits(F.relu(self.hidden(features)))
 
 
@@ -188,5 +174,4 @@ class RotationObjective(nn.Module):
         return rotation_cross_entropy(self.head(features), angles)
 
     def extra_repr(self) -> str:
-        """What the module's repr says beside its parts."""
         return f"num_images={self.num_images}"

@@ -11,7 +11,7 @@ from pytorch_metric_learning import distances, losses, miners, reducers, regular
 from pytorch_metric_learning.utils import distributed as pml_dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pml_posets import _batch_checks, _medoids
+from pml_posets import _medoids
 from pml_posets._medoids import batch_medoids
 from pml_posets.losses import poset
 from pml_posets.losses.poset import PosetLoss
@@ -1053,12 +1053,6 @@ def example_posets():
         PosetSelfSupervisedLoss,
         NearestMedoidMiner,
         poset.poset_terms,
-        _medoids.batch_medoids,
-        _medoids.positive_mask,
-        _medoids.squared_distances,
-        _batch_checks.check_batch,
-        _batch_checks.as_indices,
-        _batch_checks.check_tuple,
     ],
 )
 def test_docstrings_name_every_argument(documented):
