@@ -24,6 +24,12 @@ from .clustering import (
 
 __all__ = ["RetrievalCalculator"]
 
+_CLUSTERING = {
+    "NMI": normalized_mutual_information,
+    "AMI": adjusted_mutual_information,
+    "ACC": clustering_accuracy,
+    "ARI": adjusted_rand_index,
+}
 _WHOLE_RANKING = ("mean_average_precision", "mean_reciprocal_rank")
 
 
@@ -66,6 +72,8 @@ class RetrievalCalculator(AccuracyCalculator):
         self.ks = tuple(sorted({as_count(each, "every k of ks") for each in ks}))
         for each in self.ks:  # PML looks for methods by this name
             setattr(self, f"calculate_recall_at_{each}", partial(self._recall, each))
+        for name, measure in _CLUSTERING.items():
+            setattr(self, f"calculate_{name}", partial(_of_clusters, measure))
         if not len(include):
             exclude = (*exclude, *_WHOLE_RANKING)
         super().__init__(include=include, exclude=exclude, k=k, **options)
@@ -120,32 +128,11 @@ class RetrievalCalculator(AccuracyCalculator):
         asked = table if reference is query else as_features(query, "query")
         if asked.shape[1] != table.shape[1]:
             raise ValueError(f"query must have {table.shape[1]} columns like reference, got {asked.shape}")
-        classes = np.concatenate(
-            [
-                _whole(query_labels, len(asked), "query_labels"),
-                _whole(reference_labels, len(table), "reference_labels"),
-            ]
-        )
-        codes = np.unique(classes, return_inverse=True)[1]  # ids that float32 holds exactly
-        return super().get_accuracy(
-            asked, codes[: len(asked)], table, codes[len(asked) :], ref_includes_query, include, exclude
-        )
-
-    def calculate_NMI(self, query_labels: Any, cluster_labels: Any, **kwargs: Any) -> float:
-        """Normalized mutual information of classes and clusters."""
-        return normalized_mutual_information(query_labels.long(), cluster_labels)
-
-    def calculate_AMI(self, query_labels: Any, cluster_labels: Any, **kwargs: Any) -> float:
-        """Adjusted mutual information of classes and clusters."""
-        return adjusted_mutual_information(query_labels.long(), cluster_labels)
-
-    def calculate_ACC(self, query_labels: Any, cluster_labels: Any, **kwargs: Any) -> float:
-        """Clustering accuracy by the best matching of clusters and classes."""
-        return clustering_accuracy(query_labels.long(), cluster_labels)
-
-    def calculate_ARI(self, query_labels: Any, cluster_labels: Any, **kwargs: Any) -> float:
-        """Adjusted Rand index of classes and clusters."""
-        return adjusted_rand_index(query_labels.long(), cluster_labels)
+        wanted = _whole(query_labels, len(asked), "query_labels")
+        classes = [wanted, _whole(reference_labels, len(table), "reference_labels")]
+        codes = np.unique(np.concatenate(classes), return_inverse=True)[1]  # ids that float32 holds exactly
+        theirs = asked, codes[: len(asked)], table, codes[len(asked) :]
+        return super().get_accuracy(*theirs, ref_includes_query, include, exclude)
 
     def _recall(
         self,
@@ -161,6 +148,10 @@ class RetrievalCalculator(AccuracyCalculator):
         labels = query_labels[not_lone_query_mask][:, None]
         hits = self.label_comparison_fn(labels, knn_labels[not_lone_query_mask, :k]).any(dim=1)
         return maybe_get_avg_of_avgs(hits.double(), labels, self.avg_of_avgs, self.return_per_class)
+
+
+def _of_clusters(measure: Any, query_labels: Any, cluster_labels: Any, **kwargs: Any) -> float:
+    return measure(query_labels.long(), cluster_labels)
 
 
 def _whole(labels: Any, num: int, name: str) -> np.ndarray:

@@ -65,13 +65,12 @@ def clustering_scores(true_labels: Any, predicted_labels: Any) -> ClusteringScor
         (0.75, 0.344, 0.0)
     """
     classes, clusters = _pair(true_labels, predicted_labels)
-    found = np.unique(clusters[clusters != -1])
     return ClusteringScores(
         nmi=normalized_mutual_information(classes, clusters),
         ami=adjusted_mutual_information(classes, clusters),
         ari=adjusted_rand_index(classes, clusters),
         accuracy=clustering_accuracy(classes, clusters),
-        num_clusters=len(found),
+        num_clusters=len(np.unique(clusters[clusters != -1])),
         num_unassigned=int((clusters == -1).sum()),
     )
 
@@ -118,11 +117,7 @@ def clustering_accuracy(true_labels: Any, predicted_labels: Any) -> float:
 def normalized_mutual_information(true_labels: Any, predicted_labels: Any) -> float:
     """NMI, 2 I(true; predicted) / (H(true) + H(predicted)), in [0, 1]; it grows with the number of clusters.
 
-    Takes, returns for N = 0 and raises what `clustering_accuracy` does; each -1 is a cluster of its own.
-
-    Example:
-        >>> normalized_mutual_information([0, 0, 1, 1], [7, 7, 2, 2])
-        1.0
+    Arguments, N = 0 and errors as of `clustering_accuracy`; each -1 is a cluster of its own.
     """
     return _by_sklearn("normalized_mutual_info_score", true_labels, predicted_labels)
 
@@ -130,11 +125,7 @@ def normalized_mutual_information(true_labels: Any, predicted_labels: Any) -> fl
 def adjusted_mutual_information(true_labels: Any, predicted_labels: Any) -> float:
     """AMI, the mutual information adjusted for chance (Vinh et al. 2010): at most 1, about 0 at random.
 
-    Takes, returns for N = 0 and raises what `clustering_accuracy` does; each -1 is a cluster of its own.
-
-    Example:
-        >>> adjusted_mutual_information([0, 0, 1, 1], [7, 7, 2, 2])
-        1.0
+    Arguments, N = 0 and errors as of `clustering_accuracy`; each -1 is a cluster of its own.
     """
     return _by_sklearn("adjusted_mutual_info_score", true_labels, predicted_labels)
 
@@ -142,7 +133,7 @@ def adjusted_mutual_information(true_labels: Any, predicted_labels: Any) -> floa
 def adjusted_rand_index(true_labels: Any, predicted_labels: Any) -> float:
     """ARI, the share of pairs on which both agree, adjusted for chance (Hubert, Arabie 1985): in [-0.5, 1].
 
-    Takes, returns for N = 0 and raises what `clustering_accuracy` does; each -1 is a cluster of its own.
+    Arguments, N = 0 and errors as of `clustering_accuracy`; each -1 is a cluster of its own.
 
     Example:
         >>> adjusted_rand_index([0, 0, 1, 1], [7, 2, 7, 2])

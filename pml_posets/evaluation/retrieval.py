@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -137,14 +137,10 @@ def retrieval_scores(
     own = query_features is None
     if own != (query_labels is None):
         raise ValueError("query_features and query_labels belong together: give both, or neither")
-    if own:
-        rows = _row_numbers(queries, len(table))
-        query_classes = classes[rows]
-    else:
-        if queries is not None:
-            raise ValueError("give queries (row numbers) or query_features (vectors), not both")
-        asked = prepare(query_features, "query_features")
-        query_classes = as_class_ids(query_labels, len(asked), "query_labels")
+    if not own and queries is not None:
+        raise ValueError("give queries (row numbers) or query_features (vectors), not both")
+    asked = _row_numbers(queries, len(table)) if own else prepare(query_features, "query_features")
+    query_classes = classes[asked] if own else as_class_ids(query_labels, len(asked), "query_labels")
     codes = np.unique(np.concatenate([classes, query_classes]), return_inverse=True)[1]
     codes, query_codes = codes[: len(classes)], codes[len(classes) :]
     relevant = np.bincount(codes, minlength=int(query_codes.max(initial=-1)) + 1)[query_codes] - own  # (Q,) R
@@ -153,7 +149,7 @@ def retrieval_scores(
     precisions, averages = np.full((2, len(relevant)), np.nan)
     lengths = np.maximum(max(ks, default=1), relevant if at_r else np.ones_like(relevant))
     for block, length in _blocks(np.flatnonzero(counted), np.minimum(lengths, len(table) - own)):
-        who: dict[str, Any] = {"queries": rows[block]} if own else {"query_features": asked[block]}
+        who: dict[str, Any] = {"queries" if own else "query_features": asked[block]}
         index = search(table, length, **who, method=method, device=device).indices  # (B, length)
         same = (codes[index] == query_codes[block][:, None]) & (index >= 0)
         for k in ks:
@@ -164,8 +160,8 @@ def retrieval_scores(
             precision = np.cumsum(same, axis=1, dtype=np.int32) / np.arange(1, length + 1)
             precisions[block] = same.sum(axis=1) / r
             averages[block] = np.einsum("bk,bk->b", precision, same) / r
-    at_r_scores = (precisions, averages) if at_r else (None, None)
-    return RetrievalScores(counted, relevant.astype(np.int64), hits, *at_r_scores)
+    scores = RetrievalScores(counted, relevant.astype(np.int64), hits)
+    return replace(scores, r_precisions=precisions, average_precisions_at_r=averages) if at_r else scores
 
 
 def _row_numbers(queries: Any, num: int) -> NDArray[np.int64]:

@@ -14,16 +14,9 @@ from ..posets import Posets
 
 
 class PosetBatches:
-    """Draws batches from posets; the rules are those of `pml_posets.samplers.PseudoLabelSampler`.
+    """Draws batches of `size` samples from posets; the rules are those of `PseudoLabelSampler`.
 
     A class is at home in a batch, if its medoid and other members are in it, or alone, if only its medoid is.
-
-    Args:
-        posets: the classes and the posets around them.
-        size: indices in a batch, at most the number of samples.
-        samples_per_class: members of a home class, its medoid included.
-        unassigned_fraction: largest part for unassigned samples and lone medoids, 0..1.
-        random_fraction: part for samples drawn from all alike, 0..1; the rules are for the rest.
     """
 
     def __init__(
@@ -151,13 +144,10 @@ class PosetBatches:
 def _quotas(sizes: np.ndarray, per_class: int, total: int) -> np.ndarray:
     """(c,) how many of each class: `per_class` first, then evenly more of them, then evenly repeats."""
     quotas = np.minimum(sizes, per_class)
-    if not sizes.size:
-        return quotas
-    if quotas.sum() > total:  # only the last class can be over
+    if sizes.size and quotas.sum() > total:  # only the last class can be over
         quotas[-1] -= quotas.sum() - total
-        return quotas
     limit = sizes
-    while (left := total - int(quotas.sum())) > 0:
+    while sizes.size and (left := total - int(quotas.sum())) > 0:
         open_ = np.flatnonzero(quotas < limit)
         if not open_.size:
             limit = np.full_like(sizes, total)  # everything is in the batch: repeat it
@@ -173,17 +163,11 @@ def _choose(rng: np.random.Generator, values: np.ndarray, count: int) -> np.ndar
 
 
 class SeededBatches(BatchSampler):
-    """The batches of some iterations of a run, each index with the seed of its sample's augmentation.
+    """The batches `first` to `last` - 1 of a run, each index with the seed of its sample's augmentation.
 
     Iteration i has batch i % E of epoch i // E, E the sampler's length; no earlier iteration need have run.
-    The pairs (index, seed) are keys of `pml_posets.data.IndexedDataset`.
-
-    Args:
-        sampler: a batch sampler with `set_epoch`, whose batches are a function of the epoch.
-        seeds: numbers from which, with the iteration, the seeds are derived.
-        first: the first iteration, from 0.
-        last: the one after the last.
-        positions: of the wanted samples in each batch. Default None: all.
+    The pairs (index, seed), with `seeds` and the iteration behind the latter, are keys of `IndexedDataset`.
+    `positions` picks samples of each batch; None: all.
     """
 
     def __init__(

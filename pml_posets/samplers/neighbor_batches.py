@@ -20,16 +20,14 @@ class NeighborBatches(PseudoLabelSampler):
     """Draws queries and their nearest neighbors, so that the samples of a batch resemble each other.
 
     A batch of B indices is B / (k v) queries with k samples each, the query and its k - 1 nearest neighbors,
-    in v views. Each query is followed by its neighbors, nearest first; the views follow one another. A sample
-    that is a neighbor of two queries is in the batch twice.
+    nearest first, in v views, one after another. A sample that is a neighbor of two queries is in it twice.
 
     The neighbors are those in the features of the round: in a `JointTrainer` every y-step makes a new
     table, so that a round of one epoch is the schedule of the paper. Euclidean distances are taken as the
     features are; `JointTrainer.extract` brings them to unit length.
 
-    An epoch has `num_batches` batches, by default as many as show N samples. The queries of an epoch are
-    drawn without repeats, until all samples have been queries. The batches are a function of (seed, round,
-    epoch) alone; each pass over the sampler is the next epoch.
+    The queries of an epoch are drawn without repeats, until all samples have been queries. The batches are a
+    function of (seed, round, epoch) alone; each pass over the sampler is the next epoch.
 
     Args:
         features: (N, D) float32, in dataset order, for the first table. It is made when it is first needed.
@@ -45,8 +43,7 @@ class NeighborBatches(PseudoLabelSampler):
         seed: from 0. Default 0.
 
     Attributes:
-        epoch: number of the next pass, from 0.
-        posets, labels, medoids: as those of `PseudoLabelSampler`.
+        epoch, posets, labels, medoids: as those of `PseudoLabelSampler`.
 
     Raises:
         TypeError, ValueError: for arguments out of range or that do not match each other.
@@ -94,15 +91,11 @@ class NeighborBatches(PseudoLabelSampler):
             self.num_batches = max(1, self.num_samples * self.views // self.batch_size)
         self.samples_per_query = as_count(samples_per_query, "samples_per_query")
         if self.samples_per_query > self.num_samples:
-            raise ValueError(
-                f"samples_per_query must be at most the number of samples, got {samples_per_query} for "
-                f"{self.num_samples} samples"
-            )
+            found = f"{samples_per_query} for {self.num_samples} samples"
+            raise ValueError(f"samples_per_query must be at most the number of samples, got {found}")
         if self.batch_size % (self.samples_per_query * self.views):
-            raise ValueError(
-                f"batch_size must be a multiple of samples_per_query x views = {samples_per_query} x {views},"
-                f" got {batch_size}"
-            )
+            factors = f"samples_per_query x views = {samples_per_query} x {views}"
+            raise ValueError(f"batch_size must be a multiple of {factors}, got {batch_size}")
         if method not in ("exact", "approximate"):
             raise ValueError(f"method must be 'exact' or 'approximate', got {method!r}")
         self.method: Method = method
@@ -122,11 +115,7 @@ class NeighborBatches(PseudoLabelSampler):
         return self._table
 
     def regroup(self, features: ArrayLike, mirrored: ArrayLike | None = None) -> Posets:
-        """A new table of neighbors, and new posets, from new features of the same samples.
-
-        Everything else as in `PseudoLabelSampler.regroup`; the table does not depend on the mirrored
-        features.
-        """
+        """As `PseudoLabelSampler.regroup`, with a new table of neighbors, of `features` alone."""
         features = as_features(features)
         table = np.arange(len(features))[:, None]  # (N, 1)
         if self.samples_per_query > 1 and len(features) == self.num_samples:
@@ -148,22 +137,17 @@ class NeighborBatches(PseudoLabelSampler):
             yield table[queries].reshape(-1).tolist() * self.views
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a new sampler with the same arguments needs to go on: table, posets and next epoch."""
+        """Table, posets and next epoch: all that a new sampler with the same arguments needs to go on."""
         return {"neighbors": torch.tensor(self.neighbors), **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state back; the first table is not made if it has not been yet.
-
-        Raises:
-            ValueError: if the state is incomplete or belongs to another number of samples or neighbors.
-        """
+        """Take a state back; a ValueError for one of another number of samples or neighbors."""
         table = state.get("neighbors")
         if not isinstance(table, torch.Tensor):
             raise ValueError("this is no state of NeighborBatches (it has no neighbors)")
         if table.shape != (self.num_samples, self.samples_per_query):
-            raise ValueError(
-                f"the state belongs to {table.shape[0]} samples with {table.shape[-1]} to a query, this "
-                f"sampler has {self.num_samples} with {self.samples_per_query}"
-            )
+            here = f"this sampler has {self.num_samples} with {self.samples_per_query}"
+            there = f"{table.shape[0]} samples with {table.shape[-1]} to a query"
+            raise ValueError(f"the state belongs to {there}, {here}")
         super().load_state_dict(state)
         self._table = table.numpy().copy()

@@ -13,7 +13,16 @@ from torch.utils.data import BatchSampler
 from .._classes import relabel
 from .._random import derive_seeds, preserved_randomness, seed_everything
 from .._sketch import sketch
-from .._validation import ArrayLike, as_count, as_features, as_labels, as_mirrored, as_real, checked
+from .._validation import (
+    ArrayLike,
+    as_count,
+    as_features,
+    as_labels,
+    as_mirrored,
+    as_real,
+    check_shape,
+    checked,
+)
 from ..neighbors.nearest import Neighbors
 from ..posets import Posets
 from ._batches import PosetBatches
@@ -77,9 +86,9 @@ class PseudoLabelSampler(BatchSampler):
     Without unassigned samples the home classes are drawn at random. Classes in no poset are drawn as often as
     their number demands. Without any class a batch is a random set of samples.
 
-    An epoch has `num_batches` batches, by default N // batch_size. Batches are drawn independently: in an
-    epoch some samples come more often than others, over epochs unassigned samples even out. Batch b is a
-    function of (seed, round, epoch, b) alone; each pass over the sampler is the next epoch.
+    Batches are drawn independently: in an epoch some samples come more often than others, over epochs
+    unassigned samples even out. Batch b is a function of (seed, round, epoch, b) alone; each pass over the
+    sampler is the next epoch.
 
     Args:
         features: (N, D) float32, in dataset order, for the first grouping. It is made when labels, posets or
@@ -154,7 +163,11 @@ class PseudoLabelSampler(BatchSampler):
         self.unassigned_fraction = as_real(unassigned_fraction, "unassigned_fraction", low=0, high=1)
         self.random_fraction = as_real(random_fraction, "random_fraction", low=0, high=1)
         self.views = as_count(views, "views")
-        self.grouping = grouping if grouping is not None else _default_grouping()
+        if grouping is None:
+            from ..grouping.surrogate import SurrogateGrouping
+
+            grouping = SurrogateGrouping()
+        self.grouping = grouping
         self.assignment = assignment
         self.warm_start = warm_start
         self.sources = None if sources is None else np.asarray(sources)
@@ -163,25 +176,21 @@ class PseudoLabelSampler(BatchSampler):
         self.epoch = 0
         self.uses_mirrored = mirrored is not None
         if self.batch_size > self.num_samples * self.views:
-            raise ValueError(
-                f"a batch must not be larger than the dataset, got batch_size={self.batch_size} for "
-                f"{self.num_samples} samples: lower batch_size"
-            )
+            found = f"batch_size={self.batch_size} for {self.num_samples} samples"
+            raise ValueError(f"a batch must not be larger than the dataset, got {found}: lower batch_size")
         if self.batch_size % self.views:
             raise ValueError(f"batch_size must be a multiple of views={views}, got {batch_size}")
         for name, values in (("sources", self.sources), ("times", self.times)):
-            if values is not None and values.shape != (self.num_samples,):
-                raise ValueError(
-                    f"{name} must have shape ({self.num_samples},) to match the features, got {values.shape}"
-                )
+            if values is not None:
+                check_shape(values, name, (self.num_samples,), " to match the features")
         _check_provider("grouping", self.grouping)
         if assignment is not None:
             _check_provider("assignment", assignment)
         default = max(1, self.num_samples // self.batch_size)
         self.num_batches = default if num_batches is None else as_count(num_batches, "num_batches")
         self._waiting: Any = (features, as_mirrored(mirrored, features))
-        given = dict(zip(("features", "mirrored"), self._waiting, strict=True))
-        self.fingerprint = {name: sketch(rows) for name, rows in given.items() if rows is not None}
+        given = zip(("features", "mirrored"), self._waiting, strict=True)
+        self.fingerprint = {name: sketch(rows) for name, rows in given if rows is not None}
         self._posets: Posets | None = None
 
     @property
@@ -218,35 +227,26 @@ class PseudoLabelSampler(BatchSampler):
             The new posets, also kept as `posets`.
 
         Raises:
-            TypeError, ValueError: for features that do not match the dataset or labels that are none.
+            TypeError, ValueError: for features that do not match the dataset, labels that are none, and
+                where each sample is a class of its own.
         """
         features = as_features(features)
         if len(features) != self.num_samples:
-            raise ValueError(
-                f"features must have {self.num_samples} rows, one a sample, got {len(features)}: "
-                "were they extracted from another dataset?"
-            )
+            found = f"{len(features)}: were they extracted from another dataset?"
+            raise ValueError(f"features must have {self.num_samples} rows, one a sample, got {found}")
         mirrored = as_mirrored(mirrored, features)
         round_ = 0 if self._posets is None else self._posets.round + 1
         with preserved_randomness(accelerators=False), checked(features, mirrored):
             # Providers without a seed of their own draw from the global generators.
             seed_everything(derive_seeds(self.seed, round_)[0], accelerators=False)
             labels, flips, neighbors = self._group(features, mirrored)
-            posets = Posets.build(
-                features,
-                labels,
-                self.num_nearest,
-                mirrored=mirrored,
-                flips=flips,
-                sources=self.sources,
-                neighbors=neighbors if mirrored is None else None,
-                round=round_,
-            )
+            known: dict[str, Any] = {"mirrored": mirrored, "flips": flips, "sources": self.sources}
+            known["neighbors"] = neighbors if mirrored is None else None
+            posets = Posets.build(features, labels, self.num_nearest, round=round_, **known)
         if self.views == 1 and posets.num_classes == self.num_samples:
-            raise ValueError(
-                f"each of the {self.num_samples} samples is a class of its own, so nothing is alike: form "
-                "fewer classes (fewer clusters), or draw two views of each image (views=2)"
-            )
+            advice = "form fewer classes (fewer clusters), or draw two views of each image (views=2)"
+            each = f"each of the {self.num_samples} samples is a class of its own"
+            raise ValueError(f"{each}, so nothing is alike: {advice}")
         self._posets, self._waiting = posets, None
         return posets
 
@@ -255,14 +255,13 @@ class PseudoLabelSampler(BatchSampler):
     ) -> tuple[np.ndarray, Any, Neighbors | None]:
         """Labels, flips, and the neighbors that medoids may be looked up in."""
         last = self._posets
-        refine = None if self.assignment is None else self.assignment.fit_predict
+        refine: Any = None if self.assignment is None else self.assignment.fit_predict
         stays = last is not None and refine is not None and self.warm_start
-        options: dict[str, Any] = {"sources": self.sources, "mirrored": mirrored, "neighbors": None}
-        options["times"] = self.times
+        options: dict[str, Any] = {"sources": self.sources, "mirrored": mirrored, "times": self.times}
         labels: np.ndarray
         flips: Any
         find = getattr(self.grouping, "find_neighbors", None)
-        if find is not None and (not stays or _takes(refine, "neighbors")):
+        if find is not None and (not stays or "neighbors" in inspect.signature(refine).parameters):
             options["neighbors"] = find(features, sources=self.sources, mirrored=mirrored)
         if last is not None and stays:
             labels, flips = last.labels, last.flips
@@ -278,7 +277,7 @@ class PseudoLabelSampler(BatchSampler):
             found = _call(refine, features, {**options, "labels": labels, "flips": flips})
             labels = relabel(as_labels(found, self.num_samples, "the assignment's labels", contiguous=False))
             flips = flips if mirrored is None else getattr(self.assignment, "flips_", flips)
-        return labels, flips, options["neighbors"]
+        return labels, flips, options.get("neighbors")
 
     def __len__(self) -> int:
         return self.num_batches
@@ -299,16 +298,12 @@ class PseudoLabelSampler(BatchSampler):
         self.epoch = as_count(epoch, "epoch", least=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a new sampler with the same arguments needs to go on: the posets and the next epoch."""
+        """Posets and next epoch: all that a new sampler with the same arguments needs to go on."""
         arrays = self.posets.to_arrays()
         return {"epoch": self.epoch, "posets": {name: torch.tensor(a) for name, a in arrays.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state back; the first grouping is not made if it has not been yet.
-
-        Raises:
-            ValueError: if the state is incomplete or belongs to another number of samples or Z.
-        """
+        """Take a state back; a ValueError for an incomplete one, or of another number of samples or Z."""
         try:
             epoch, arrays = state["epoch"], {name: a.numpy() for name, a in state["posets"].items()}
         except (KeyError, TypeError, AttributeError) as error:
@@ -316,10 +311,9 @@ class PseudoLabelSampler(BatchSampler):
         posets = Posets.from_arrays(arrays)
         found = posets.num_samples, posets.num_nearest
         if found != (self.num_samples, self.num_nearest):
-            raise ValueError(
-                f"the state belongs to {found[0]} samples with {found[1]} nearest classes, this sampler has "
-                f"{self.num_samples} with {self.num_nearest}"
-            )
+            here = f"this sampler has {self.num_samples} with {self.num_nearest}"
+            there = f"{found[0]} samples with {found[1]} nearest classes"
+            raise ValueError(f"the state belongs to {there}, {here}")
         self.set_epoch(epoch)
         self._posets, self._waiting = posets, None
 
@@ -335,13 +329,3 @@ def _call(function: Callable[..., Any], features: np.ndarray, options: dict[str,
     """Call with those options that are not None and that the signature names."""
     named = inspect.signature(function).parameters
     return function(features, **{k: v for k, v in options.items() if v is not None and k in named})
-
-
-def _takes(function: Any, name: str) -> bool:
-    return name in inspect.signature(function).parameters
-
-
-def _default_grouping() -> PseudoLabelProvider:
-    from ..grouping.surrogate import SurrogateGrouping
-
-    return SurrogateGrouping()

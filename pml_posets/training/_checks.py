@@ -51,35 +51,20 @@ def check_datasets(num_samples: int, **datasets: Any) -> None:
     """Raise a ValueError for datasets of another number of samples."""
     for name, data in datasets.items():
         if len(data) != num_samples:
-            raise ValueError(
-                f"{name} must have {num_samples} samples like the sampler's features, got "
-                f"{len(data)}: was it filtered after the features were extracted?"
-            )
+            found = f"{len(data)}: was it filtered after the features were extracted?"
+            raise ValueError(f"{name} must have {num_samples} samples like the sampler's, got {found}")
 
 
 def check_trainer_class(given: Any, models: Mapping[str, Any]) -> type[Any]:
-    """The PML trainer class of a run.
-
-    Args:
-        given: the class, or None.
-        models: of the run.
-
-    Returns:
-        The class; for None TrainWithClassifier if there is a classifier, else MetricLossOnly.
-
-    Raises:
-        TypeError: for what is no trainer class, and for those of PML's that take other losses or batches.
-    """
+    """The PML trainer class; for None TrainWithClassifier if there is a classifier, else MetricLossOnly."""
     if given is None:
         return TrainWithClassifier if "classifier" in models else MetricLossOnly
     if not isinstance(given, type) or not issubclass(given, BaseTrainer):
         raise TypeError(f"trainer_class must be a class of PML trainers, got {given!r}")
     for refused, reason in _REFUSED.items():
         if issubclass(given, refused):
-            raise TypeError(
-                f"JointTrainer does not support {refused.__name__} ({reason}): use MetricLossOnly, "
-                "TrainWithClassifier or a subclass of these, or an objective in loss_funcs"
-            )
+            advice = "use MetricLossOnly, TrainWithClassifier or subclasses, or an objective in loss_funcs"
+            raise TypeError(f"JointTrainer does not support {refused.__name__} ({reason}): {advice}")
     return given
 
 
@@ -90,23 +75,15 @@ def check_names(
     mining_funcs: Mapping[str, Any],
     freeze_these: Any,
 ) -> None:
-    """Check names that the trainer class would refuse or not look at.
-
-    Raises:
-        TypeError: without a trunk.
-        ValueError: for models, losses and miners under other names than the trainer's.
-    """
+    """Check names that the trainer class would refuse or not look at."""
     if not isinstance(models.get("trunk"), torch.nn.Module):
         raise TypeError('models must have a module "trunk"')
     for name in _HISTORY:
         if name in loss_funcs:
-            raise ValueError(
-                f"loss_funcs has the name {name!r}, under which the history keeps something else"
-            )
+            raise ValueError(f"loss_funcs has the name {name!r}, which the history has for another thing")
     if freeze_these and (unknown := sorted(set(freeze_these) - {*models, *loss_funcs})):
-        raise ValueError(
-            f"freeze_these has {unknown}, but the models and losses are {[*models, *loss_funcs]}"
-        )
+        known = [*models, *loss_funcs]
+        raise ValueError(f"freeze_these has {unknown}, but the models and losses are {known}")
     allowed = {"models": ["trunk", "embedder"], "mining_funcs": ["tuple_miner", "subset_batch_miner"]}
     if trainer_class is TrainWithClassifier:
         allowed["models"].append("classifier")
@@ -114,10 +91,8 @@ def check_names(
         return
     for what, found in (("models", models), ("mining_funcs", mining_funcs)):
         if unknown := sorted(set(found) - set(allowed[what])):
-            raise ValueError(
-                f"{what} has the names {unknown}, which {trainer_class.__name__} does not use: use "
-                f"{', '.join(allowed[what])}"
-            )
+            kind, names = trainer_class.__name__, ", ".join(allowed[what])
+            raise ValueError(f"{what} has the names {unknown}, which {kind} does not use: use {names}")
     if "classifier_loss" in loss_funcs and "classifier" not in models:
         raise ValueError('loss_funcs has a "classifier_loss", but models no "classifier"')
     if callable(models.get("classifier")) and "classifier_loss" not in loss_funcs:
@@ -126,17 +101,13 @@ def check_names(
 
 def check_weights(loss_weights: Mapping[str, Any] | None, loss_funcs: Mapping[str, Any]) -> dict[str, float]:
     """The weight of each loss, a float from 0, at least one of them above 0; None for all 1."""
-    if loss_weights is None:
-        loss_weights = dict.fromkeys(loss_funcs, 1.0)
-    if sorted(loss_weights) != sorted(loss_funcs):
-        raise ValueError(
-            f"loss_weights must have the keys of loss_funcs, {sorted(loss_funcs)}, got {sorted(loss_weights)}"
-        )
-    weights = {name: as_real(w, f"the weight of {name}", low=0) for name, w in loss_weights.items()}
+    given = dict.fromkeys(loss_funcs, 1.0) if loss_weights is None else loss_weights
+    names = sorted(loss_funcs)
+    if sorted(given) != names:
+        raise ValueError(f"loss_weights must have the keys of loss_funcs, {names}, got {sorted(given)}")
+    weights = {name: as_real(w, f"the weight of {name}", low=0) for name, w in given.items()}
     if not any(weights.values()):
-        raise ValueError(
-            f"at least one loss must have a weight above 0, got {weights}: nothing would be learned"
-        )
+        raise ValueError(f"at least one loss must have a weight above 0, got {weights}: nothing would learn")
     return weights
 
 
@@ -146,7 +117,6 @@ def check_options(trainer_class: type[Any], options: Mapping[str, Any]) -> dict[
     for name in options:
         if name in _OURS or name not in known:
             listed = ", ".join(sorted(known - _OURS - {"self", "args", "kwargs"}))
-            raise TypeError(
-                f"{name!r} is no option of JointTrainer or {trainer_class.__name__}: these are {listed}"
-            )
+            kinds = f"JointTrainer or {trainer_class.__name__}"
+            raise TypeError(f"{name!r} is no option of {kinds}: these are {listed}")
     return dict(options)

@@ -16,32 +16,17 @@ from .objectives import PML_LOSSES
 
 __all__ = ["Components"]
 
+_GROUPS = ("models", "loss_funcs", "optimizers", "lr_schedulers")
 _PML_NAMES = ("trunk", "embedder", "classifier", "metric_loss", "classifier_loss")
 
 
 class Components:
-    """The dicts a PML trainer is made of, under PML's names, and their state.
+    """The dicts a PML trainer is made of, under PML's names, and their state; the dicts stay the same.
 
     A model or loss may be given as a function num_classes -> module, called for each new set of classes. Its
     optimizer must then be given as a function parameters -> optimizer. The weights of classes that go on, and
     what the optimizer knows of them (momentum), are carried over; the optimizer stays the same object, with
-    its learning rate and schedule.
-
-    Args:
-        models: modules or functions by name.
-        loss_funcs: modules or functions by name.
-        optimizers: optimizers, or functions parameters -> optimizer, by name ("trunk_optimizer").
-        lr_schedulers: schedulers, or functions optimizer -> scheduler, by name
-            ("trunk_scheduler_by_iteration"; also _by_epoch and _by_plateau).
-        adapt: applied to every loss before it goes into `loss_funcs`.
-        frozen: names of models and losses that are not to learn.
-
-    Attributes:
-        models, loss_funcs, optimizers, lr_schedulers: the current ones; the dicts stay the same objects.
-
-    Raises:
-        TypeError, ValueError: for names that belong to nothing, things that are neither, weights that no
-            optimizer holds, and optimizers of other weights.
+    its learning rate and schedule. `adapt` is applied to every loss before it goes into `loss_funcs`.
     """
 
     def __init__(
@@ -72,9 +57,8 @@ class Components:
             elif callable(given) and not isinstance(given, type):
                 self._functions[name] = given
             else:
-                raise TypeError(
-                    f"{name} must be a torch.nn.Module or a function num_classes -> module, got {given!r}"
-                )
+                wanted = "a torch.nn.Module or a function num_classes -> module"
+                raise TypeError(f"{name} must be {wanted}, got {given!r}")
         self._check_weights()
 
     @property
@@ -89,12 +73,8 @@ class Components:
     ) -> None:
         """Make what is given as a function for this number of classes, with weights drawn from the seed.
 
-        Args:
-            num_classes: C.
-            seed: of the weights.
-            device: of the modules.
-            matches: (C,) of `match_classes`: what is known of these classes is carried over, also in class
-                heads that are given as modules. Default None: nothing is.
+        With the (C,) `matches` of `match_classes`, what is known of these classes is carried over, also in
+        class heads that are given as modules.
         """
         if matches is not None:
             self._reorder(matches)
@@ -105,16 +85,14 @@ class Components:
                     seed_everything(derive_seeds(seed, i)[0])
                     return function(number)
 
-            module = seeded(num_classes)
-            module, old = _as_module(name, module).to(device), self._modules.get(name)
+            module, old = _as_module(name, seeded(num_classes)).to(device), self._modules.get(name)
             optimizer, states = self.optimizers.get(f"{name}_optimizer"), {}
             if matches is not None and old is not None and old is not module:
                 axes = class_axes(seeded, module, num_classes)
                 if axes is None:
                     self._warn(
-                        f"the classes have changed, and {name} begins again with new weights: which rows are "
-                        f"theirs is found out by a module for {num_classes + 1} classes, which its function "
-                        "does not return"
+                        f"the classes have changed, and {name} begins again with new weights: to find their "
+                        f"rows its function must return a module for {num_classes + 1} classes too"
                     )
                 else:
                     states = carry_state(old, module, optimizer, axes, matches)
@@ -138,19 +116,16 @@ class Components:
         for name, layer, outputs in self._fixed_heads():
             if len(matches) > outputs:
                 continue  # refused by `check_outputs`
-            order = np.full(outputs, -1)
-            order[: len(matches)] = matches
+            order = np.pad(matches, (0, outputs - len(matches)), constant_values=-1)
             order[order < 0] = np.setdiff1d(np.arange(outputs), matches)
             if (order == np.arange(outputs)).all():
                 continue
             axes = class_axis(layer, outputs)
             if not axes:
-                self._warn(
-                    f"classes have other numbers now, and no axis of the weights of {name} is known to be "
-                    "theirs: give it as a function num_classes -> module"
-                )
+                advice = "give it as a function num_classes -> module"
+                self._warn(f"classes have other numbers now, and the rows of {name} do not follow: {advice}")
             for key, (axis, rows) in axes.items():
-                weight = dict(layer.named_parameters())[key]
+                weight = layer.get_parameter(key)
                 state = self.optimizers[f"{name}_optimizer"].state.get(weight, {})
                 for tensor in (weight.data, *state.values()):
                     if isinstance(tensor, torch.Tensor) and tensor.shape == weight.shape:
@@ -169,10 +144,8 @@ class Components:
         """Raise a ValueError for a class head given as a module that has too few outputs."""
         for name, _, outputs in self._fixed_heads():
             if outputs < num_classes:
-                raise ValueError(
-                    f"the {name} has {outputs} outputs for {num_classes} classes: give it as a "
-                    "function num_classes -> module, and its optimizer as a function parameters -> optimizer"
-                )
+                advice = "give it as a function num_classes -> module, its optimizer as one of parameters"
+                raise ValueError(f"the {name} has {outputs} outputs for {num_classes} classes: {advice}")
 
     # --- Names and weights
 
@@ -185,10 +158,8 @@ class Components:
         for key in self._given_schedulers:
             name, _, kind = key.partition("_scheduler_by_")
             if name not in names or kind not in ("iteration", "epoch", "plateau"):
-                raise ValueError(
-                    f"lr_schedulers has the key {key!r}, which belongs to nothing: use for example "
-                    f"{min(names)}_scheduler_by_iteration (or _by_epoch, _by_plateau)"
-                )
+                advice = f"use for example {min(names)}_scheduler_by_iteration (or _by_epoch, _by_plateau)"
+                raise ValueError(f"lr_schedulers has the key {key!r}, which belongs to nothing: {advice}")
             if f"{name}_optimizer" not in self._given_optimizers:
                 raise ValueError(f"lr_schedulers has {key!r}, but optimizers no {name}_optimizer")
 
@@ -213,20 +184,14 @@ class Components:
             named = module.named_parameters()
             learning = {key: p for key, p in named if p.requires_grad and p not in frozen}
             missing = [key for key, p in learning.items() if p not in held]
-            what = f"the objective {name}" if name not in _PML_NAMES else name
-            advice = f"optimizers needs {name}_optimizer" + (
-                ", a function" if name in self._functions else ""
-            )
             if missing and len(missing) == len(learning):
-                raise ValueError(
-                    f"{what} has weights to learn: {advice}, or freeze them by requires_grad_(False) or "
-                    f"freeze_these=({name!r},)"
-                )
+                what = name if name in _PML_NAMES else f"the objective {name}"
+                needed = f"{name}_optimizer{', a function' if name in self._functions else ''}"
+                advice = f"optimizers needs {needed}, or freeze them by requires_grad_(False) or freeze_these"
+                raise ValueError(f"{what} has weights to learn: {advice}=({name!r},)")
             if missing:
-                self._warn(
-                    f"no optimizer holds {len(missing)} of {len(learning)} weights of {name} (the first is "
-                    f"{missing[0]}): these do not learn"
-                )
+                count = f"{len(missing)} of {len(learning)} weights of {name}"
+                self._warn(f"no optimizer holds {count} (the first is {missing[0]}): these do not learn")
         if not self._functions and not any(p.requires_grad for p in ours - frozen):
             raise ValueError("no weight of the models and losses requires a gradient, so nothing can learn")
 
@@ -245,30 +210,24 @@ class Components:
         given = self._given_optimizers.get(key)
         if given is None:
             return
-        if isinstance(given, torch.optim.Optimizer):
-            if name in self._functions:
-                raise TypeError(f"{name} is a function, so {key} must be a function parameters -> optimizer")
-            optimizer = given
-        elif callable(given):
-            optimizer = given(parameters)
-        else:
-            raise TypeError(
-                f"{key} must be an optimizer or a function parameters -> optimizer, got {given!r}"
-            )
+        is_function = not isinstance(given, torch.optim.Optimizer)
+        if not callable(given) and is_function:
+            wanted = "an optimizer or a function parameters -> optimizer"
+            raise TypeError(f"{key} must be {wanted}, got {given!r}")
+        if name in self._functions and not is_function:
+            raise TypeError(f"{name} is a function, so {key} must be a function parameters -> optimizer")
+        optimizer = given(parameters) if is_function else given
         if key not in self.optimizers:
             self.optimizers[key] = optimizer
-            self._schedule(name, optimizer)
+            for kind, scheduler in self._given_schedulers.items():
+                if kind.partition("_scheduler_by_")[0] == name:
+                    made = isinstance(scheduler, type) or not hasattr(scheduler, "step")
+                    self.lr_schedulers[kind] = scheduler(optimizer) if made else scheduler
             return
         old = self.optimizers[key]
         old.state.clear()
         for group, fresh in zip(old.param_groups, optimizer.param_groups, strict=True):
             group["params"] = fresh["params"]
-
-    def _schedule(self, name: str, optimizer: torch.optim.Optimizer) -> None:
-        for key, given in self._given_schedulers.items():
-            if key.partition("_scheduler_by_")[0] == name:
-                is_function = isinstance(given, type) or not hasattr(given, "step")
-                self.lr_schedulers[key] = given(optimizer) if is_function else given
 
     # --- State
 
@@ -285,16 +244,16 @@ class Components:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        groups: list[Mapping[str, Any]] = [self.models, self.loss_funcs, self.optimizers, self.lr_schedulers]
-        states = [{name: part.state_dict() for name, part in group.items()} for group in groups]
-        return {
-            **dict(zip(("models", "loss_funcs", "optimizers", "lr_schedulers"), states, strict=True)),
-            "memories": [(memory.queue_idx, memory.has_been_filled) for memory in self._memories()],
+        states = {
+            group: {name: part.state_dict() for name, part in getattr(self, group).items()}
+            for group in _GROUPS
         }
+        memories = [(memory.queue_idx, memory.has_been_filled) for memory in self._memories()]
+        return {**states, "memories": memories}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state back into the same components; `fit` must have made the others before."""
-        for group in ("models", "loss_funcs", "optimizers", "lr_schedulers"):
+        for group in _GROUPS:
             own = getattr(self, group)
             if sorted(state[group]) != sorted(own):
                 raise ValueError(f"it has the {group} {sorted(state[group])}, here are {sorted(own)}")
@@ -310,9 +269,7 @@ class Components:
 
     def _memories(self) -> list[Any]:
         modules = [module for loss in self.loss_funcs.values() for module in loss.modules()]
-        return [
-            module for module in modules if hasattr(module, "reset_queue") and hasattr(module, "queue_idx")
-        ]
+        return [m for m in modules if hasattr(m, "reset_queue") and hasattr(m, "queue_idx")]
 
 
 def _as_module(name: str, made: Any) -> torch.nn.Module:

@@ -17,18 +17,11 @@ Axes = Mapping[str, tuple[int, int]]
 
 
 def match_classes(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """For each class that of the round before which it goes on, so that most samples stay in theirs.
+    """For each class that of the round before which it goes on, or -1, so that most samples stay in theirs.
 
-    The assignment problem of `scipy.optimize.linear_sum_assignment` for the table of overlaps, solved by the
-    sparse method: a table of 20,000 x 20,000 classes has few entries that are not 0.
-
-    Args:
-        before: (N,) int64 labels of the round before, -1 for unassigned.
-        after: (N,) int64 labels of this round.
-
-    Returns:
-        (C,) int64 for the C classes of this round: a class of the round before with samples in common, none
-        of them twice, or -1.
+    `before` and `after` are (N,) int64 labels, -1 for unassigned; no class goes on in two. This is
+    `scipy.optimize.linear_sum_assignment` for the table of overlaps, by the sparse method: a table of 20,000
+    x 20,000 classes has few entries that are not 0.
 
     Example:
         >>> match_classes(np.array([0, 0, 1, 1, 2, 2]), np.array([1, 1, 0, 0, 2, -1]))
@@ -48,15 +41,9 @@ def match_classes(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def class_axes(function: Callable[[int], Any], module: torch.nn.Module, num_classes: int) -> Axes | None:
-    """Where the classes lie in the weights of a module that was made for a number of them.
+    """Where the classes lie in the weights of what `function` returned for a number of them.
 
-    Args:
-        function: num_classes -> module; called for one class more.
-        module: what it returned for `num_classes`.
-        num_classes: C.
-
-    Returns:
-        The weights whose shape depends on the number of classes; None if that cannot be found out.
+    The function is called for one class more. None if that does not tell.
     """
     try:
         larger = function(num_classes + 1)
@@ -71,33 +58,22 @@ def class_axes(function: Callable[[int], Any], module: torch.nn.Module, num_clas
         for axis, (size, grown) in enumerate(zip(weight.shape, other, strict=True)):
             if size != grown:
                 axes[name] = axis, grown - size
-    fits = all(
-        module.state_dict()[name].shape[axis] == rows * num_classes for name, (axis, rows) in axes.items()
-    )
+    state = module.state_dict()
+    fits = all(state[name].shape[axis] == rows * num_classes for name, (axis, rows) in axes.items())
     return axes if fits else None
 
 
 def carry_rows(
     old: torch.Tensor, new: torch.Tensor, axis: int, rows: int, matches: np.ndarray
 ) -> torch.Tensor:
-    """`new` with the rows of the classes that go on, from `old`.
-
-    Args:
-        old: (..., rows x C of before, ...), the classes on `axis`.
-        new: (..., rows x C, ...); changed in place.
-        axis: of the classes.
-        rows: of each class.
-        matches: (C,) of `match_classes`.
-    """
+    """`new`, changed in place: `rows` on `axis` of each class that goes on (`matches`) come from `old`."""
     target = np.flatnonzero(matches >= 0)
-    offsets = np.arange(rows)
     to, source = (
-        torch.from_numpy((c[:, None] * rows + offsets).reshape(-1)) for c in (target, matches[target])
+        torch.from_numpy((c[:, None] * rows + np.arange(rows)).reshape(-1)) for c in (target, matches[target])
     )
     with torch.no_grad():
         picked = old.index_select(axis, source.to(old.device)).to(new)
-        new.index_copy_(axis, to.to(new.device), picked)
-    return new
+        return new.index_copy_(axis, to.to(new.device), picked)
 
 
 def carry_state(
@@ -107,17 +83,9 @@ def carry_state(
     axes: Axes,
     matches: np.ndarray,
 ) -> dict[torch.Tensor, dict[str, Any]]:
-    """Take weights and buffers of a head over into a new one.
+    """Take weights and buffers of a head over into a new one; rows of classes without a match stay.
 
-    Args:
-        old: the head of the round before.
-        new: of the same names; rows of classes without a match stay as they are.
-        optimizer: of the old head.
-        axes: of `class_axes`.
-        matches: (C,) of `match_classes`.
-
-    Returns:
-        What the optimizer knows of the new parameters: rows without a match are 0.
+    Returns what the optimizer knows of the new parameters: rows without a match are 0.
     """
 
     def carried(name: str, value: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,10 @@ from ..posets import Posets
 
 __all__ = ["describe", "describe_data"]
 
+_PLAIN = (
+    *(bool, int, float, str, range, os.PathLike),
+    *(np.generic, np.ndarray, torch.Tensor, torch.dtype, torch.Size),
+)
 _SAMPLES = 32  # of the data that are looked at
 _RUN_STATE = (Posets, Dataset, Sampler, torch.device, torch.Generator, torch.nn.Parameter)
 _NO_SETTINGS = {"training", "last_epoch", "verbose", "optimizer"}
@@ -29,15 +33,10 @@ _NO_GROUP_SETTINGS = {"params", "lr", "initial_lr", "capturable", "foreach", "fu
 
 
 def describe_data(dataset: Any) -> dict[str, Any]:
-    """What is known of a dataset: how many samples, names of files, its `data_id`, and some of its images.
+    """What is known of a dataset: how many samples, names of files, and some of its images.
 
-    Args:
-        dataset: yields images, or tuples that start with one. Up to 32 samples are read, each under a fixed
-            seed, so that their augmentation counts too; where that changes from one reading to the next, the
-            images are left out.
-
-    Returns:
-        Plain values, and (n,) tensors for the images, by name.
+    Up to 32 samples are read, each under a fixed seed, so that their augmentation counts too; where that
+    changes from one reading to the next, the images are left out.
     """
     inner = dataset.dataset if isinstance(dataset, IndexedDataset) else dataset
     known: dict[str, Any] = {"samples": len(inner)}
@@ -72,14 +71,8 @@ def describe(thing: Any, sizes: bool = True) -> dict[str, Any]:
     Settings are the constructor's arguments that the object keeps under their names (as scikit-learn, torch
     and PML do), all its public attributes that are floats or strings, what `extra_repr` shows of a module,
     the parameter groups of an optimizer, and the shapes of weights. Functions count by their names, the
-    numbers in their code and what they have closed over.
-
-    Args:
-        thing: a module, optimizer, scheduler, miner, sampler, estimator, function, or plain values.
-        sizes: also whole numbers and shapes. Default True; False for what is made for a number of classes.
-
-    Returns:
-        Plain values, and (n,) tensors for arrays of floats, by name.
+    numbers in their code and what they have closed over. Without `sizes`, for what is made for a number of
+    classes, whole numbers and shapes are left out.
     """
     known: dict[str, Any] = {}
     pending = [*reversed(_parts_of(thing, sizes))] if _has_parts(thing) else [("value", thing)]
@@ -105,20 +98,7 @@ def _has_parts(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    plain = (
-        bool,
-        int,
-        float,
-        str,
-        np.generic,
-        np.ndarray,
-        torch.Tensor,
-        torch.dtype,
-        torch.Size,
-        range,
-        os.PathLike,
-    )
-    return value is None or isinstance(value, plain)
+    return value is None or isinstance(value, _PLAIN)
 
 
 def _plain(value: Any) -> Any:

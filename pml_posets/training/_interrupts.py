@@ -15,8 +15,8 @@ __all__ = ["finish_first"]
 def finish_first() -> Iterator[None]:
     """Hold a Ctrl-C back until the block has ended, and raise the KeyboardInterrupt then.
 
-    A second Ctrl-C comes through at once. Nothing is held back outside of the main thread, or where the
-    program has a handler of its own.
+    A second Ctrl-C comes through at once; so does each outside of the main thread, or where the program has
+    a handler of its own.
     """
     own = threading.current_thread() is threading.main_thread()
     if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

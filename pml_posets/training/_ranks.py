@@ -53,18 +53,6 @@ def rank_positions(
 ) -> np.ndarray:
     """Positions of a rank's share in the joint batch: the same share of each of its views.
 
-    Args:
-        batch_size: B, of the joint batch: `views` times B / views samples, one view after another.
-        views: Default 1.
-        number: the rank. Default: this one.
-        ranks: number of ranks. Default: the world size.
-
-    Returns:
-        (B / ranks,) int64, ascending.
-
-    Raises:
-        ValueError: if the batch cannot be split evenly.
-
     Example:
         >>> rank_positions(8, 2, 0, 2).tolist(), rank_positions(8, 2, 1, 2).tolist()
         ([0, 1, 4, 5], [2, 3, 6, 7])
@@ -72,39 +60,25 @@ def rank_positions(
     number, ranks = rank() if number is None else number, world_size() if ranks is None else ranks
     if batch_size % (views * ranks):
         what = "the number of ranks" if views == 1 else f"the number of ranks times {views} views"
-        raise ValueError(
-            f"the batches are split evenly over the ranks: batch_size must be a multiple of {what}, "
-            f"{views * ranks}, got {batch_size}"
-        )
+        wanted = f"a multiple of {what}, {views * ranks}"
+        raise ValueError(f"batches are split evenly: batch_size must be {wanted}, got {batch_size}")
     return np.arange(batch_size).reshape(views, ranks, -1)[:, number].reshape(-1)
 
 
 def check_splittable(
     sampler: Any, trainer_class: type[Any], mining_funcs: Iterable[str], objectives: Any
 ) -> None:
-    """Check that a run can be done by several ranks, if there are several.
-
-    Raises:
-        TypeError: for a trainer class that computes embeddings its own way.
-        ValueError: for batches that cannot be split; for a subset_batch_miner or objectives, which see the
-            share of one rank alone.
-    """
+    """Check that a run can be done by several ranks, if there are several."""
     if world_size() == 1:
         return
     rank_positions(sampler.batch_size, getattr(sampler, "views", 1))
     if not issubclass(trainer_class, MetricLossOnly):
-        raise TypeError(
-            f"several ranks need MetricLossOnly or a subclass of it, got {trainer_class.__name__}"
-        )
+        kind = trainer_class.__name__
+        raise TypeError(f"several ranks need MetricLossOnly or a subclass of it, got {kind}")
     if "subset_batch_miner" in mining_funcs:
-        raise ValueError(
-            "a subset_batch_miner picks from the share of one rank: use a tuple_miner, or one rank"
-        )
+        raise ValueError("a subset_batch_miner picks from the share of one rank: use a tuple_miner")
     if objectives:
-        raise ValueError(
-            f"objectives run the networks themselves and would see the share of one rank alone: {objectives} "
-            "need one process"
-        )
+        raise ValueError(f"objectives would see the share of one rank alone: {objectives} need one process")
 
 
 class _Gather(torch.autograd.Function):
@@ -120,25 +94,12 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
-    """The rows of all ranks, for a loss that every rank computes of all of them alike.
+    """The rows of all ranks, as many on each, for a loss that every rank computes of all of them alike.
 
     The gradient of this rank's rows is that of the loss, times the world size. So the mean over the ranks of
     the gradients of weights, `average_gradients`, is the gradient of the loss of the joint batch, both for
     the weights before this function (each rank knows its share) and for those after it (each knows all).
-
-    Args:
-        x: (n, ...), floating point with gradients, or integers; n must be the same on all ranks.
-
-    Returns:
-        (n x world size, ...); with one process x itself.
-
-    Raises:
-        RankError: if another rank has failed.
-
-    Example:
-        >>> x = torch.ones(2, 3, requires_grad=True)
-        >>> gather_with_gradient(x) is x
-        True
+    torch's own differentiable gathering sums the gradients of the ranks' losses, by an exchange more.
     """
     if world_size() == 1:
         return x
@@ -146,14 +107,7 @@ def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace gradients by their mean over the ranks; where a rank has none, it counts as 0.
-
-    Args:
-        parameters: the same in the same order on every rank; those listed twice count once.
-
-    Raises:
-        RankError: if another rank has failed.
-    """
+    """Replace gradients by their mean over the ranks; where a rank has none, it counts as 0."""
     if world_size() == 1:
         return
     groups: dict[Any, list[torch.nn.Parameter]] = {}
@@ -205,18 +159,7 @@ class _OverRanks:
 
 
 def trainer_over_ranks(trainer_class: type[Any]) -> type[Any]:
-    """A PML trainer class whose losses are those of the joint batch of all ranks.
-
-    Args:
-        trainer_class: MetricLossOnly or a subclass that computes embeddings by `compute_embeddings`.
-
-    Returns:
-        A subclass of the same name; with one process the class itself.
-
-    Example:
-        >>> trainer_over_ranks(MetricLossOnly) is MetricLossOnly
-        True
-    """
+    """A PML trainer class of the same name whose losses are those of the joint batch of all ranks."""
     if world_size() == 1:
         return trainer_class
     return type(trainer_class.__name__, (_OverRanks, trainer_class), {})

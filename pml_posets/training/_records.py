@@ -12,13 +12,7 @@ __all__ = ["LossRecord"]
 
 
 class LossRecord:
-    """Sums losses where they are, and makes a row of their means every few iterations.
-
-    Args:
-        every: iterations a row averages over, from 1.
-
-    Attributes:
-        rows: list of {"round", "iteration", loss name: mean}.
+    """Sums losses where they are, and makes a row of their means in `rows` `every` few iterations.
 
     Example:
         >>> record = LossRecord(every=2)
@@ -35,16 +29,7 @@ class LossRecord:
         self._count = 0
 
     def add(self, losses: Mapping[str, Any], where: Mapping[str, int], last: bool = False) -> None:
-        """Take the losses of an iteration.
-
-        Args:
-            losses: scalar tensors or numbers by name.
-            where: what stands in a row beside the means.
-            last: True makes a row now (at the end of a round).
-
-        Raises:
-            FloatingPointError: if a mean is NaN or infinite.
-        """
+        """Take the losses of an iteration; `where` stands in a row beside the means, `last` makes one now."""
         for name, value in losses.items():
             value = value.detach() if isinstance(value, torch.Tensor) else value
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -55,25 +40,19 @@ class LossRecord:
             self._sums, self._count = {}, 0
 
     def finite_sums(self, where: Mapping[str, int]) -> dict[str, float]:
-        """The sums since the last row.
-
-        Raises:
-            FloatingPointError: if one is NaN or infinite.
-        """
+        """The sums since the last row; a FloatingPointError if one is NaN or infinite."""
         sums = {name: float(value) for name, value in self._sums.items()}
         for name, value in sums.items():
             if not math.isfinite(value):
                 position = ", ".join(f"{key} {number}" for key, number in where.items())
-                raise FloatingPointError(
-                    f"{name} became {value} in the {self._count} iterations before {position}: lower the "
-                    "learning rate (the last checkpoint is from before)"
-                )
+                since = f"in the {self._count} iterations before {position}"
+                advice = "lower the learning rate (the last checkpoint is from before)"
+                raise FloatingPointError(f"{name} became {value} {since}: {advice}")
         return sums
 
     def state_dict(self, where: Mapping[str, int]) -> dict[str, Any]:
-        """For a checkpoint, which is never made of a run that has become NaN (see `finite_sums`)."""
+        """For a checkpoint, which is never made of a run that has become NaN."""
         return {"rows": self.rows, "sums": self.finite_sums(where), "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take a state back."""
         self.rows, self._sums, self._count = list(state["rows"]), dict(state["sums"]), state["count"]

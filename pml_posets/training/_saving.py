@@ -33,7 +33,7 @@ class Saved(Rounds):
     _ema_decay: float | None
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Write the state of the whole run; `train` does so by itself if there is an `output_dir`.
+        """Write the state of the whole run to `path`; `train` does so by itself if there is an `output_dir`.
 
         Args:
             path: the file. Default: checkpoint.pt in `output_dir`.
@@ -51,19 +51,17 @@ class Saved(Rounds):
             "num_updates": max((int(a.n_averaged) - 1 for a in self._averages.values()), default=0),
             "models": {name: average.module.state_dict() for name, average in self._averages.items()},
         }
-        save_checkpoint(
-            path,
-            {
-                "settings": self._described(),
-                "position": [self.round, self.iteration, self._grouped, self._stopped],
-                "num_classes": self.sampler.posets.num_classes,
-                "sampler": self.sampler.state_dict(),
-                "parts": self._components.state_dict(),
-                "miners": miners,
-                "average": averages if self._averages else None,
-                "losses": self._losses.state_dict({"round": self.round, "iteration": self.global_iteration}),
-            },
-        )
+        content = {
+            "settings": self._described(),
+            "position": [self.round, self.iteration, self._grouped, self._stopped],
+            "num_classes": self.sampler.posets.num_classes,
+            "sampler": self.sampler.state_dict(),
+            "parts": self._components.state_dict(),
+            "miners": miners,
+            "average": averages if self._averages else None,
+            "losses": self._losses.state_dict({"round": self.round, "iteration": self.global_iteration}),
+        }
+        save_checkpoint(path, content)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take the state of a run back; `train` then goes on from there.
@@ -89,22 +87,19 @@ class Saved(Rounds):
         except (RankError, torch.cuda.OutOfMemoryError):
             raise
         except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"the checkpoint {path} does not fit the parts of this run ({error}): "
-                "use the same models, losses and optimizers, or another folder"
-            ) from error
+            advice = "use the same models, losses and optimizers, or another folder"
+            text = f"the checkpoint {path} does not fit the parts of this run ({error}): {advice}"
+            raise ValueError(text) from error
 
     def _check_same_run(self, saved: Mapping[str, Any], path: Any) -> None:
         try:
             check_settings(saved, self._described(), path)
         except ValueError as error:
-            other_data = any(f"there {what}" in str(error) for what in ("num_samples", "dataset file names"))
-            if not other_data:
+            if not any(f"there {what}" in str(error) for what in ("num_samples", "dataset file names")):
                 raise
-            raise ValueError(
-                f"{error}. A folder with an image more, less or of another name is a new data set, and needs "
-                "an output_dir of its own"
-            ) from None
+            advice = "is a new data set, and needs an output_dir of its own"
+            text = f"{error}. A folder with an image more, less or of another name {advice}"
+            raise ValueError(text) from None
 
     def _open(self, resume: bool) -> None:
         path = self.checkpoint_path
@@ -117,10 +112,8 @@ class Saved(Rounds):
         from_main(lambda: check_folder(path.parent, num_bytes=size))
         if not self._owns_checkpoint and from_main(path.exists):
             if not resume:
-                raise FileExistsError(
-                    f"{path} holds a run already: call train(resume=True) to go on with it, remove it, or "
-                    "choose another output_dir"
-                )
+                advice = "call train(resume=True) to go on with it, remove it, or choose another output_dir"
+                raise FileExistsError(f"{path} holds a run already: {advice}")
             self.load(path)
         elif resume and not self._owns_checkpoint:
             warnings.warn(f"there is nothing to resume: no {path}, so a new run begins", stacklevel=3)

@@ -31,17 +31,11 @@ class Cast(torch.nn.Module):
         self.dtype = dtype
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, channels, H, W) of any dtype to the trainer's."""
         return images.to(self.dtype)
 
 
 def check_training_batch(joint: JointTrainer) -> None:
-    """Put some images through the collate_fn, the networks and the losses, as a step does, without gradients.
-
-    Raises:
-        TypeError, ValueError: if the batch is no batch of images, or the networks return no embeddings.
-        Exception: whatever a miner or loss raises.
-    """
+    """Put some images through collate_fn, networks and losses, as a step does, without gradients."""
     options = joint.trainer_options
     indices = _spread(len(joint.dataset))
     learned = any(name in PML_LOSSES for name in joint.loss_weights)  # else objectives run the networks
@@ -51,13 +45,10 @@ def check_training_batch(joint: JointTrainer) -> None:
         seed_everything(0)
         batch = (options.get("collate_fn") or default_collate)(joint.dataset.__getitems__(indices))
         if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise TypeError(
-                "collate_fn must make (images, indices) of a list of (image, index), got "
-                f"{type(batch).__name__}"
-            )
-        images = c_f.to_device(
-            batch[0], device=joint.device, dtype=_checked_dtype(batch[0], options.get("dtype"))
-        )
+            wanted = "(images, indices) of a list of (image, index)"
+            raise TypeError(f"collate_fn must make {wanted}, got {type(batch).__name__}")
+        dtype = _checked_dtype(batch[0], options.get("dtype"))
+        images = c_f.to_device(batch[0], device=joint.device, dtype=dtype)
         try:
             embeddings = images
             for model in models:
@@ -74,9 +65,8 @@ def check_training_batch(joint: JointTrainer) -> None:
                 module.training = mode
     if not isinstance(embeddings, torch.Tensor) or embeddings.ndim < 2 or len(embeddings) != len(indices):
         got = tuple(embeddings.shape) if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
-        raise TypeError(
-            f"trunk and embedder must return ({len(indices)}, D) for {len(indices)} images, got {got}"
-        )
+        count = len(indices)
+        raise TypeError(f"trunk and embedder must return ({count}, D) for {count} images, got {got}")
     if learned and not joint.sampler.is_grouped:  # else the first step is the trial
         _try_losses(joint, embeddings, torch.tensor(indices, device=joint.device))
 
@@ -115,11 +105,7 @@ def _try_losses(joint: JointTrainer, embeddings: torch.Tensor, indices: torch.Te
 
 
 def check_extraction(joint: JointTrainer) -> None:
-    """Extract features of some images as a y-step does, and of a single one if the last batch will hold one.
-
-    Raises:
-        TypeError, ValueError: as `pml_posets.features.extract`.
-    """
+    """Extract features of some images as a y-step does, and of one if the last batch will hold one."""
     if joint.num_rounds == 1 or joint.feature_fn is None:
         return
     count = len(joint.feature_dataset)

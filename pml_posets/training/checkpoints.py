@@ -78,34 +78,25 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         lines = str(error).splitlines()
         reason = next((line.strip() for line in lines if "nsupported" in line), lines[0] if lines else "")
-        raise ValueError(
-            f"{path} is a whole file, but no checkpoint: it holds more than tensors and plain values "
-            f"({reason})"
-        ) from error
+        held = f"it holds more than tensors and plain values ({reason})"
+        raise ValueError(f"{path} is a whole file, but no checkpoint: {held}") from error
     if damage is not None:
-        raise ValueError(
-            f"the checkpoint {path} is damaged or none (wrong: {damage}): restore a copy, or remove it to "
-            "begin again"
-        )
+        advice = "restore a copy, or remove it to begin again"
+        raise ValueError(f"the checkpoint {path} is damaged or none (wrong: {damage}): {advice}")
     found = content.get("format") if isinstance(content, dict) else None
     if not isinstance(content, dict) or found != _FORMAT:
-        raise ValueError(
-            f"{path} is a whole file, but its format is not {_FORMAT}, the one this version reads, but "
-            f"{found!r}: read it by the program that wrote it, or choose another folder"
-        )
+        advice = "read it by the program that wrote it, or choose another folder"
+        raise ValueError(f"{path} is a whole file, but its format is not {_FORMAT} but {found!r}: {advice}")
     return content
 
 
 def check_settings(found: Mapping[str, Any], expected: Mapping[str, Any], path: Any) -> None:
-    """Check that a checkpoint belongs to this run.
+    """Check that a checkpoint belongs to this run, or raise a ValueError that lists all differences.
 
     Args:
         found: settings in the checkpoint, flat.
         expected: those of this run. Tensors are equal if they differ by no more than rounding does.
         path: for the message.
-
-    Raises:
-        ValueError: if they differ; the message lists all differences.
 
     Example:
         >>> check_settings({"seed": 0, "size": 5}, {"seed": 1, "size": 5}, "a.pt")  # doctest: +ELLIPSIS
@@ -116,10 +107,8 @@ def check_settings(found: Mapping[str, Any], expected: Mapping[str, Any], path: 
     if names:
         pairs = ((name, found.get(name), expected.get(name)) for name in names)
         listed = "; ".join(f"there {name}={_shown(old)}, here {_shown(new, old)}" for name, old, new in pairs)
-        raise ValueError(
-            f"the checkpoint {path} belongs to another run ({listed}): use its settings, or another folder. "
-            "Nothing was changed"
-        )
+        advice = "use its settings, or another folder. Nothing was changed"
+        raise ValueError(f"the checkpoint {path} belongs to another run ({listed}): {advice}")
 
 
 def _plain(value: Any, name: str) -> Any:

@@ -190,11 +190,12 @@ class JointTrainer(Saved):
         self.seed = as_count(seed, "seed", least=0)
         self._losses = LossRecord(as_count(record_every, "record_every"))
         if autocast not in (None, torch.bfloat16):
-            raise ValueError(
-                f"autocast must be torch.bfloat16 or None (PML scales no losses), got {autocast}"
-            )
+            wanted = "torch.bfloat16 or None (PML scales no losses)"
+            raise ValueError(f"autocast must be {wanted}, got {autocast}")
         self.autocast = autocast
-        self.feature_fn = _checked_feature_fn(feature_fn)
+        if not (feature_fn is None or callable(feature_fn) or feature_fn == "fixed"):
+            raise TypeError(f'feature_fn must be a function of the trainer, or "fixed", got {feature_fn!r}')
+        self.feature_fn = None if feature_fn == "fixed" else feature_fn or JointTrainer.extract
         self.feature_options = dict(feature_options or {})
         self.start_of_round_hook = start_of_round_hook
         self.checkpoint_path = None if output_dir is None else Path(output_dir) / "checkpoint.pt"
@@ -203,20 +204,14 @@ class JointTrainer(Saved):
         self._choose_trainer(trainer_class, trainer_options, models, loss_funcs, mining_funcs or {})
         self.loss_weights = check_weights(loss_weights, loss_funcs)
         frozen = tuple(self.trainer_options.get("freeze_these", ()))
-        self._take(
-            Components(models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss, frozen),
-            ema_decay,
-        )
+        parts = Components(models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss, frozen)
+        self._components, self.models, self.loss_funcs = parts, parts.models, parts.loss_funcs
+        self.optimizers, self.lr_schedulers = parts.optimizers, parts.lr_schedulers
+        self._ema_decay = ema_decay
+        averaged = [] if ema_decay is None else [n for n in ("trunk", "embedder") if n in parts.models]
+        self._averages = {name: moving_average(parts.models[name], ema_decay or 0.0) for name in averaged}
         trunk_device = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
         self.device = torch.device(self.trainer_options.setdefault("data_device", trunk_device))
-
-    def _take(self, components: Components, ema_decay: float | None) -> None:
-        self._components = components
-        self.models, self.loss_funcs = components.models, components.loss_funcs
-        self.optimizers, self.lr_schedulers = components.optimizers, components.lr_schedulers
-        self._ema_decay = ema_decay
-        averaged = [] if ema_decay is None else [n for n in ("trunk", "embedder") if n in self.models]
-        self._averages = {name: moving_average(self.models[name], ema_decay or 0.0) for name in averaged}
 
     def _choose_trainer(
         self,
@@ -254,10 +249,8 @@ class JointTrainer(Saved):
             RuntimeError: if the number of ranks is another than when this object was made.
         """
         if world_size() != self._num_ranks:
-            raise RuntimeError(
-                f"there were {self._num_ranks} ranks when this was made, now there are {world_size()}: "
-                "start the process group first"
-            )
+            ranks = f"there were {self._num_ranks} ranks when this was made, now there are {world_size()}"
+            raise RuntimeError(f"{ranks}: start the process group first")
         with abort_on_error():
             self._open(resume)
             if not (self.finished or self._tried):
@@ -330,14 +323,3 @@ class JointTrainer(Saved):
         }
         data = self.feature_dataset if dataset is None else dataset
         return extract(network, data, **{**defaults, **self.feature_options, **options})
-
-
-def _checked_feature_fn(given: Any) -> Callable[[JointTrainer], Any] | None:
-    """The function, None for fixed groups."""
-    if given is None:
-        return JointTrainer.extract
-    if isinstance(given, str) and given == "fixed":
-        return None
-    if not callable(given):
-        raise TypeError(f'feature_fn must be a function of the trainer, or "fixed", got {given!r}')
-    return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,6 @@ class LabelFreeJudge:
 
     Raises:
         ValueError: if the two datasets differ in length.
-
-    Source: none, an addition.
     """
 
     def __init__(
@@ -52,11 +51,7 @@ class LabelFreeJudge:
             self.scores, self._best = kept["scores"], kept["best"]
 
     def __call__(self, source: Any) -> None:
-        """Judge now.
-
-        Args:
-            source: the `JointTrainer`, at the start of a round, or its PML trainer, at the end of one.
-        """
+        """Judge `source` now: the `JointTrainer`, at the start of a round, or its PML trainer, at the end."""
         joint = getattr(source, "joint", source)
         number = joint.round + (source is not joint)  # rounds of training behind the network
         self.scores = [row for row in self.scores if row["round"] < number or source is joint]
@@ -64,13 +59,7 @@ class LabelFreeJudge:
             return
         rows = [joint.extract(data, mirror=False, progress=False) for data in (self.images, self.changed)]
         found = label_free_score(*rows, **self.options)
-        row = {
-            "round": number,
-            "score": found.score,
-            "contrast": found.contrast,
-            "stability": found.stability,
-        }
-        self.scores.append(row)
+        self.scores.append({"round": number, "score": found.score, **asdict(found)})
         if found.score >= max(row["score"] for row in self.scores):
             self._best = {
                 name: {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
@@ -82,21 +71,13 @@ class LabelFreeJudge:
 
     @property
     def best_round(self) -> int:
-        """The round with the highest score; 0 is the start.
-
-        Raises:
-            ValueError: before anything was judged.
-        """
+        """The round with the highest score; 0 is the start. A ValueError before anything was judged."""
         if not self.scores:
             raise ValueError("nothing was judged yet: give the judge to JointTrainer as its hooks")
         return int(max(self.scores, key=lambda row: row["score"])["round"])
 
     def restore_best(self, joint: Any) -> int:
-        """Load the weights of the best round into the trunk and embedder in use.
-
-        Returns:
-            That round; 0 is the start.
-        """
+        """Load the weights of the best round into the trunk and embedder in use; return that round."""
         best = self.best_round
         for name, model in joint.evaluation_models.items():
             model.load_state_dict(self._best[name])
@@ -104,8 +85,7 @@ class LabelFreeJudge:
 
     def verdict(self) -> str:
         """One sentence: was training worth it?"""
-        best, start = self.best_round, self.scores[0]
-        last = self.scores[-1]
+        best, start, last = self.best_round, self.scores[0], self.scores[-1]
         told = f"score {start['score']:.3f} in round {start['round']:.0f}, {last['score']:.3f} at the end"
         if best == start["round"]:
             return f"Judged without labels, the start was better than every round of training ({told})."
