@@ -7,8 +7,6 @@ from pathlib import Path
 
 from .distributed.process_group import world_size
 
-__all__ = ["available_bytes", "list_bytes", "warn_if_short", "y_step_bytes"]
-
 _CGROUPS = (  # version 2, then 1: folder, limit, use
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .process_group import RankError, all_gather_objects, broadcast_object, is_main, rank, world_size
 
@@ -80,20 +80,11 @@ def from_main(function: Callable[[], Result]) -> Result:
         >>> from_main(lambda: 3)
         3
     """
-    if world_size() == 1:
-        return function()
-    result, error = None, None
-    if is_main():
-        try:
-            result = _alone(function)
-        except Exception as raised:
-            error = raised
-    text, copy = broadcast_object((_text(error), result))
-    if error is not None:
-        raise error
-    if text is not None:
-        raise RankError(f"rank 0 has failed: {text}")
-    return copy  # type: ignore[return-value]
+    results: list[Any] = [None]
+    with share_errors():
+        if is_main():
+            results = [_alone(function)]
+    return broadcast_object(results[0])
 
 
 def main_first(function: Callable[[], Result]) -> Result:
@@ -109,10 +100,10 @@ def main_first(function: Callable[[], Result]) -> Result:
     if not shares_work():
         return function()
     results: list[Result] = []
-    from_main(lambda: results.append(function()))
-    with share_errors():
-        if not is_main():
-            results.append(_alone(function))
+    for turn in (True, False):
+        with share_errors():
+            if is_main() == turn:
+                results.append(_alone(function))
     return results[0]
 
 
@@ -124,15 +115,12 @@ def share_errors() -> Iterator[None]:
         >>> with share_errors():
         ...     value = 1
     """
-    if world_size() == 1:
-        yield
-        return
     error: Exception | None = None
     try:
         yield
     except Exception as raised:
         error = raised
-    texts = all_gather_objects(_text(error))
+    texts = all_gather_objects(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
         raise error
     for number, text in enumerate(texts):
@@ -146,7 +134,3 @@ def _alone(function: Callable[[], Result]) -> Result:
         return function()
     finally:
         _sharing.reset(token)
-
-
-def _text(error: BaseException | None) -> str | None:
-    return None if error is None else f"{type(error).__name__}: {error}"

@@ -86,7 +86,6 @@ class _Adapter(torch.nn.Module):
         return labels, refs, labels >= lowest, refs >= lowest
 
     def extra_repr(self) -> str:
-        """What the module's repr says beside its parts."""
         return f"unassigned={self.unassigned!r}"
 
 
@@ -106,12 +105,9 @@ class PseudoLabelLoss(_Adapter):
     Shapes: embeddings (B, D), indices (B,) integers; the loss is what `inner` returns. Without any sample
     left it is 0, with a gradient path, never NaN.
 
-    A tuple must be mined by the same classes: bind the miner too, or wrap it in `PseudoLabelMiner`. A tuple
-    that pulls no pair and pushes samples of one class apart is refused.
-
     Raises:
         TypeError, ValueError: for indices that are not integers, out of range or not one a row; unknown
-            options; a tuple that contradicts the classes.
+            options; a tuple that was not mined by the same classes (bind the miner too, or wrap it).
         RuntimeError: if nothing is bound when it is called.
 
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), Eq. 3 (the
@@ -125,8 +121,6 @@ class PseudoLabelLoss(_Adapter):
         >>> loss = PseudoLabelLoss(torch.nn.CrossEntropyLoss(), posets)
         >>> loss(torch.zeros(2, 4), torch.tensor([1, 2])).item()  # sample 2 is left out
         1.3862943649291992
-        >>> loss(torch.zeros(1, 4), torch.tensor([2])).item()
-        0.0
     """
 
     def forward(
@@ -174,9 +168,7 @@ class PseudoLabelMiner(_Adapter):
     Args:
         inner: a PML miner. `NearestMedoidMiner` takes indices itself once it is bound; put it in here only if
             it is to use the medoids of the batch (with unassigned="keep").
-        posets: as in `PseudoLabelLoss`.
-        unassigned: "drop" (default): unassigned samples are in no pair; "keep": they have the label -1, for
-            miners that know what it means; "own": each is a class of its own.
+        posets, unassigned: as in `PseudoLabelLoss`; dropped samples are in no pair.
 
     A batch without a sample to mine gives an empty tuple. Raises what `PseudoLabelLoss` does.
 

@@ -10,8 +10,6 @@ from torch import nn
 from .._random import derive_seeds
 from .._validation import as_count, check_shape
 
-__all__ = ["RandomDiagonals", "RandomProjections"]
-
 _SPACES = 1  # what the derived seed is for; 0 is for the prototypes
 
 

@@ -66,11 +66,10 @@ class GivenLabels:
 class PseudoLabelSampler(BatchSampler):
     """Groups features into surrogate classes and draws batches of unassigned samples and classes.
 
-    A batch of B indices is drawn like this. A few unassigned samples are drawn at random, and the classes
-    whose posets hold them (their Z nearest) become the batch's home classes: its medoid and random other
-    members, `samples_per_class` together. More unassigned samples from the posets of the home classes join
-    them, those first whose Z nearest classes are all at home; of a nearest class that is not, the medoid
-    alone joins too. What always holds:
+    A few unassigned samples are drawn at random, and the classes whose posets hold them (their Z nearest)
+    become the batch's home classes: the medoid and random other members, `samples_per_class` together. More
+    unassigned samples from the posets of the home classes join them, those first whose Z nearest classes are
+    all at home; of a nearest class that is not, the medoid alone joins too. What always holds:
 
     - every batch has exactly `batch_size` indices;
     - with an unassigned sample come the medoids of all its Z nearest classes;
@@ -81,10 +80,8 @@ class PseudoLabelSampler(BatchSampler):
       then repeated evenly (augmentation tells them apart). Unassigned samples never are.
 
     With `views` above 1 all this holds of the batch_size / views samples that are drawn; these then stand in
-    the batch one view after another.
-
-    Without unassigned samples the home classes are drawn at random. Classes in no poset are drawn as often as
-    their number demands. Without any class a batch is a random set of samples.
+    the batch one view after another. Without unassigned samples the home classes are drawn at random. Classes
+    in no poset are drawn as often as their number demands. Without any class a batch is a random set.
 
     Batches are drawn independently: in an epoch some samples come more often than others, over epochs
     unassigned samples even out. Batch b is a function of (seed, round, epoch, b) alone; each pass over the
@@ -98,14 +95,12 @@ class PseudoLabelSampler(BatchSampler):
         samples_per_class: members of a home class in a batch, its medoid included. Default 4.
         views: how often each drawn sample is in a batch, each time augmented otherwise. Default 1.
         unassigned_fraction: largest part of a batch for unassigned samples, 0..1. Default 0.5; 0: none.
-        random_fraction: part of a batch that is drawn from all samples alike, 0..1, the rules above being for
-            the rest. Default 0. The samples of one poset resemble each other, and a batch of few posets shows
-            little of the data: a loss of single samples, and batch norm, gain by others among them.
+        random_fraction: part of a batch that is drawn from all samples alike, 0..1. Default 0. The samples of
+            few posets show little of the data: losses of single samples, and batch norm, gain by others.
         grouping: a `PseudoLabelProvider`. Default: `SurrogateGrouping()`.
         assignment: refines the labels (`RelaxedAssignment`, Eq. 5). Default None: the grouping's labels stay.
-        warm_start: from the second round on, True (default, the paper's): `assignment` starts from the labels
-            of the round before, and the grouping is not called again; False: every round calls the
-            grouping, then refines. Without an assignment every round calls the grouping.
+        warm_start: with an assignment, from the second round on, True (default, the paper's): it starts from
+            the labels of the round before, and the grouping is not called again; False: it is.
         sources: (N,) source of each sample, passed on to the grouping and heeded by the posets. Default None.
         mirrored: (N, D) float32, features of the mirrored images. Default None.
         times: (N,) numbers, time of each sample within its source, passed on to a grouping that takes it
@@ -118,8 +113,7 @@ class PseudoLabelSampler(BatchSampler):
         fingerprint: a number for each row of the features given, by which a checkpoint knows them.
 
     Raises:
-        TypeError, ValueError: for arguments out of range or that do not match each other, or fewer samples
-            than a batch.
+        TypeError, ValueError: for arguments out of range or that do not match each other.
 
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.3.
     Differs from the paper: the paper does not say how many samples of a retrieved class are drawn, nor how a

@@ -14,8 +14,6 @@ from ._heads import carry_rows, carry_state, class_axes, class_axis, num_outputs
 from ._identity import describe
 from .objectives import PML_LOSSES
 
-__all__ = ["Components"]
-
 _GROUPS = ("models", "loss_funcs", "optimizers", "lr_schedulers")
 _PML_NAMES = ("trunk", "embedder", "classifier", "metric_loss", "classifier_loss")
 

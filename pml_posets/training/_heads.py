@@ -10,8 +10,6 @@ import torch
 from scipy.sparse import coo_array, hstack, identity
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-__all__ = ["carry_rows", "carry_state", "class_axes", "class_axis", "match_classes", "num_outputs"]
-
 Axes = Mapping[str, tuple[int, int]]
 """Name of a weight to the axis that the classes lie on, and its rows for each class."""
 

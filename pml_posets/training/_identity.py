@@ -19,8 +19,6 @@ from .._sketch import sketch
 from ..data.datasets import IndexedDataset
 from ..posets import Posets
 
-__all__ = ["describe", "describe_data"]
-
 _PLAIN = (
     *(bool, int, float, str, range, os.PathLike),
     *(np.generic, np.ndarray, torch.Tensor, torch.dtype, torch.Size),

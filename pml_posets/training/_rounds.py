@@ -1,8 +1,13 @@
-"""The two steps of a round: new groups, then training on them."""
+"""The two steps of a round: new groups, then training on them, which a Ctrl-C does not interrupt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,14 +25,88 @@ from ..posets import Posets
 from ..samplers._batches import SeededBatches
 from ._components import Components
 from ._heads import match_classes
-from ._interrupts import finish_first
 from ._ranks import broadcast_groups, broadcast_weights, rank_positions, shared_groups
-from ._records import LossRecord
 from .objectives import PML_LOSSES
 
-__all__ = ["Rounds"]
-
 _STEP, _SAMPLES, _HEADS, _GROUPS = range(4)  # what a derived seed is for
+
+
+@contextmanager
+def finish_first() -> Iterator[None]:
+    """Hold a Ctrl-C back until the block has ended, and raise the KeyboardInterrupt then.
+
+    A second Ctrl-C comes through at once; so does each outside of the main thread, or where the program has
+    a handler of its own.
+    """
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as error:
+        if asked:  # workers of a data loader end by the same Ctrl-C
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if asked:
+        raise KeyboardInterrupt
+
+
+class LossRecord:
+    """Sums losses where they are, and makes a row of their means in `rows` `every` few iterations.
+
+    Example:
+        >>> record = LossRecord(every=2)
+        >>> record.add({"total_loss": torch.tensor(1.0)}, {"iteration": 1})
+        >>> record.add({"total_loss": torch.tensor(4.0)}, {"iteration": 2})
+        >>> record.rows
+        [{'iteration': 2, 'total_loss': 2.5}]
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.rows: list[dict[str, float]] = []
+        self._sums: dict[str, Any] = {}
+        self._count = 0
+
+    def add(self, losses: Mapping[str, Any], where: Mapping[str, int], last: bool = False) -> None:
+        """Take the losses of an iteration; `where` stands in a row beside the means, `last` makes one now."""
+        for name, value in losses.items():
+            value = value.detach() if isinstance(value, torch.Tensor) else value
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        if last or self._count == self.every:
+            count, sums = self._count, self.finite_sums(where)
+            self.rows.append({**where, **{name: value / count for name, value in sums.items()}})
+            self._sums, self._count = {}, 0
+
+    def finite_sums(self, where: Mapping[str, int]) -> dict[str, float]:
+        """The sums since the last row; a FloatingPointError if one is NaN or infinite."""
+        sums = {name: float(value) for name, value in self._sums.items()}
+        for name, value in sums.items():
+            if not math.isfinite(value):
+                position = ", ".join(f"{key} {number}" for key, number in where.items())
+                since = f"in the {self._count} iterations before {position}"
+                advice = "lower the learning rate (the last checkpoint is from before)"
+                raise FloatingPointError(f"{name} became {value} {since}: {advice}")
+        return sums
+
+    def state_dict(self, where: Mapping[str, int]) -> dict[str, Any]:
+        """For a checkpoint, which is never made of a run that has become NaN."""
+        return {"rows": self.rows, "sums": self.finite_sums(where), "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows, self._sums, self._count = list(state["rows"]), dict(state["sums"]), state["count"]
 
 
 class Rounds:

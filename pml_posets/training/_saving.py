@@ -16,8 +16,6 @@ from ._identity import describe, describe_data
 from ._rounds import Rounds
 from .checkpoints import check_settings, load_checkpoint, save_checkpoint
 
-__all__ = ["Saved"]
-
 _SAME_RESULT = {  # options that change how fast a run is and what it says, not what it learns
     *("dataloader_num_workers", "data_device", "end_of_iteration_hook", "end_of_epoch_hook"),
     *("batch_size", "num_workers", "device", "progress"),

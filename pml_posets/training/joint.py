@@ -16,18 +16,20 @@ from ..distributed.process_group import abort_on_error, is_main, world_size
 from ..posets import Posets
 from ..samplers.pseudo_label import PseudoLabelSampler
 from ._checks import (
+    Cast,
     check_datasets,
+    check_extraction,
     check_names,
     check_options,
     check_sampler,
     check_trainer_class,
+    check_training_batch,
     check_weights,
 )
 from ._components import Components
 from ._ranks import check_splittable, trainer_over_ranks
-from ._records import LossRecord
+from ._rounds import LossRecord
 from ._saving import Saved
-from ._trial import Cast, check_extraction, check_training_batch
 from .averaging import moving_average
 from .objectives import PML_LOSSES, trainer_with_objectives
 
@@ -41,49 +43,44 @@ class JointTrainer(Saved):
     """Trains a network and the surrogate classes it is trained on in turns, for a number of rounds.
 
     A round is a y-step (Eq. 5: features of the current network, new groups, medoids and posets) and a
-    theta-step (Eq. 6): `iterations_per_round` steps of an ordinary PML trainer, `MetricLossOnly`, or
-    `TrainWithClassifier` if there is a classifier, on L = L1 + lambda L2 (Eq. 2) by PML's loss_weights. The
-    first round takes the groups the sampler has made of the features given to it (HOG-LDA in the paper).
+    theta-step (Eq. 6): `iterations_per_round` steps of an ordinary PML trainer on L = L1 + lambda L2 (Eq. 2)
+    by PML's loss_weights. The first round takes the groups the sampler has made of the features given to it.
 
     **Losses and miners.** PML's labels channel carries dataset indices. Whatever has a method `bind(posets)`
-    gets these indices as they are and is told the posets of each round: `NearestMedoidMiner` (its
-    representatives are then R^(m) of Eq. 6, fixed for the round), or losses of your own that need more than
-    class ids. Anything else is put behind `PseudoLabelLoss` or `PseudoLabelMiner` and sees class ids: a
-    `PosetLoss`, or a loss fed by a `NearestMedoidMiner`, with -1 for unassigned samples; other losses, and
-    the classification loss, only the assigned ones. Without any of them L1 is 0. Wrap a loss yourself for
-    another choice.
+    gets these as they are and is told the posets of each round: `NearestMedoidMiner` (its representatives are
+    then R^(m) of Eq. 6), or losses of your own that need more than class ids. Anything else is put behind
+    `PseudoLabelLoss` or `PseudoLabelMiner` and sees class ids: a `PosetLoss`, or a loss fed by a
+    `NearestMedoidMiner`, with -1 for unassigned samples; other losses, and the classification loss, only the
+    assigned ones. Without any of them L1 is 0. Wrap a loss yourself for another choice.
 
     **Class heads** (a classifier, a loss with proxies) are given as functions num_classes -> module, their
     optimizers as functions too. After a y-step the classes are matched with those of the round before by the
-    samples they share; a class that goes on keeps its rows of the head and what the optimizer knows of them,
-    a new class gets new ones. Heads given as modules must have enough outputs; their rows move likewise.
+    samples they share; a class that goes on keeps its rows of the head and what the optimizer knows of them.
+    Heads given as modules must have enough outputs; their rows move likewise.
 
     **Randomness** is derived from (seed, iteration) and, for augmentation, the position in the batch; the
-    global generators are restored at the end. With an `output_dir` everything is written to `checkpoint.pt`
-    there after each y-step, each round and every `checkpoint_every` iterations, whole or not at all. A run
-    killed at any time and resumed ends, on a CPU, with the very weights of the uninterrupted one, with any
-    number of workers. A Ctrl-C takes effect after the step under way; `train()` then goes on from there.
+    global generators are restored at the end. A run killed at any time and resumed ends, on a CPU, with the
+    very weights of the uninterrupted one, with any number of workers. A Ctrl-C takes effect after the step
+    under way; `train()` then goes on from there.
 
     **A run is resumed only by itself**: the checkpoint knows the settings of all parts, the first features,
-    and of the data the number of samples, the names of files and some images; whatever differs is listed, and
-    the file stays as it is. Classes of your own count by their constructor's arguments, if these are kept as
-    attributes of the same names, and by attributes that are floats or strings; name the rest in `settings`.
+    and of the data the number of samples, the names of files and some images; whatever differs is listed.
+    Classes of your own count by their constructor's arguments, if these are kept as attributes of the same
+    names, and by attributes that are floats or strings; name the rest in `settings`.
 
     **Several processes**, started by torchrun and joined by `pml_posets.distributed.from_environment` before
-    this object is made: every rank makes the same object and calls `train`, and `load` if it is called.
-    `batch_size` is that of the joint batch. Dropout and augmentation inside the trunk and the statistics of
-    batch norm are those of each rank's share; all else is that of one process. Rank 0
-    alone writes and shows progress; hooks are called on every rank, and False from any ends the run. A
-    checkpoint is resumed by any number of ranks. An error on one rank ends all.
+    this object is made: every rank makes the same object and calls the same methods. `batch_size` is that of
+    the joint batch. Dropout and augmentation inside the trunk and the statistics of batch norm are those of
+    each rank's share; all else is that of one process. Rank 0 alone writes and shows progress; hooks are
+    called on every rank, and False from any ends the run. A checkpoint is resumed by any number of ranks.
 
     Args:
-        models: {"trunk": ..., "embedder": ..., "classifier": ...}, modules, the classifier rather a function
-            (see above); the last two may be left out. Modules must be on their device already.
+        models: {"trunk": ..., "embedder": ..., "classifier": ...}, modules on their device, the classifier
+            rather a function (see above); the last two may be left out.
         optimizers: by PML's names, "trunk_optimizer" etc.: optimizers, or functions parameters -> optimizer.
         sampler: a `PseudoLabelSampler`, or a batch sampler with the same attributes and methods.
-        loss_funcs: {"metric_loss": ..., "classifier_loss": ...}, and objectives under names of your own:
-            modules called as objective(images, indices, models), see `trainer_with_objectives`, such as
-            `RotationObjective`. One with a method `bind(posets)` is told the posets of each round.
+        loss_funcs: {"metric_loss": ..., "classifier_loss": ...}, and objectives under names of your own, see
+            `trainer_with_objectives`, such as `RotationObjective`.
         dataset: yields images or (image, ...), augmented; its order is that of the sampler's features.
         mining_funcs: {"tuple_miner": ...}. Default: none.
         loss_weights: for each loss, from 0, {"classifier_loss": 1.0, "metric_loss": lambda}. Default: 1 each.
@@ -92,13 +89,13 @@ class JointTrainer(Saved):
         iterations_per_round: Default: one epoch of the sampler. The paper: 20,000.
         feature_fn: called as feature_fn(joint) at each y-step but the first: returns (N, D) features, or a
             pair with those of the mirrored images; None keeps the groups. Default: `extract`. "fixed": no
-            y-step but the first, the groups stay.
-            To mix similarities, stack unit features: with np.hstack([a * joint.extract(), b * hog]) squared
-            distances add up with weights a^2 and b^2.
+            y-step but the first. To mix similarities, stack unit features: with
+            np.hstack([a * joint.extract(), b * hog]) squared distances add up with weights a^2 and b^2.
         feature_dataset: the same samples without augmentation, for `extract`. Default: `dataset`.
         feature_options: for `pml_posets.features.extract` (batch_size, normalize, ...).
         start_of_round_hook: called as hook(joint) after each y-step, before the first iteration.
-        output_dir: folder for the checkpoint. Default None: none is written.
+        output_dir: folder for checkpoint.pt, written whole or not at all after each y-step, each round and
+            every `checkpoint_every` iterations. Default None: none is written.
         checkpoint_every: iterations between checkpoints inside a round. Default 1000.
         settings: anything else that tells runs apart (your options), compared when a run is resumed.
         seed: from 0. Default 0.
@@ -107,8 +104,8 @@ class JointTrainer(Saved):
         autocast: torch.bfloat16 computes losses and networks in mixed precision. Default None: none.
         record_every: iterations a row of `history` averages over. Default 50.
         progress: show a progress bar. Default True.
-        trainer_class: MetricLossOnly, TrainWithClassifier or a subclass of PML's BaseTrainer. Default: as
-            said above.
+        trainer_class: a subclass of PML's BaseTrainer. Default: TrainWithClassifier if there is a classifier,
+            else MetricLossOnly.
         **trainer_options: of PML's trainers: end_of_iteration_hook, end_of_epoch_hook (after each round;
             False ends the run), dataloader_num_workers (default 0 here), gradient_clippers, freeze_these,
             data_device (default: that of the trunk), dtype, collate_fn, ...
@@ -131,9 +128,9 @@ class JointTrainer(Saved):
     Example:
         >>> import numpy as np
         >>> from pml_posets import PosetLoss, PseudoLabelSampler
+        >>> from pml_posets.samplers import GivenLabels
         >>> images = [torch.full((1, 4, 4), float(i % 3)) + 0.1 * torch.randn(1, 4, 4) for i in range(30)]
         >>> features = np.stack([image.flatten().numpy() for image in images])
-        >>> from pml_posets.samplers.pseudo_label import GivenLabels
         >>> groups = GivenLabels([0, 1, 2] * 8 + [-1] * 6)
         >>> joint = JointTrainer(
         ...     models={"trunk": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8))},
@@ -205,13 +202,16 @@ class JointTrainer(Saved):
         self.loss_weights = check_weights(loss_weights, loss_funcs)
         frozen = tuple(self.trainer_options.get("freeze_these", ()))
         parts = Components(models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss, frozen)
+        self._take(parts, ema_decay)
+        trunk_device = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
+        self.device = torch.device(self.trainer_options.setdefault("data_device", trunk_device))
+
+    def _take(self, parts: Components, ema_decay: float | None) -> None:
         self._components, self.models, self.loss_funcs = parts, parts.models, parts.loss_funcs
         self.optimizers, self.lr_schedulers = parts.optimizers, parts.lr_schedulers
         self._ema_decay = ema_decay
         averaged = [] if ema_decay is None else [n for n in ("trunk", "embedder") if n in parts.models]
         self._averages = {name: moving_average(parts.models[name], ema_decay or 0.0) for name in averaged}
-        trunk_device = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
-        self.device = torch.device(self.trainer_options.setdefault("data_device", trunk_device))
 
     def _choose_trainer(
         self,
@@ -241,12 +241,11 @@ class JointTrainer(Saved):
         Raises:
             FileExistsError: if there is a checkpoint of another run and resume is False.
             OSError: if the output folder cannot be written to or is too full.
-            TypeError: if a batch of images does not go through networks or feature extraction.
-            Exception: what miner and losses raise, by a trial of copies of them before the first grouping.
             ValueError: for a damaged checkpoint or one of another run; if a grouping forms no class, or one.
+            Exception: what networks, extraction, miner and losses raise of some images, put through them
+                before the first grouping.
             FloatingPointError: if a loss becomes NaN or infinite.
-            RankError: if another of several ranks fails.
-            RuntimeError: if the number of ranks is another than when this object was made.
+            RankError, RuntimeError: if another rank fails; if the number of ranks has changed.
         """
         if world_size() != self._num_ranks:
             ranks = f"there were {self._num_ranks} ranks when this was made, now there are {world_size()}"

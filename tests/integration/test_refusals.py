@@ -710,7 +710,7 @@ def test_an_interrupted_step_is_done_once(where, tmp_path, monkeypatch):
 
 
 def test_a_second_interrupt_comes_through_at_once():
-    from pml_posets.training._interrupts import finish_first
+    from pml_posets.training._rounds import finish_first
 
     done = []
 
@@ -728,7 +728,7 @@ def test_a_second_interrupt_comes_through_at_once():
 
 
 def test_interrupts_are_left_alone_in_other_threads():
-    from pml_posets.training._interrupts import finish_first
+    from pml_posets.training._rounds import finish_first
 
     found = []
 

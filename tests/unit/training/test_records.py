@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pml_posets.training._records import LossRecord
+from pml_posets.training._rounds import LossRecord
 
 
 def fill(record, values, start=1):
