@@ -55,7 +55,7 @@ METHODS: dict[str, Method] = {
     "start": Method("the first similarities, where training starts from"),
     # Networks that are not trained here.
     "random": Method("the network untrained"),
-    "init": Method("the network as --init has it", trained="--init"),
+    "init": Method("the network as it begins, of --init or of --trunk", trained="--init"),
     "alexnet-imagenet": Method("torchvision's AlexNet with ImageNet labels", trained="--imagenet-weights"),
     "checkpoint": Method("a network that another run has trained", trained="--checkpoint"),
     # The paper's, and what it compares with.

@@ -45,7 +45,7 @@ class PooledTrunk(nn.Module):
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
-        self.features = _function(config.trunk)() if config.is_function else _torchvision(config)
+        self.features = _function(config)() if config.function else _torchvision(config)
         # GoogLeNet's weights are for pixels in [-1, 1], not for those normalized by ImageNet's statistics.
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         google = config.trunk == "googlenet"
@@ -69,7 +69,7 @@ def build(config: Architecture, seed: int, dropout: float = 0.5) -> dict[str, nn
     Args:
         config: the shapes.
         seed: of the weights (He's initialization of the convolutions, torch's default of the rest). A
-            function of the user's has the weights it comes with.
+            function has the weights it comes with.
         dropout: before AlexNet's fc6 and fc7, or the linear embedder of the others; in [0, 1).
 
     Returns:
@@ -78,6 +78,7 @@ def build(config: Architecture, seed: int, dropout: float = 0.5) -> dict[str, nn
 
     Raises:
         ValueError: for dropout out of its range, or a function that does not exist or returns no such module.
+        ImportError: without the packages of the extra "pretrained", for efficientnet-lite0.
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in 0..1, below 1, got {dropout}: try 0.5")
@@ -89,7 +90,7 @@ def build(config: Architecture, seed: int, dropout: float = 0.5) -> dict[str, nn
         else:
             trunk = HogTrunk(config) if isinstance(config, HogConfig) else PooledTrunk(config)
         for module in trunk.modules():
-            if isinstance(module, nn.Conv2d) and not getattr(config, "is_function", False):
+            if isinstance(module, nn.Conv2d) and not getattr(config, "function", ""):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if isinstance(config, AlexNetConfig):
             embedder: nn.Module = AlexNetEmbedder(config, dropout)
@@ -169,7 +170,7 @@ def load_imagenet(models: Mapping[str, nn.Module], config: Architecture, path: s
         }
         hint = "torchvision's weights need --image-size 227, --fc-dim 4096 and no batch norm"
     else:
-        heads = () if config.is_function else ("fc.", "aux1.", "aux2.")
+        heads = () if config.function else ("fc.", "aux1.", "aux2.")
         parts = {"trunk": {f"features.{k}": v for k, v in state.items() if not k.startswith(heads)}}
         hint = f"give its weights ({file})"
         hint += ", which need --image-size 64 or more" if config.small_stem else ""
@@ -339,9 +340,11 @@ def _torchvision(config: TrunkConfig) -> nn.Sequential:
     return features
 
 
-def _function(name: str) -> Any:
-    module, _, function = name.partition(":")
+def _function(config: TrunkConfig) -> Any:
+    module, _, function = config.function.partition(":")
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"--trunk {name}: {error}: give module:function, importable from here") from error
+        raise ValueError(
+            f"--trunk {config.trunk}: {error}: give module:function, importable from here"
+        ) from error

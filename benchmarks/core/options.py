@@ -98,6 +98,11 @@ class Options:
         return replace(self, device=device, recipe=recipe)
 
     @property
+    def begins(self) -> bool:
+        """True if networks know something before they are trained by weights of a file or of the trunk."""
+        return self.init is not None or self.recipe.brings_weights
+
+    @property
     def learned(self) -> list[str]:
         """Those of its methods that train."""
         return [method for method in self.methods if METHODS[method].losses]
@@ -140,7 +145,8 @@ def read_arguments(
     files = {method: path for method, path in files.items() if path is not None}
     methods = tuple(dict.fromkeys(got.method or line.default))
     if "all" in methods:
-        left_out = {m for m in FILES if m not in files} | ({"init"} if got.init is None else set())
+        begins = got.init is not None or recipe.brings_weights
+        left_out = {m for m in FILES if m not in files} | (set() if begins else {"init"})
         methods = tuple(m for m in line.methods if m not in left_out)
     first = got.first or ("hog-lda" if preset == "paper" else line.first)
     options = Options(
@@ -240,8 +246,11 @@ def _check_files(got: argparse.Namespace, options: Options) -> None:
         if method in options.files and method not in options.methods:
             hint = "; to begin from them: --init FILE" if method == "alexnet-imagenet" else ""
             raise ValueError(f"{option} is for --method {method}{hint}")
-    if "init" in options.methods and got.init is None:
-        raise ValueError(f"--method init needs --init FILE (torchvision's weights of {options.recipe.trunk})")
+    if "init" in options.methods and not options.begins:
+        raise ValueError(
+            f"--method init needs --init FILE (torchvision's weights of {options.recipe.trunk}), or a trunk "
+            "that has weights"
+        )
 
 
 def _check_network(got: argparse.Namespace, options: Options) -> None:

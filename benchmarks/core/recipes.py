@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-TrunkName = Literal["alexnet", "hog", "googlenet", "resnet18", "resnet50"]
+TrunkName = Literal["alexnet", "hog", "googlenet", "resnet18", "resnet50", "efficientnet-lite0"]
 TRUNKS: tuple[str, ...] = get_args(TrunkName)
+FACTORIES = {"efficientnet-lite0": "benchmarks.core.pretrained:efficientnet_lite0"}  # name to module:function
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,10 @@ class TrunkConfig:
     """The shapes of another trunk, with a linear embedder behind it.
 
     Args:
-        trunk: "googlenet", "resnet18" or "resnet50" of torchvision, or "module:function": a function of
-            yours, called without arguments, that returns a module, (B, 3, S, S) images normalized by
-            ImageNet's statistics to (B, D) features or (B, D, H, W) maps.
+        trunk: "googlenet", "resnet18" or "resnet50" of torchvision, "efficientnet-lite0" with the ImageNet
+            weights of its package, or "module:function": a function of yours, called without arguments, that
+            returns a module with its weights, (B, 3, S, S) images normalized by ImageNet's statistics to
+            (B, D) features or (B, D, H, W) maps.
         image_size: side of the square input, in pixels, at least 32. Default 227.
         fc_dim: width of the embedding, at least 1. Default 512, as published for retrieval.
 
@@ -91,7 +93,7 @@ class TrunkConfig:
     fc_dim: int = 512
 
     def __post_init__(self) -> None:
-        if self.trunk not in TRUNKS[2:] and not self.is_function:
+        if self.trunk not in TRUNKS[2:] and not self.function:
             raise ValueError(
                 f"--trunk must be one of {', '.join(TRUNKS)}, or module:function, got {self.trunk!r}"
             )
@@ -103,14 +105,14 @@ class TrunkConfig:
             raise ValueError(f"the embedding must be at least 1 wide, got {self.fc_dim}: try --fc-dim 512")
 
     @property
-    def is_function(self) -> bool:
-        """True for a function of the user's."""
-        return all(self.trunk.partition(":"))
+    def function(self) -> str:
+        """module:function that makes the network with its weights; "" for torchvision's."""
+        return self.trunk if all(self.trunk.partition(":")) else FACTORIES.get(self.trunk, "")
 
     @property
     def small_stem(self) -> bool:
         """A ResNet for images below 64 px begins with a 3 x 3 convolution of stride 1 and no pooling."""
-        return self.trunk.startswith("resnet") and not self.is_function and self.image_size < 64
+        return self.trunk in ("resnet18", "resnet50") and self.image_size < 64
 
     def settings(self) -> dict[str, Any]:
         """Plain values, for results and checkpoints."""
@@ -182,7 +184,7 @@ class Recipe:
         ValueError: for a value out of its range; the message names the option of the command line.
     """
 
-    trunk: str = _choice("alexnet", "alexnet, hog (begins as HOG), googlenet, resnet18, resnet50, or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
+    trunk: str = _choice("alexnet", "alexnet, hog (begins as HOG), googlenet, resnet18, resnet50, efficientnet-lite0 (has ImageNet weights), or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
     image_size: int = _choice(227, "pixels of a side; time grows with its square", group=NETWORK)
     fc_dim: int = _choice(4096, "width of AlexNet's fc6 and fc7, or of the embedding", group=NETWORK)
     batch_norm: bool = _choice(False, "AlexNet with batch normalization; the others have theirs")
@@ -257,6 +259,11 @@ class Recipe:
         if self.trunk != "alexnet":
             return TrunkConfig(self.trunk, self.image_size, self.fc_dim)
         return AlexNetConfig(self.image_size, self.batch_norm, fc_dim=self.fc_dim)
+
+    @property
+    def brings_weights(self) -> bool:
+        """True for a trunk that a function makes: it does not begin at random."""
+        return bool(getattr(self.architecture, "function", ""))
 
     def settings(self) -> dict[str, Any]:
         """Every value, for results and checkpoints."""

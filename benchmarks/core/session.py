@@ -209,9 +209,7 @@ def run_method(method: str, seed: int, task: Task, folder: Path) -> Outcome:
     models = networks.build(recipe.architecture, seed, dropout=0.0)
     if method == "checkpoint":
         networks.load_trained(models, options.files[method])
-    elif method != "random":
-        file = options.init if method == "init" else options.files[method]
-        assert file is not None  # by options.parse
+    elif file := options.init if method == "init" else options.files.get(method):
         networks.load_imagenet(models, recipe.architecture, file)
     models["trunk"] = torch.nn.Sequential(BatchAugmentation(), models["trunk"])
     return Outcome(score_models(models, recipe.image_size, task))
@@ -248,7 +246,7 @@ def learn(method: str, seed: int, task: Task, home: Path) -> Outcome:
         return score
 
     def score_beginning(joint: JointTrainer) -> None:
-        knows = recipe.trunk == "hog" or options.init is not None  # something before it is trained
+        knows = recipe.trunk == "hog" or options.begins  # something before it is trained
         if options.score_rounds and knows and joint.round == 0:
             value = note(joint, 0).metrics[task.measure]
             print(f"  {home.name}: {said(task, value)} before training", flush=True)

