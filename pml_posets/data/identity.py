@@ -18,7 +18,7 @@ import torch
 from . import images as pixels
 from .images import UnreadableImageError
 
-__all__ = ["data_identity", "digest"]
+__all__ = ["data_identity", "digest", "weights_digest"]
 
 _LIBRARIES = ("builtins", "numpy", "torch", "torchvision", "PIL", "pml_posets")  # known by name and values
 _FILES = ("paths", "samples", "imgs")
@@ -95,6 +95,17 @@ def digest(*values: Any) -> str:
         raise TypeError(f"cannot digest a {type(value).__qualname__}")
 
     state.update(json.dumps(values, default=plain, sort_keys=True).encode())
+    return state.hexdigest()
+
+
+def weights_digest(module: torch.nn.Module | None) -> str | None:
+    """A SHA-256 hex digest of a network's weights, names and shapes; None for None."""
+    if module is None:
+        return None
+    state = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        state.update(f"{name} {tuple(value.shape)}".encode())
+        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from .hog_lda import HOGLDA
 from .instance_lda import InstanceLDA
 from .motion_hog import MotionHOG
+from .neighbor_whitening import NeighborWhitening
 from .network import NetworkFeatures, extract
 from .pooled import LayerOutputs, PartialWhitening, choose_layers
 from .reduction import combine, principal_components
@@ -13,6 +14,7 @@ __all__ = [
     "InstanceLDA",
     "LayerOutputs",
     "MotionHOG",
+    "NeighborWhitening",
     "NetworkFeatures",
     "PartialWhitening",
     "choose_layers",

@@ -144,7 +144,7 @@ def extract(
     """
     num_samples = check_dataset(dataset)
     batch_size = as_count(batch_size, "batch_size")
-    items = _Images(dataset, size, crop)
+    items = Images(dataset, size, crop)
     if device is None:
         device = next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     else:
@@ -262,10 +262,10 @@ class NetworkFeatures(ImageStep):
         return unit_rows(rows) if self.normalize else rows
 
 
-class _Images(Dataset[torch.Tensor]):
+class Images(Dataset[torch.Tensor]):
     """The image of each sample as a tensor, resized and cropped."""
 
-    def __init__(self, dataset: Any, size: Size, crop: Size) -> None:
+    def __init__(self, dataset: Any, size: Size, crop: Size = None) -> None:
         self.items = SeededDataset(dataset)
         self.size = size if size is None or isinstance(size, tuple) else as_count(size, "size")
         self.crop = _pair(self.size if crop is None and isinstance(self.size, int) else crop, "crop")

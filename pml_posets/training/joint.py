@@ -31,6 +31,7 @@ from ._ranks import check_splittable, trainer_over_ranks
 from ._rounds import LossRecord
 from ._saving import Saved
 from .averaging import moving_average
+from .judging import LabelFreeJudge
 from .objectives import PML_LOSSES, trainer_with_objectives
 
 __all__ = ["JointTrainer"]
@@ -94,6 +95,7 @@ class JointTrainer(Saved):
         feature_dataset: the same samples without augmentation, for `extract`. Default: `dataset`.
         feature_options: for `pml_posets.features.extract` (batch_size, normalize, ...).
         start_of_round_hook: called as hook(joint) after each y-step, before the first iteration.
+        judge: a `LabelFreeJudge`: scores start and rounds, warns if no round was better. Default None.
         output_dir: folder for checkpoint.pt, written whole or not at all after each y-step, each round and
             every `checkpoint_every` iterations. Default None: none is written.
         checkpoint_every: iterations between checkpoints inside a round. Default 1000.
@@ -163,6 +165,7 @@ class JointTrainer(Saved):
         feature_dataset: Any = None,
         feature_options: Mapping[str, Any] | None = None,
         start_of_round_hook: Callable[[JointTrainer], Any] | None = None,
+        judge: LabelFreeJudge | None = None,
         output_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 1000,
         settings: Mapping[str, Any] | None = None,
@@ -194,7 +197,7 @@ class JointTrainer(Saved):
             raise TypeError(f'feature_fn must be a function of the trainer, or "fixed", got {feature_fn!r}')
         self.feature_fn = None if feature_fn == "fixed" else feature_fn or JointTrainer.extract
         self.feature_options = dict(feature_options or {})
-        self.start_of_round_hook = start_of_round_hook
+        self.start_of_round_hook, self.judge = start_of_round_hook, judge
         self.checkpoint_path = None if output_dir is None else Path(output_dir) / "checkpoint.pt"
         self.settings = dict(settings or {})
         self.progress = progress and is_main()
@@ -266,9 +269,13 @@ class JointTrainer(Saved):
         with preserved_randomness(), bar:
             while not self.finished:
                 bar.set_description(f"round {self.round + 1} of {self.num_rounds}")
+                if self.judge is not None and self.iteration == 0:
+                    self.judge(self)
                 if not self._grouped:
                     self._y_step()
                 self._theta_step(bar)
+            if self.judge is not None:
+                self.judge.conclude(self)
 
     @property
     def finished(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,18 @@ __all__ = ["LabelFreeJudge"]
 
 
 class LabelFreeJudge:
-    """Scores the network after each round by `label_free_score`, and keeps the best one.
+    """Scores the network before training and after each round by `label_free_score`, and keeps the best one.
 
-    Give the same object to `JointTrainer` twice: as `start_of_round_hook`, which judges the start, and as
-    `end_of_epoch_hook`, which judges each round. Training is not changed by it.
+    Give it to `JointTrainer(judge=...)`. Training itself is not changed by it.
 
     Args:
         images: dataset of images to judge by, without augmentation; a few hundred to 2,000.
         changed: dataset of the same images, changed, the same way each time: `WithViews(images, transform,
             num_views=1)`.
         path: a .pt file for scores and the best weights, so that a resumed run knows the rounds before.
-            Default None: they are kept in memory.
+            Default None: `judge.pt` beside the trainer's checkpoint, or in memory where it writes none.
+        keep_best: when all rounds are done, load the weights of the best one, which may be the start, into
+            trunk and embedder. Default False: they stay as trained.
         **options: num_neighbors, num_samples, random_state of `label_free_score`.
 
     Attributes:
@@ -38,23 +40,34 @@ class LabelFreeJudge:
     """
 
     def __init__(
-        self, images: Any, changed: Any, path: str | os.PathLike[str] | None = None, **options: Any
+        self,
+        images: Any,
+        changed: Any,
+        path: str | os.PathLike[str] | None = None,
+        keep_best: bool = False,
+        **options: Any,
     ) -> None:
         if len(images) != len(changed):
             raise ValueError(f"changed must hold the same images, got {len(images)} and {len(changed)}")
-        self.images, self.changed, self.options = images, changed, options
-        self.path = None if path is None else Path(path)
+        self.images, self.changed, self.keep_best, self.options = images, changed, keep_best, options
         self.scores: list[dict[str, float]] = []
         self._best: dict[str, dict[str, torch.Tensor]] = {}
-        if self.path is not None and self.path.exists():
-            kept = torch.load(self.path, map_location="cpu", weights_only=True)
+        self._read(None if path is None else Path(path))
+
+    def _read(self, path: Path | None) -> None:
+        self.path = path
+        if path is not None and path.exists():
+            kept = torch.load(path, map_location="cpu", weights_only=True)
             self.scores, self._best = kept["scores"], kept["best"]
 
     def __call__(self, source: Any) -> None:
         """Judge `source` now: the `JointTrainer`, at the start of a round, or its PML trainer, at the end."""
         joint = getattr(source, "joint", source)
+        if self.path is None and joint.checkpoint_path is not None:
+            self._read(joint.checkpoint_path.with_name("judge.pt"))
         number = joint.round + (source is not joint)  # rounds of training behind the network
-        self.scores = [row for row in self.scores if row["round"] < number or source is joint]
+        before = number + (source is joint and number > 0)  # a run that begins knows no older scores
+        self.scores = [row for row in self.scores if row["round"] < before]
         if source is joint and any(row["round"] == number for row in self.scores):
             return
         rows = [joint.extract(data, mirror=False, progress=False) for data in (self.images, self.changed)]
@@ -68,6 +81,15 @@ class LabelFreeJudge:
         if self.path is not None and is_main():
             with atomic_write(self.path) as file:
                 torch.save({"scores": self.scores, "best": self._best}, file)
+
+    def conclude(self, joint: Any) -> None:
+        """Judge the end of a run, load the best round if wanted, and warn where the start was better."""
+        self(joint)
+        if self.keep_best:
+            self.restore_best(joint)
+        if self.best_round == self.scores[0]["round"]:
+            kept = "its weights are loaded" if self.keep_best else "keep_best=True gives it back"
+            warnings.warn(f"{self.verdict()} ({kept})", stacklevel=4)
 
     @property
     def best_round(self) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from pml_posets import Embedder
 from pml_posets.data import UnreadableImageError
-from pml_posets.features import LayerOutputs, PartialWhitening
+from pml_posets.features import LayerOutputs, NeighborWhitening, PartialWhitening
 from pml_posets.features.network import extract
 
 
@@ -56,7 +56,8 @@ def test_rows_have_unit_length_and_alike_photos_are_near(make, photos):
 
 def test_network_rows_are_whitened_layers_of_both_orientations(photos):
     net = network()
-    embedder = network_embedder(net, mean=[0.5] * 3, std=[0.25] * 3, whitening=0.5).fit(list(photos))
+    embedder = network_embedder(net, mean=[0.5] * 3, std=[0.25] * 3, whitening=0.5, neighbors=0)
+    embedder.fit(list(photos))
     tensors = torch.from_numpy(photos).permute(0, 3, 1, 2)
     how = {"mean": 0.5, "std": 0.25, "normalize": False, "progress": False}
     plain, mirrored = extract(LayerOutputs(net, ["1", "3"]), tensors, mirror=True, **how)
@@ -66,6 +67,13 @@ def test_network_rows_are_whitened_layers_of_both_orientations(photos):
     # Principal directions of two fits may differ in sign: cosines do not.
     np.testing.assert_allclose(embedder.transform(photos) @ embedder.transform(photos).T,
                                expected @ expected.T, atol=2e-3)  # fmt: skip
+
+
+def test_mutual_neighbors_whiten_the_whole(photos):
+    plain = network_embedder(neighbors=0).fit_transform(list(photos))
+    embedder = network_embedder(neighbors=3)
+    expected = NeighborWhitening(3).fit_transform(plain)
+    np.testing.assert_allclose(embedder.fit_transform(list(photos)), expected, atol=1e-4)
 
 
 def test_mirrored_photos_are_the_same_to_a_network(photos):
@@ -154,6 +162,7 @@ def test_it_is_an_estimator(photos):
         ({"num_images": 2}, ValueError, "num_images must be at least 3"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"random_state": -1}, ValueError, "random_state must be at least 0"),
+        ({"neighbors": -1}, ValueError, "neighbors must be at least 0"),
         ({"num_workers": 1.5}, TypeError, "num_workers must be an integer"),
     ],
 )

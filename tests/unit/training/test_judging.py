@@ -68,6 +68,41 @@ def test_the_start_is_given_back_where_training_destroys_it():
         assert torch.equal(value, start[key])
 
 
+def judged_joint(images, judge, lr, folder=None, rounds=2):
+    made = joint(images, None, lr, folder, rounds)
+    made.judge = judge
+    return made
+
+
+def test_the_trainer_asks_it_about_the_start_and_each_round(tmp_path):
+    images, changed = data()
+    hooked, given = (LabelFreeJudge(list(images), list(changed)) for _ in range(2))
+    joint(images, hooked, 0.1).train()
+    trained = judged_joint(images, given, 0.1, tmp_path)
+    trained.train()
+    assert given.scores == hooked.scores
+    again = LabelFreeJudge(list(images), list(changed))
+    resumed = judged_joint(images, again, 0.1, tmp_path)
+    resumed.train(resume=True)  # nothing is left to do; the scores lie beside the checkpoint
+    assert again.scores == given.scores
+    (tmp_path / "checkpoint.pt").unlink()
+    afresh = LabelFreeJudge(list(images), list(changed))
+    judged_joint(images, afresh, 0.05, tmp_path).train()
+    assert [row["round"] for row in afresh.scores] == [0, 1, 2]
+    assert afresh.scores[1] != given.scores[1]
+
+
+def test_the_trainer_says_so_and_gives_back_a_start_that_was_better():
+    images, changed = data()
+    for keep_best in (True, False):
+        judge = LabelFreeJudge(list(images), list(changed), keep_best=keep_best)
+        trained = judged_joint(images, judge, 1e6)  # destroys the network
+        start = trained.models["trunk"][1].weight.clone()
+        with pytest.warns(UserWarning, match="the start was better than every round of training"):
+            trained.train()
+        assert torch.equal(trained.models["trunk"][1].weight, start) is keep_best
+
+
 def test_the_best_round_is_named():
     judge = LabelFreeJudge([], [])
     judge.scores = [{"round": n, "score": s} for n, s in enumerate([0.4, 0.6, 0.5])]

@@ -1,0 +1,103 @@
+"""A metric learned from mutual nearest neighbors, without labels and without gradient steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from .._validation import as_count, as_features, as_real, unit_rows
+from ..neighbors.nearest import search
+
+__all__ = ["NeighborWhitening"]
+
+
+class NeighborWhitening(BaseEstimator, TransformerMixin):
+    """Whitening by how mutual nearest neighbors differ, as if each pair of them were a class.
+
+        f(x) = S^(-p/2) (x - mu),    S = S_w + share S_t,    tr S_w = tr S_t
+
+    S_w is the covariance of the differences between samples that are among each other's k nearest, S_t that
+    of all samples. Directions in which neighbors differ more than others do are held back. Wrong pairs do
+    little harm: the difference of two strangers has the covariance S_t, which is in S anyway.
+
+    Args:
+        num_neighbors: k, from 1. Default 5.
+        share: of S_t, above 0. Default 0.2.
+        power: p, in 0..1. Default 0.5.
+        normalize: scale rows to unit length. Default True.
+
+    Attributes:
+        mean_: (D,) float32.
+        weight_: (D, D) float32, symmetric.
+        num_pairs_: mutual neighbors that were found.
+
+    Source: none, an addition.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> kinds = np.repeat(rng.normal(size=(40, 1)), 3, axis=0)
+        >>> rows = np.hstack([kinds, rng.normal(size=(120, 1))])  # the second column tells nothing
+        >>> whitening = NeighborWhitening(2, power=1, normalize=False).fit(rows)
+        >>> weight = whitening.weight_
+        >>> bool(weight[0, 0] > weight[1, 1])
+        True
+    """
+
+    def __init__(
+        self, num_neighbors: int = 5, share: float = 0.2, power: float = 0.5, normalize: bool = True
+    ) -> None:
+        self.num_neighbors, self.share = num_neighbors, share
+        self.power, self.normalize = power, normalize
+
+    def fit(self, features: ArrayLike, y: Any = None) -> NeighborWhitening:
+        """Learn from (N, D) features; y is ignored.
+
+        Raises:
+            ValueError: for fewer than three rows, rows that are all equal or an argument out of range.
+        """
+        rows = as_features(features)
+        k = min(as_count(self.num_neighbors, "num_neighbors"), max(1, len(rows) - 1))
+        share = as_real(self.share, "share", low=0, open_low=True)
+        power = as_real(self.power, "power", low=0, high=1)
+        mean = rows.mean(0, dtype=np.float64).astype(np.float32)
+        total = _scatter(rows - mean)
+        if len(rows) < 3 or np.trace(total) <= 0:
+            raise ValueError(f"features must be three rows at least, not all equal, got {len(rows)} rows")
+        pairs = _mutual(search(rows, k).indices)
+        self.num_pairs_ = len(pairs)
+        within = _scatter(rows[pairs[:, 0]] - rows[pairs[:, 1]]) if len(pairs) else total
+        scale = np.trace(total) / np.trace(within) if np.trace(within) > 0 else 0.0  # 0: copies only
+        values, vectors = np.linalg.eigh(scale * within + share * total)
+        values = np.maximum(values, 1e-4 * values[-1])
+        self.mean_: NDArray[np.float32] = mean
+        self.weight_: NDArray[np.float32] = ((vectors * values ** (-power / 2)) @ vectors.T).astype(
+            np.float32
+        )
+        return self
+
+    def transform(self, features: ArrayLike) -> NDArray[np.float32]:
+        """(N, D) features to (N, D) float32."""
+        if not hasattr(self, "weight_"):
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError("NeighborWhitening has learned nothing yet: call fit(features) first")
+        rows = as_features(features)
+        if rows.shape[1] != len(self.mean_):
+            raise ValueError(f"features must have {len(self.mean_)} columns, as fitted, got {rows.shape}")
+        embedded = np.asarray((rows - self.mean_) @ self.weight_, np.float32)
+        return unit_rows(embedded) if self.normalize else embedded
+
+
+def _scatter(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    return (rows.T @ rows).astype(np.float64) / len(rows)
+
+
+def _mutual(neighbors: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(P, 2): i < j, each among the other's neighbors."""
+    pairs = np.stack([np.repeat(np.arange(len(neighbors)), neighbors.shape[1]), neighbors.ravel()], axis=1)
+    pairs = pairs[pairs[:, 1] >= 0]
+    ordered, counts = np.unique(np.sort(pairs, axis=1), axis=0, return_counts=True)
+    return np.asarray(ordered[counts == 2])

@@ -1,0 +1,159 @@
+"""Training behind a layer on stored maps: the same numbers as from images, one pass through the front."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pml_posets import BatchAugmentation, JointTrainer, PosetLoss, PseudoLabelSampler
+from pml_posets.data.datasets import IndexedDataset
+from pml_posets.samplers.pseudo_label import GivenLabels
+from pml_posets.training import CachedMaps, FromLayer
+
+
+def network():
+    torch.manual_seed(0)
+    front = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
+    behind = [nn.Conv2d(4, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(54, 5)]
+    return nn.Sequential(*front, *behind).eval()
+
+
+def photos(count=12):
+    return torch.randint(
+        0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def plain():
+    return BatchAugmentation(mean=[0.5] * 3, std=[0.25] * 3)
+
+
+def test_maps_say_all_that_images_do():
+    net = network()
+    tail = FromLayer(net, "2", image_size=8)
+    images = torch.rand(5, 3, 8, 8)
+    maps = tail.front(images)
+    assert tail.shape == (4, 8, 8)
+    before = maps.clone()
+    torch.testing.assert_close(tail(maps), net(images))
+    assert torch.equal(maps, before)  # layers behind write into a copy
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_only_what_lies_behind_is_trained():
+    net = network()
+    tail = FromLayer(net, "2", image_size=8).train()
+    start = net[1].running_mean.clone()
+    tail(torch.rand(4, 4, 8, 8)).sum().backward()
+    assert torch.equal(net[1].running_mean, start)
+    assert not net[1].training
+    assert net[4].training
+    assert [name for name, p in net.named_parameters() if p.grad is not None] == [
+        "3.weight", "3.bias", "4.weight", "4.bias", "7.weight", "7.bias",
+    ]  # fmt: skip
+
+
+def test_a_way_past_the_layer_is_refused():
+    class Past(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 3, 1)
+
+        def forward(self, images):
+            return self.layer(images) + images
+
+    with pytest.raises(ValueError, match="reads the images, or layers before, behind that layer too"):
+        FromLayer(Past(), "layer", image_size=8)
+    with pytest.raises(ValueError, match="layer must be a submodule of the network, got 'no'"):
+        FromLayer(network(), "no", image_size=8)
+
+
+def test_views_are_those_of_the_augmentation(tmp_path):
+    tail = FromLayer(network(), "2", image_size=8)
+    still = BatchAugmentation((1, 1), 0, 0, 0, mean=[0.5] * 3, std=[0.25] * 3)
+    maps = CachedMaps(photos(), tail, tmp_path, augmentation=still, num_views=2, batch_size=5, progress=False)
+    normalized = (photos() / 255 - 0.5) / 0.25
+    expected = tail.front(normalized)
+    turned = tail.front(normalized.flip(-1))
+    for index in range(12):
+        torch.testing.assert_close(maps.plain[index], expected[index], rtol=2e-3, atol=2e-3)
+        # View 1 is mirrored, view 2 is not.
+        item = maps[index]
+        near = min((item - view[index]).abs().max() for view in (expected, turned))
+        assert near < 1e-2
+    seen = {round(float(maps[3].sum()), 3) for _ in range(40)}
+    assert len(seen) == 2
+
+
+def test_a_seed_gives_the_same_view_and_the_file_is_used_again(tmp_path):
+    tail = FromLayer(network(), "2", image_size=8)
+    maps = CachedMaps(photos(), tail, tmp_path, num_views=4, progress=False)
+    state = torch.get_rng_state()
+    indexed = IndexedDataset(maps)
+    assert torch.equal(indexed[(3, 7)][0], indexed[(3, 7)][0])
+    assert len({float(indexed[(3, seed)][0].sum()) for seed in range(30)}) == 4
+    assert torch.equal(torch.get_rng_state(), state)
+    written = maps.path.stat().st_mtime_ns
+    with torch.no_grad():
+        tail.network[7].weight.add_(1)  # behind the layer
+    again = CachedMaps(photos(), tail, tmp_path, num_views=4, progress=False)
+    assert again.path == maps.path
+    assert again.path.stat().st_mtime_ns == written
+    assert torch.equal(pickle.loads(pickle.dumps(maps)).plain[2], maps.plain[2])
+
+
+@pytest.mark.parametrize("change", ["front", "images", "seed", "augmentation", "mirror"])
+def test_other_maps_lie_in_another_file(change, tmp_path):
+    tail = FromLayer(network(), "2", image_size=8)
+    options = {"num_views": 1, "progress": False}
+    images = photos()
+    first = CachedMaps(images, tail, tmp_path, **options)
+    if change == "front":
+        with torch.no_grad():
+            tail.network[0].weight[0] += 1
+    images = 255 - images if change == "images" else images
+    changed = {"seed": {"seed": 1}, "augmentation": {"augmentation": plain()}, "mirror": {"mirror": False}}
+    second = CachedMaps(images, tail, tmp_path, **options, **changed.get(change, {}))
+    assert second.path != first.path
+
+
+def test_too_much_is_refused_before_it_is_computed(tmp_path):
+    tail = FromLayer(network(), "2", image_size=8)
+    with pytest.raises(
+        ValueError, match=r"the maps would take 0\.0 GiB of 1e-06 \(max_gib\): take fewer views"
+    ):
+        CachedMaps(photos(), tail, tmp_path, max_gib=1e-6, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_joint_trainer_learns_from_maps(tmp_path):
+    net = network()
+    tail = FromLayer(net, "2", image_size=8)
+    maps = CachedMaps(photos(), tail, tmp_path, augmentation=plain(), num_views=2, progress=False)
+    front = net[0].weight.clone()
+    start = net[7].weight.clone()
+    joint = JointTrainer(
+        models={"trunk": tail},
+        optimizers={
+            "trunk_optimizer": lambda parameters: torch.optim.SGD(
+                [p for p in parameters if p.requires_grad], lr=0.1
+            )
+        },
+        sampler=PseudoLabelSampler(
+            np.random.default_rng(0).normal(size=(12, 4)),
+            batch_size=12,
+            grouping=GivenLabels([0, 0, 0, 1, 1, 1, 2, 2, 2, -1, -1, -1]),
+        ),
+        loss_funcs={"metric_loss": PosetLoss(sigma=0.5)},
+        dataset=maps,
+        feature_dataset=maps.plain,
+        num_rounds=2,
+        iterations_per_round=2,
+        progress=False,
+    )
+    joint.train()
+    assert joint.extract().shape == (12, 5)
+    assert torch.equal(net[0].weight, front)
+    assert not torch.equal(net[7].weight, start)
