@@ -144,6 +144,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class Logits(torch.nn.Linear):
+    """Logits of unit vectors, ten times as large as they would be: those of a temperature of 0.1."""
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(B, D) -> (B, C)."""
+        return 10 * super().forward(torch.nn.functional.normalize(embeddings))
+
+
 def loss_of(name: str) -> Loss:
     """The loss of a name. Values are those of the recipes of the other benchmarks."""
     if name == "triplet":
@@ -257,7 +265,7 @@ def learn(
     models: dict[str, Any] = {"trunk": network}
     functions: dict[str, Any] = {"metric_loss": loss.metric}
     if loss.classifies:
-        models["classifier"] = lambda classes: torch.nn.Linear(DIM, classes)
+        models["classifier"] = lambda classes: Logits(DIM, classes)
         functions["classifier_loss"] = torch.nn.CrossEntropyLoss()
     JointTrainer(
         models=models,
