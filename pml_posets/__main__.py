@@ -13,7 +13,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,24 +58,21 @@ def embed(options: argparse.Namespace) -> None:
     )
     for path, reason in added.unreadable[:20]:
         print(f"  left out {path}: {reason}")
-    report = _write_report(gallery, embedder, added)
-    print(f"report: {report}")
+    print(f"report: {_write_report(gallery, embedder, added)}")
 
 
 def search(options: argparse.Namespace) -> None:
     """Show the photos most similar to some queries."""
     gallery = _opened(options.output)
-    embedder = _open_embedder(gallery, options)
-    rows = embedder.transform(ImageList(options.queries))
+    rows = _open_embedder(gallery, options).transform(ImageList(options.queries))
     indices, similarities = gallery.nearest(rows, options.count)
     sheet = []
     for query, nearest, close in zip(options.queries, indices, similarities, strict=True):
         print(f"{query}:")
-        tiles = [(query, "query")]
-        for index, similarity in zip(nearest.tolist(), close.tolist(), strict=True):
+        for index, similarity in zip(nearest, close, strict=True):
             print(f"  {similarity:.3f}  {gallery.names[index]}")
-            tiles.append((gallery.path(index), f"{similarity:.2f} {gallery.names[index]}"))
-        sheet.append((str(query), tiles))
+        captions = [f"{s:.2f} {gallery.names[i]}" for i, s in zip(nearest, close, strict=True)]
+        sheet.append((str(query), [(query, "query"), *_tiles(gallery, nearest, captions)]))
     print(f"picture: {save_sheet(row_sheet(sheet), gallery.folder / 'search.png')}")
 
 
@@ -83,35 +80,30 @@ def clusters(options: argparse.Namespace) -> None:
     """Group similar photos."""
     gallery = _opened(options.output)
     labels = gallery.clusters(options.count)
-    path = gallery.folder / "clusters.csv"
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "cluster"])
-        writer.writerows(zip(gallery.names, labels.tolist(), strict=True))
     count = int(labels.max(initial=-1)) + 1
     print(f"{count} clusters of {int((labels >= 0).sum())} photos, {int((labels < 0).sum())} photos in none")
-    print(f"table: {path}")
-    if count:
-        print(f"picture: {_cluster_picture(gallery, labels)}")
+    rows = zip(gallery.names, labels.tolist(), strict=True)
+    print(f"table: {_write_table(gallery.folder / 'clusters.csv', ('file', 'cluster'), rows)}")
+    sheet = []
+    for cluster in range(min(20, count)):
+        members = np.flatnonzero(labels == cluster)
+        center = gallery.embeddings[members].mean(0)
+        order = members[np.argsort(-(gallery.embeddings[members] @ center), kind="stable")]
+        sheet.append((f"cluster {cluster}: {len(members)} photos", _tiles(gallery, order[:8])))
+    if sheet:
+        print(f"picture: {save_sheet(row_sheet(sheet), gallery.folder / 'clusters.png')}")
 
 
 def duplicates(options: argparse.Namespace) -> None:
     """List groups of near-duplicates."""
     gallery = _opened(options.output)
     groups = gallery.duplicates(options.threshold)
-    path = gallery.folder / "duplicates.csv"
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["group", "file"])
-        writer.writerows((number, gallery.names[i]) for number, group in enumerate(groups) for i in group)
     print(f"{len(groups)} groups of photos with a cosine similarity of {options.threshold} or more")
-    print(f"table: {path}")
+    rows = ((number, gallery.names[i]) for number, group in enumerate(groups) for i in group)
+    print(f"table: {_write_table(gallery.folder / 'duplicates.csv', ('group', 'file'), rows)}")
     if groups:
-        rows = [
-            (f"{len(group)} photos", [(gallery.path(i), gallery.names[i]) for i in group[:8]])
-            for group in groups[:20]
-        ]
-        print(f"picture: {save_sheet(row_sheet(rows), gallery.folder / 'duplicates.png')}")
+        sheet = [(f"{len(group)} photos", _tiles(gallery, group[:8])) for group in groups[:20]]
+        print(f"picture: {save_sheet(row_sheet(sheet), gallery.folder / 'duplicates.png')}")
 
 
 def picture(options: argparse.Namespace) -> None:
@@ -127,25 +119,20 @@ def _open_embedder(gallery: Gallery, options: argparse.Namespace) -> Embedder:
     how = {"batch_size": options.batch_size, "num_workers": options.workers, "progress": True}
     if path.exists():
         settings = json.loads(settings_path.read_text(encoding="utf-8"))
-        given = options.network
-        if given is not None and given != settings["network"]:
+        if options.network not in (None, settings["network"]):
             raise ValueError(
-                f"{gallery.folder} was embedded with {settings['network'] or 'HOG'}, not with {given}: "
-                "choose another output folder"
+                f"{gallery.folder} was embedded with {settings['network'] or 'HOG'}, not with "
+                f"{options.network}: choose another output folder"
             )
-        weights = options.weights or settings["weights"]
-        return Embedder.load(path, _network(settings["network"], weights), **how)
+        network = _network(settings["network"], options.weights or settings["weights"])
+        return Embedder.load(path, network, **how)
     network = _network(options.network, options.weights)
-    chosen = {
-        name: getattr(options, name)
-        for name in ("image_size", "layers", "mean", "std")
-        if getattr(options, name) is not None
-    }
+    given = {name: getattr(options, name) for name in ("image_size", "layers", "mean", "std")}
+    chosen = {name: value for name, value in given.items() if value is not None}
     embedder = Embedder(network, mirror=not options.no_mirror, **chosen, **how)
     files = image_files(options.photos)
     order = np.random.default_rng(0).permutation(len(files))[:5000]
-    sample = ImageList([files[i] for i in sorted(order.tolist())], skip_unreadable=True)
-    embedder.fit(sample)
+    embedder.fit(ImageList([files[i] for i in np.sort(order)], skip_unreadable=True))
     with atomic_write(settings_path, "w", encoding="utf-8") as file:
         json.dump({"network": options.network, "weights": options.weights}, file)
     embedder.save(path)
@@ -183,9 +170,7 @@ def _network(name: str | None, weights: str | None) -> Any:
 
 
 def _kind(embedder: Embedder) -> str:
-    if embedder.network is None:
-        return "HOG and views"
-    return f"layers {', '.join(embedder.layers_)}"
+    return "HOG and views" if embedder.network is None else f"layers {', '.join(embedder.layers_)}"
 
 
 def _add(gallery: Gallery, photos: Path, embedder: Embedder) -> Added:
@@ -210,44 +195,47 @@ def _opened(folder: Path) -> Gallery:
     return Gallery(folder)
 
 
+def _tiles(gallery: Gallery, indices: Any, captions: Sequence[str] | None = None) -> list[tuple[Path, str]]:
+    """Photos with captions, by default their names."""
+    captions = [gallery.names[i] for i in indices] if captions is None else captions
+    return [(gallery.path(i), caption) for i, caption in zip(indices, captions, strict=True)]
+
+
+def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> Path:
+    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
 def _write_report(gallery: Gallery, embedder: Embedder, added: Added) -> Path:
     """A page with pictures: nearest photos, the map, and what the judge without labels says."""
     rng = np.random.default_rng(0)
-    chosen = np.sort(rng.permutation(len(gallery))[:_JUDGED])
-    lines = [
+    judged = np.sort(rng.permutation(len(gallery))[:_JUDGED])
+    verdict = ""
+    if len(gallery) >= 50:
+        verdict = _verdict(embedder, [gallery.path(i) for i in judged])
+        print(verdict)
+    queries, rows = rng.permutation(len(gallery))[:6], []
+    for query, found, close in zip(queries, *gallery.nearest(gallery.embeddings[queries], 8), strict=True):
+        others = np.flatnonzero(found != query)[:7]
+        tiles = _tiles(gallery, found[others], [f"{s:.2f}" for s in close[others]])
+        rows.append((gallery.names[query], [(gallery.path(query), "query"), *tiles]))
+    save_sheet(row_sheet(rows), gallery.folder / "nearest.png")
+    path, method = _map_picture(gallery, "auto")
+    paragraphs = [
         f"# {len(gallery)} photos of {gallery.photos}",
-        "",
         f"Embeddings: {gallery.embeddings.shape[1]} columns from {_kind(embedder)}. "
         f"{added.new} photos are new, {added.changed} changed, {added.gone} gone, "
         f"{len(added.unreadable)} unreadable.",
-        "",
-    ]
-    if len(gallery) >= 50:
-        verdict = _verdict(embedder, [gallery.path(i) for i in chosen.tolist()])
-        print(verdict)
-        lines += [verdict, ""]
-    queries = rng.permutation(len(gallery))[:6]
-    nearest, close = gallery.nearest(gallery.embeddings[queries], 8)
-    rows = []
-    for query, found, similarities in zip(queries.tolist(), nearest.tolist(), close.tolist(), strict=True):
-        pairs = [(i, s) for i, s in zip(found, similarities, strict=True) if i != query][:7]
-        tiles = [(gallery.path(query), "query"), *((gallery.path(i), f"{s:.2f}") for i, s in pairs)]
-        rows.append((gallery.names[query], tiles))
-    save_sheet(row_sheet(rows), gallery.folder / "nearest.png")
-    path, method = _map_picture(gallery, "auto")
-    lines += [
+        verdict,
         "## Some photos and their nearest",
-        "",
         "![nearest photos](nearest.png)",
-        "",
         f"## Map ({method})",
-        "",
         f"![map]({path.name})",
-        "",
+        "\n".join(f"- left out `{file}`: {reason}" for file, reason in added.unreadable),
     ]
-    lines += [f"- left out `{path}`: {reason}" for path, reason in added.unreadable]
     with atomic_write(gallery.folder / "report.md", "w", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
+        file.write("\n\n".join(filter(None, paragraphs)) + "\n")
     return gallery.folder / "report.md"
 
 
@@ -255,29 +243,16 @@ def _verdict(embedder: Embedder, photos: list[Path]) -> str:
     """The judge's word on the embedding, as a sentence."""
     learned, plain = embedder.judge(ImageList(photos))
     name = "plain HOG" if embedder.network is None else "the network's last layer"
-    better = learned.score > plain.score
+    better = (
+        "the embedding is the better one."
+        if learned.score > plain.score
+        else (f"{name} is better: look at the pictures.")
+    )
     return (
         f"Judged without labels on {len(photos)} photos: score {learned.score:.2f}, {name} "
-        f"{plain.score:.2f}. "
-        f"{learned.stability:.0%} of a photo's ten nearest stay the same when the photo is changed "
-        f"({name}: {plain.stability:.0%}). "
-        + (
-            "By this hint, which is no proof, the embedding is the better one."
-            if better
-            else f"By this hint, which is no proof, {name} is better: look at the pictures."
-        )
+        f"{plain.score:.2f}. {learned.stability:.0%} of a photo's ten nearest stay the same when the photo "
+        f"is changed ({name}: {plain.stability:.0%}). By this hint, which is no proof, {better}"
     )
-
-
-def _cluster_picture(gallery: Gallery, labels: Any) -> Path:
-    rows = []
-    for cluster in range(min(20, int(labels.max()) + 1)):
-        members = np.flatnonzero(labels == cluster)
-        center = gallery.embeddings[members].mean(0)
-        order = members[np.argsort(-(gallery.embeddings[members] @ center), kind="stable")]
-        tiles = [(gallery.path(i), gallery.names[i]) for i in order[:8].tolist()]
-        rows.append((f"cluster {cluster}: {len(members)} photos", tiles))
-    return save_sheet(row_sheet(rows), gallery.folder / "clusters.png")
 
 
 def _map_picture(gallery: Gallery, method: str) -> tuple[Path, str]:
@@ -292,7 +267,7 @@ def _map_picture(gallery: Gallery, method: str) -> tuple[Path, str]:
         positions = np.pad(positions, ((0, 0), (0, 2 - positions.shape[1])))
         positions = np.argsort(np.argsort(positions, axis=0), axis=0).astype(np.float32)  # spread evenly
     shown = np.sort(np.random.default_rng(0).permutation(len(gallery))[:_MAP_PHOTOS])
-    sheet = map_sheet([gallery.path(i) for i in shown.tolist()], positions[shown])
+    sheet = map_sheet([gallery.path(i) for i in shown], positions[shown])
     return save_sheet(sheet, gallery.folder / "map.png"), name
 
 
@@ -306,46 +281,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(run: Any) -> argparse.ArgumentParser:
+    def command(run: Any) -> Callable[..., Any]:
         sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         sub.set_defaults(run=run, network=None, weights=None, batch_size=64, workers=0)
-        return sub
+        if run is not embed:
+            sub.add_argument("output", type=Path, help="output folder of embed")
+        return sub.add_argument
 
-    sub = command(embed)
-    sub.add_argument("photos", type=Path, help="folder of photos, searched with its subfolders")
-    sub.add_argument("--output", type=Path, required=True, help="folder for all results")
-    sub.add_argument("--network", help="module:function, or a torchvision or timm name. Default: HOG")
-    sub.add_argument("--weights", help="file of the network's state dict")
-    sub.add_argument("--layers", nargs="+", help="names of the network's layers. Default: chosen")
-    sub.add_argument("--image-size", type=int, help="side the photos are resized to, pixels")
+    add = command(embed)
+    add("photos", type=Path, help="folder of photos, searched with its subfolders")
+    add("--output", type=Path, required=True, help="folder for all results")
+    add("--network", help="module:function, or a torchvision or timm name. Default: HOG")
+    add("--weights", help="file of the network's state dict")
+    add("--layers", nargs="+", help="names of the network's layers. Default: chosen")
+    add("--image-size", type=int, help="side the photos are resized to, pixels")
     for name in ("mean", "std"):
-        sub.add_argument(f"--{name}", nargs=3, type=float, help="of pixels in [0, 1]. Default: ImageNet's")
-    sub.add_argument("--no-mirror", action="store_true", help="a photo and its mirror image differ")
-    sub.add_argument("--batch-size", type=int, help="photos at once. Default 64")
-    sub.add_argument("--workers", type=int, help="processes that read photos. Default 0: this one")
-    sub = command(search)
-    sub.add_argument("output", type=Path, help="output folder of embed")
-    sub.add_argument("queries", type=Path, nargs="+", help="photos to search for")
-    sub.add_argument("--count", type=int, default=8, help="photos for each query. Default 8")
-    sub.add_argument("--weights", help="file of the network's state dict, if it has moved")
-    sub = command(clusters)
-    sub.add_argument("output", type=Path, help="output folder of embed")
-    sub.add_argument(
-        "--count", type=int, help="clusters of k-means. Default: compact groups, as many as are clear"
-    )
-    sub = command(duplicates)
-    sub.add_argument("output", type=Path, help="output folder of embed")
-    sub.add_argument(
-        "--threshold",
-        type=float,
-        default=_DUPLICATE,
-        help="cosine similarity from which. Default %(default)s",
-    )
-    sub = command(picture)
-    sub.add_argument("output", type=Path, help="output folder of embed")
-    sub.add_argument(
-        "--method", choices=("auto", "pca", "umap"), default="auto", help="Default auto: umap if installed"
-    )
+        add(f"--{name}", nargs=3, type=float, help="of pixels in [0, 1]. Default: ImageNet's")
+    add("--no-mirror", action="store_true", help="a photo and its mirror image differ")
+    add("--batch-size", type=int, help="photos at once. Default 64")
+    add("--workers", type=int, help="processes that read photos. Default 0: this one")
+    add = command(search)
+    add("queries", type=Path, nargs="+", help="photos to search for")
+    add("--count", type=int, default=8, help="photos for each query. Default 8")
+    add("--weights", help="file of the network's state dict, if it has moved")
+    add = command(clusters)
+    add("--count", type=int, help="clusters of k-means. Default: compact groups, as many as are clear")
+    add = command(duplicates)
+    threshold = "cosine similarity from which. Default %(default)s"
+    add("--threshold", type=float, default=_DUPLICATE, help=threshold)
+    add = command(picture)
+    methods = ("auto", "pca", "umap")
+    add("--method", choices=methods, default="auto", help="Default auto: umap if installed")
     return parser
 
 

@@ -14,24 +14,18 @@ from typing import IO, Any
 
 import numpy as np
 
+_DAMAGE = (  # what numpy and zipfile raise at damaged bytes
+    ValueError, TypeError, LookupError, EOFError, AttributeError, NotImplementedError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`, and rename it to `path` when the block ends without an error.
 
     A kill at any time leaves the older file or the whole new one. After an error, which passes through as it
-    is, the temporary file is gone.
-
-    Args:
-        path: the file, replaced if it exists.
-        mode: "wb" or "w". Default "wb".
-        **options: of `open`.
-
-    Yields:
-        The open temporary file.
-
-    Raises:
-        OSError: if the folder is missing, full or not writable.
+    is, the temporary file is gone. `mode` is "wb" or "w", other options are those of `open`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -47,11 +41,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", **options: Any)
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to one .npz file by `atomic_write`.
-
-    Raises:
-        OSError: if the folder is missing, full or not writable; an older file stays as it was.
-    """
+    """Write arrays to one .npz file by `atomic_write`."""
     with atomic_write(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -64,40 +54,22 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         OSError: if it is missing or cannot be read, which says nothing of its bytes.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it is a single array")
+        with loaded as file:
             return {name: file[name] for name in file.files}
-    except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # of the disk; EINVAL: an offset that cannot be
+    except (OSError, *_DAMAGE) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a bad offset
             raise
-        raise ValueError(f"{path} is damaged or no file of arrays ({error}): make it again") from error
-    except (
-        ValueError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
         raise ValueError(f"{path} is damaged or no file of arrays ({error}): make it again") from error
 
 
 def check_folder(folder: str | os.PathLike[str], num_bytes: int = 0) -> Path:
     """Make an output folder if need be, and see that it can be written to, before hours are spent.
 
-    Args:
-        folder: the folder.
-        num_bytes: what must fit into it. Default 0.
-
-    Returns:
-        The folder.
-
     Raises:
-        OSError: if it cannot be made, is no folder, is read-only or has no room.
-
-    Example:
-        >>> import tempfile
-        >>> check_folder(tempfile.mkdtemp()).is_dir()
-        True
+        OSError: if it cannot be made, is no folder, is read-only or has no room for `num_bytes`.
     """
     folder = Path(folder)
     probe = folder / f".write-test-{os.getpid()}"

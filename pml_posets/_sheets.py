@@ -19,12 +19,7 @@ Tile = tuple[Path, str]  # photo and caption
 
 
 def row_sheet(rows: Sequence[tuple[str, Sequence[Tile]]], side: int = 96) -> Image.Image:
-    """Rows of thumbnails with captions below, and a heading above each row.
-
-    Args:
-        rows: (heading, tiles) from top to bottom; at least one tile in all.
-        side: of a thumbnail, pixels. Default 96.
-    """
+    """Rows (heading, tiles) of thumbnails with captions below and a heading above each row."""
     width = max(len(tiles) for _, tiles in rows) * (side + _GAP) + _GAP
     height = side + _CAPTION + _GAP
     sheet = Image.new("RGB", (width, len(rows) * (height + _CAPTION) + _GAP), _BACKGROUND)
@@ -40,13 +35,7 @@ def row_sheet(rows: Sequence[tuple[str, Sequence[Tile]]], side: int = 96) -> Ima
 
 
 def map_sheet(paths: Sequence[Path], positions: NDArray[np.float32], side: int = 40) -> Image.Image:
-    """A map of thumbnails: each is in the free cell of a grid that is nearest to its position.
-
-    Args:
-        paths: photos.
-        positions: (N, 2), of any scale.
-        side: of a thumbnail, pixels. Default 40.
-    """
+    """A map of thumbnails: each is in the free cell of a grid that is nearest to its position (N, 2)."""
     cells = grid_cells(positions)
     columns, rows = cells.max(0) + 1
     sheet = Image.new("RGB", (int(columns) * side, int(rows) * side), _BACKGROUND)
@@ -56,14 +45,9 @@ def map_sheet(paths: Sequence[Path], positions: NDArray[np.float32], side: int =
 
 
 def grid_cells(positions: NDArray[np.float32], slack: float = 1.6) -> NDArray[np.int64]:
-    """Cells of a square grid for points, no two in one, each near its place.
+    """Columns and rows (N, 2) of a square grid for points (N, 2), no two in one cell, each near its place.
 
-    Args:
-        positions: (N, 2).
-        slack: cells for each point, about, from 1. Default 1.6.
-
-    Returns:
-        (N, 2) int64, column and row from 0.
+    There are about `slack` cells for each point.
     """
     low, high = positions.min(0), positions.max(0)
     side = int(np.ceil(np.sqrt(slack * len(positions))))

@@ -11,19 +11,9 @@ from ._validation import as_features
 
 
 def sketch(rows: Any) -> torch.Tensor:
-    """One number a row, the same up to rounding for the same row, and another for any other one.
+    """(N, D) to (N,): one number a row, the same up to rounding for the same row, another for any other one.
 
-    Args:
-        rows: (N, D) finite numbers.
-
-    Returns:
-        (N,) float32: products with a fixed random vector. Checkpoints hold it in place of the rows, and the
-        rounding of another machine does not make another run.
-
-    Example:
-        >>> first, again = sketch(np.eye(3)), sketch(np.eye(3) + 1e-7)
-        >>> torch.allclose(first, again, atol=1e-5), bool((first == first.flip(0)).all())
-        (True, False)
+    Checkpoints hold it in place of the rows; the rounding of another machine does not make another run.
     """
     rows = as_features(rows)
     direction = np.random.default_rng(0).standard_normal(rows.shape[1]).astype(np.float32)

@@ -62,6 +62,12 @@ def as_real(
     return number
 
 
+def kind_of(value: Any) -> str:
+    """The type of a value with its article, for errors: "an ImageList"."""
+    name = type(value).__qualname__
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
 def check_option(value: Any, name: str, options: Any) -> Any:
     """`value`, if it is one of the Literal `options`."""
     allowed = get_args(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 from torch import nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from ._io import read_npz, write_npz
 from ._random import derive_seeds, preserved_randomness, seed_everything
@@ -26,7 +28,7 @@ from .evaluation.label_free import LabelFreeScore, label_free_score
 from .features.hog import HogGrid, HogItems, hog_batches
 from .features.instance_lda import InstanceLDA
 from .features.neighbor_whitening import NeighborWhitening
-from .features.network import Images, extract
+from .features.network import extract
 from .features.pooled import LayerOutputs, PartialWhitening, choose_layers
 
 __all__ = ["Embedder"]
@@ -37,6 +39,7 @@ _NETWORK_SIZE, _NETWORK_IMAGES, _LAYER_COMPONENTS = 224, 5000, 256
 _SETTINGS = ("image_size", "num_components", "mirror", "whitening", "neighbors", "mean", "std")
 
 
+@dataclass(eq=False, repr=False)
 class Embedder(BaseEstimator):
     """Embeddings of photos for search, clustering and near-duplicates, from unlabeled photos alone.
 
@@ -83,8 +86,6 @@ class Embedder(BaseEstimator):
     Raises:
         TypeError, ValueError: at `fit`, for an argument that is wrong, or fewer than three photos.
 
-    Source: none, an addition.
-
     Example:
         >>> from PIL import Image
         >>> rng = np.random.default_rng(0)
@@ -94,33 +95,24 @@ class Embedder(BaseEstimator):
         (5, 11)
     """
 
-    def __init__(
-        self,
-        network: nn.Module | None = None,
-        *,
-        layers: Sequence[str] | None = None,
-        image_size: int | None = None,
-        num_components: int | None = None,
-        num_images: int | None = None,
-        num_views: int = 8,
-        mirror: bool = True,
-        whitening: float = 0.75,
-        neighbors: int = 5,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
-        batch_size: int = 64,
-        num_workers: int = 0,
-        device: str | torch.device | None = None,
-        amp: bool | torch.dtype = True,
-        random_state: int = 0,
-        progress: bool = False,
-    ) -> None:
-        self.network, self.layers, self.image_size = network, layers, image_size
-        self.num_components, self.num_images, self.num_views = num_components, num_images, num_views
-        self.mirror, self.whitening, self.neighbors = mirror, whitening, neighbors
-        self.mean, self.std = mean, std
-        self.batch_size, self.num_workers, self.device = batch_size, num_workers, device
-        self.amp, self.random_state, self.progress = amp, random_state, progress
+    network: nn.Module | None = None
+    _: KW_ONLY
+    layers: Sequence[str] | None = None
+    image_size: int | None = None
+    num_components: int | None = None
+    num_images: int | None = None
+    num_views: int = 8
+    mirror: bool = True
+    whitening: float = 0.75
+    neighbors: int = 5
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    batch_size: int = 64
+    num_workers: int = 0
+    device: str | torch.device | None = None
+    amp: bool | torch.dtype = True
+    random_state: int = 0
+    progress: bool = False
 
     def fit(self, images: Any, y: object = None) -> Embedder:
         """Learn the embedding from photos.
@@ -148,7 +140,7 @@ class Embedder(BaseEstimator):
             raise ValueError(f"an embedding is learned from three photos at least, got {len(order)}")
         if self.network is None:
             self.layers_: list[str] = []
-            pixels = torch.stack([photos[i] for i in order.tolist()])
+            pixels = self._pixels(photos, order)
             views = [
                 self._describe(self._changed(pixels, seed, number), f"view {number + 1}")[0]
                 for number in range(self.num_views)
@@ -184,7 +176,8 @@ class Embedder(BaseEstimator):
             sklearn.exceptions.NotFittedError: before `fit`.
             UnreadableImageError: for a broken photo; the message names it.
         """
-        return self._embed(self._photos(images), "embeddings")
+        self._check_fitted()
+        return self._project(self._describe(self._photos(images), "embeddings"))
 
     def fit_transform(self, images: Any, y: object = None) -> NDArray[np.float32]:
         """`fit`, then `transform` of the same photos."""
@@ -203,7 +196,7 @@ class Embedder(BaseEstimator):
         """
         self._check_fitted()
         photos = self._photos(images)
-        pixels = torch.stack([photos[i] for i in range(len(photos))])
+        pixels = self._pixels(photos, np.arange(len(photos)))
         changed = self._changed(pixels, random_state, self.num_views)  # no view that was learned from
         described = [self._describe(pixels, "photos"), self._describe(changed, "changed photos")]
         embedded = label_free_score(*(self._project(parts) for parts in described))
@@ -264,9 +257,8 @@ class Embedder(BaseEstimator):
         return embedder
 
     def _side(self) -> int:
-        return as_count(
-            self.image_size or (_HOG_SIZE if self.network is None else _NETWORK_SIZE), "image_size", 8
-        )
+        default = _HOG_SIZE if self.network is None else _NETWORK_SIZE
+        return as_count(self.image_size or default, "image_size", 8)
 
     def _set_steps(self, steps: list[dict[str, NDArray[np.float32]]]) -> None:
         self._steps = steps
@@ -274,15 +266,18 @@ class Embedder(BaseEstimator):
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "_steps"):
-            from sklearn.exceptions import NotFittedError
-
             raise NotFittedError("the embedder has learned nothing yet: call fit(photos) first")
 
-    def _photos(self, images: Any) -> Images:
+    def _photos(self, images: Any) -> Any:
         if isinstance(images, str | os.PathLike):
             images = ImageList(image_files(Path(images)))
         check_dataset(images, "images")
-        return Images(images, (self._side(), self._side()))
+        return images
+
+    def _pixels(self, photos: Any, order: NDArray[np.int64]) -> torch.Tensor:
+        """Some photos as they are described, (n, 3, S, S) uint8."""
+        items = HogItems(photos, self._side())
+        return torch.from_numpy(np.stack([items[int(i)] for i in order])).permute(0, 3, 1, 2)
 
     def _changed(self, pixels: torch.Tensor, seed: int, number: int) -> torch.Tensor:
         """A random view of each image, (N, 3, S, S) uint8; another one for another number."""
@@ -302,32 +297,18 @@ class Embedder(BaseEstimator):
 
     def _describe(self, photos: Any, what: str) -> list[NDArray[np.float32]]:
         """The features of each part before any projection, (N, D) each."""
-        batch_size, workers = (
-            as_count(self.batch_size, "batch_size"),
-            as_count(self.num_workers, "num_workers", 0),
-        )
-        how: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "progress": self.progress}
+        side, how = self._side(), dict[str, Any](progress=self.progress)
+        how["batch_size"] = as_count(self.batch_size, "batch_size")
+        how["num_workers"] = as_count(self.num_workers, "num_workers", 0)
         if self.network is None:
-            batches = hog_batches(HogItems(photos, self._side()), HogGrid(self._side()), what=what, **how)
+            batches = hog_batches(HogItems(photos, side), HogGrid(side), what=what, **how)
             return [np.concatenate([batch[0] for batch in batches])]
-        how |= {
-            "mean": self.mean,
-            "std": self.std,
-            "device": self.device,
-            "amp": self.amp,
-            "normalize": False,
-        }
+        how |= {"mean": self.mean, "std": self.std, "device": self.device, "amp": self.amp, "normalize": False}
         outputs = LayerOutputs(self.network, self.layers_)
-        if self.mirror:
-            plain, mirrored = extract(outputs, photos, mirror=True, **how)
-            rows = np.float32(0.5) * (plain + mirrored)
-        else:
-            rows = extract(outputs, photos, **how)
+        rows = extract(outputs, photos, mirror=self.mirror, size=(side, side), **how)
+        if isinstance(rows, tuple):
+            rows = np.float32(0.5) * (rows[0] + rows[1])
         return np.split(rows, np.cumsum(outputs.widths)[:-1], axis=1)
-
-    def _embed(self, photos: Dataset[torch.Tensor], what: str) -> NDArray[np.float32]:
-        self._check_fitted()
-        return self._project(self._describe(photos, what))
 
     def _project(self, described: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         parts = [

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ._io import atomic_write, check_folder, read_npz, write_npz
 from ._validation import as_count, as_real
-from .data.image_list import ImageList, image_files
-from .data.images import UnreadableImageError, read_image
+from .data.image_list import ImageList, image_files, reason_unreadable
+from .data.images import UnreadableImageError
 from .embedder import Embedder
 
 if TYPE_CHECKING:
@@ -231,15 +231,9 @@ class Gallery:
         """
         import faiss
 
-        write_npz(
-            self.folder / "gallery.npz",
-            {
-                "photos": np.array(str(self.photos)),
-                "names": np.array(self.names),
-                "stamps": self._stamps,
-                "embeddings": self.embeddings,
-            },
-        )
+        arrays = {"photos": np.array(str(self.photos)), "names": np.array(self.names)}
+        arrays |= {"stamps": self._stamps, "embeddings": self.embeddings}
+        write_npz(self.folder / "gallery.npz", arrays)
         with atomic_write(self.folder / "embeddings.npy") as file:
             np.save(file, self.embeddings)
         with atomic_write(self.folder / "names.txt", "w", encoding="utf-8") as file:
@@ -255,16 +249,12 @@ class Gallery:
         try:
             rows = embedder.transform(ImageList([root / name for name in names]))
         except UnreadableImageError:
-            readable = []
-            for name in names:
-                try:
-                    read_image(root / name)
-                    readable.append(name)
-                except UnreadableImageError as error:
-                    unreadable.append((root / name, str(error)))
-            if not readable:
+            reasons = {name: reason_unreadable(root / name) for name in names}
+            unreadable = [(root / name, reason) for name, reason in reasons.items() if reason is not None]
+            names = [name for name, reason in reasons.items() if reason is None]
+            if not names:
                 return unreadable
-            names, rows = readable, embedder.transform(ImageList([root / name for name in readable]))
+            rows = embedder.transform(ImageList([root / name for name in names]))
         index = self._search_index(rows.shape[1])
         index.add(rows)
         self.embeddings = np.concatenate([self.embeddings.reshape(-1, rows.shape[1]), rows])

@@ -47,7 +47,6 @@ def image_rows(rows: Mapping[str, Sequence[Tile]], title: str = "") -> Any:
         ImportError: without matplotlib.
 
     Source: the paper's Fig. 5 is such a picture.
-    Differs from the paper: in nothing known.
 
     Example:
         >>> from pml_posets.plots import Tile, image_rows

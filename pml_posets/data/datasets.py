@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from .._random import derive_seeds, preserved_randomness, seed_everything
 from .._validation import as_count
 from .image_list import IMAGE_SUFFIXES, ImageList, image_files
-from .images import UnreadableImageError, mirror, upright
+from .images import UnreadableImageError, image_of, mirror, upright
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -57,7 +57,18 @@ def as_index(key: Any, length: int) -> int:
     return index
 
 
-class SeededDataset(Dataset[Any]):
+class _Wrapper(Dataset[Any]):
+    """A dataset around another one, of the same length if nothing else is said."""
+
+    def __init__(self, dataset: Any) -> None:
+        check_dataset(dataset)
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class SeededDataset(_Wrapper):
     """A dataset whose random transforms draw the same for an item each time, in any process and order.
 
     The global generators of torch, numpy and random are seeded by (seed, index) before an item is loaded and
@@ -74,26 +85,24 @@ class SeededDataset(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
-        check_dataset(dataset)
-        self.dataset, self.seed = dataset, as_count(seed, "seed", 0)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        super().__init__(dataset)
+        self.seed = as_count(seed, "seed", 0)
 
     def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """A batch at once, as torch's data loader asks for it: the generators are put back only once."""
+        items = []
         with preserved_randomness(accelerators=False):
-            return [self._item(as_index(index, len(self))) for index in indices]
+            for index in indices:
+                index = as_index(index, len(self))
+                seed_everything(derive_seeds(self.seed, index)[0], accelerators=False)
+                items.append(self.dataset[index])
+        return items
 
-    def _item(self, index: int) -> Any:
-        seed_everything(derive_seeds(self.seed, index)[0], accelerators=False)
-        return self.dataset[index]
 
-
-class IndexedDataset(Dataset[tuple[Any, int]]):
+class IndexedDataset(_Wrapper):
     """Yields (image, index) from any dataset of images, so that the index travels in PML's labels channel.
 
     A key is an index, or a pair (index, seed). With a seed, the global generators of torch, numpy and random
@@ -129,8 +138,7 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
     """
 
     def __init__(self, dataset: Any, flips: Flips = None) -> None:
-        check_dataset(dataset)
-        self.dataset = dataset
+        super().__init__(dataset)
         self.flips = flips
 
     @property
@@ -151,24 +159,19 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
                 )
         self._flips: Any = flips
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __getitem__(self, key: SampleKey) -> tuple[Any, int]:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> list[tuple[Any, int]]:
         """A batch at once, as torch's data loader asks for it: the generators are put back only once."""
         pairs = [self._as_pair(key) for key in keys]
-        indices = [index for index, _ in pairs]
         if any(seed is not None for _, seed in pairs):
             with preserved_randomness(accelerators=False):
                 return [(self._finish(self._load(*pair), pair[0]), pair[0]) for pair in pairs]
+        indices = [index for index, _ in pairs]
         load = getattr(self.dataset, "__getitems__", None)
-        if load is not None and len(indices) > 1:
-            samples = load(indices)
-        else:
-            samples = [self.dataset[index] for index in indices]
+        many = load is not None and len(indices) > 1
+        samples = load(indices) if many else (self.dataset[index] for index in indices)
         return [(self._finish(sample, index), index) for sample, index in zip(samples, indices, strict=True)]
 
     def _as_pair(self, key: SampleKey) -> tuple[int, int | None]:
@@ -190,14 +193,12 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
                 f"a sample must be an image or (image, ...), got a dict with the keys {sorted(sample)}: "
                 "wrap the dataset so that the image comes first"
             )
-        image = upright(sample[0] if isinstance(sample, tuple | list) else sample)
-        flips = self._flips
-        if flips is not None and (flips(index) if callable(flips) else flips[index]):
-            image = mirror(image)
-        return image
+        image, flips = upright(image_of(sample)), self._flips
+        turned = flips is not None and (flips[index] if isinstance(flips, np.ndarray) else flips(index))
+        return mirror(image) if turned else image
 
 
-class WithMirrorImages(Dataset[Any]):
+class WithMirrorImages(_Wrapper):
     """A dataset and its mirror images behind it: item N + i is item i, mirrored.
 
     With it the mirror image of a sample is a sample of its own, with its own class and poset, and training
@@ -207,7 +208,7 @@ class WithMirrorImages(Dataset[Any]):
     Args:
         dataset: yields an image, or a tuple or list that starts with one.
 
-    Source: none, an addition. Differs from the paper: there a sample has one orientation, that of its class.
+    In the paper a sample has one orientation, that of its class.
 
     Example:
         >>> both = WithMirrorImages([torch.tensor([[1, 2]]), torch.tensor([[3, 4]])])
@@ -215,22 +216,16 @@ class WithMirrorImages(Dataset[Any]):
         (4, [[4, 3]])
     """
 
-    def __init__(self, dataset: Any) -> None:
-        check_dataset(dataset)
-        self.dataset = dataset
-
     def __len__(self) -> int:
         return 2 * len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
         turned, index = divmod(as_index(index, len(self)), len(self.dataset))
-        item = self.dataset[index]
-        if isinstance(item, tuple | list):
-            return (mirror(item[0]) if turned else upright(item[0]), *item[1:])
-        return mirror(item) if turned else upright(item)
+        item, change = self.dataset[index], mirror if turned else upright
+        return (change(item[0]), *item[1:]) if isinstance(item, tuple | list) else change(item)
 
 
-class WithViews(Dataset[Any]):
+class WithViews(_Wrapper):
     """Several views of each image, changed at random: item V n + v is view v of image n.
 
     A view is a function of (seed, n, v) alone, whoever asks for it: the views of a run can be had again.
@@ -246,8 +241,6 @@ class WithViews(Dataset[Any]):
     Attributes:
         instances: (V N,) int64, the image that each item is a view of.
 
-    Source: none, an addition.
-
     Example:
         >>> views = WithViews([torch.zeros(3), torch.ones(3)], lambda x: x + torch.rand(1), num_views=2)
         >>> len(views), views.instances.tolist(), bool((views[3] == views[3]).all())
@@ -257,8 +250,8 @@ class WithViews(Dataset[Any]):
     def __init__(
         self, dataset: Any, transform: Callable[[Any], Any], num_views: int = 8, seed: int = 0
     ) -> None:
-        check_dataset(dataset)
-        self.dataset, self.transform = dataset, transform
+        super().__init__(dataset)
+        self.transform = transform
         self.num_views, self.seed = as_count(num_views, "num_views"), as_count(seed, "seed", 0)
         self.instances = np.arange(len(dataset)).repeat(self.num_views)
 
@@ -269,5 +262,4 @@ class WithViews(Dataset[Any]):
         which, view = divmod(as_index(index, len(self)), self.num_views)
         with preserved_randomness(accelerators=False):
             seed_everything(derive_seeds(self.seed, which, view)[0], accelerators=False)
-            item = self.dataset[which]
-            return self.transform(upright(item[0] if isinstance(item, tuple | list) else item))
+            return self.transform(upright(image_of(self.dataset[which])))

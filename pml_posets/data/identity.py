@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._validation import kind_of
 from . import images as pixels
 from .images import UnreadableImageError
 
@@ -64,7 +65,7 @@ def data_identity(images: Any, data_id: str | None = None) -> tuple[str, str]:
         files = next((getattr(images, key) for key in _FILES if hasattr(images, key)), None)
         if files is not None:
             if not isinstance(files, list | tuple | np.ndarray):
-                raise _UnknownError(f"its files are a {type(files).__qualname__}, no list")
+                raise _UnknownError(f"its files are {kind_of(files)}, no list")
             if not hasattr(images, "__dict__"):
                 raise _UnknownError("it has no attributes to read")
             rest = {key: value for key, value in vars(images).items() if key not in _BESIDE_FILES}
@@ -76,7 +77,7 @@ def data_identity(images: Any, data_id: str | None = None) -> tuple[str, str]:
         names, states = zip(*map(_item_identity, files), strict=True) if len(files) else ((), ())
     except _UnknownError as error:
         raise TypeError(
-            f"cannot tell when a {type(images).__qualname__} changes: give data_id, a string that changes "
+            f"cannot tell when {kind_of(images)} changes: give data_id, a string that changes "
             f"with the data ({error})"
         ) from None
     return digest(pixels.VERSION, len(files), how, names), digest(how, states)
@@ -84,7 +85,6 @@ def data_identity(images: Any, data_id: str | None = None) -> tuple[str, str]:
 
 def digest(*values: Any) -> str:
     """A SHA-256 hex digest of plain values (numbers, strings, lists, dicts) and arrays."""
-    state = hashlib.sha256()
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -92,10 +92,9 @@ def digest(*values: Any) -> str:
             return [str(value.dtype), list(value.shape), content]
         if isinstance(value, np.generic):
             return value.item()
-        raise TypeError(f"cannot digest a {type(value).__qualname__}")
+        raise TypeError(f"cannot digest {kind_of(value)}")
 
-    state.update(json.dumps(values, default=plain, sort_keys=True).encode())
-    return state.hexdigest()
+    return hashlib.sha256(json.dumps(values, default=plain, sort_keys=True).encode()).hexdigest()
 
 
 def weights_digest(module: torch.nn.Module | None) -> str | None:
@@ -111,8 +110,7 @@ def weights_digest(module: torch.nn.Module | None) -> str | None:
 
 def _item_identity(item: Any) -> tuple[str | None, Any]:
     """(path, size and time) of a file, (None, digest of the contents) of an image in memory."""
-    if isinstance(item, tuple | list) and len(item):
-        item = item[0]
+    item = pixels.image_of(item)
     if isinstance(item, str | os.PathLike):
         path = os.path.abspath(os.fspath(item))
         try:
@@ -126,11 +124,10 @@ def _item_identity(item: Any) -> tuple[str | None, Any]:
         except (OSError, SyntaxError, EOFError) as error:  # what decoders raise
             raise UnreadableImageError(f"cannot read an image in memory: {error}") from error
     if isinstance(item, torch.Tensor):
-        item = item.detach().cpu()
-        item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
+        item = pixels.to_numpy(item)
     array = item if isinstance(item, np.ndarray) else np.empty(0, object)
     if array.dtype.kind not in "buif":
-        raise _UnknownError(f"it holds a {type(item).__qualname__}")
+        raise _UnknownError(f"it holds {kind_of(item)}")
     return None, digest(array)
 
 
@@ -167,7 +164,7 @@ def _values(value: Any) -> Any:
     is_python = isinstance(type(value).__init__, types.FunctionType)  # no values out of sight, as C code has
     if _is_library(type(value)) and is_python and hasattr(value, "__dict__"):
         return [type(value).__module__, type(value).__qualname__, _values(vars(value))]
-    raise _UnknownError(f"the values of a {type(value).__qualname__} are not known")
+    raise _UnknownError(f"the values of {kind_of(value)} are not known")
 
 
 def _is_library(thing: Any) -> bool:

@@ -64,7 +64,7 @@ class ImageList(Dataset[Any]):
             raise ValueError("paths must hold at least one image file, got none")
         if skip_unreadable:
             with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
-                reasons = list(pool.map(_reason_unreadable, self.paths))
+                reasons = list(pool.map(reason_unreadable, self.paths))
             pairs = list(zip(self.paths, reasons, strict=True))
             self.unreadable = [(path, reason) for path, reason in pairs if reason is not None]
             self.paths = [path for path, reason in pairs if reason is None]
@@ -121,7 +121,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _reason_unreadable(path: Path) -> str | None:
+def reason_unreadable(path: Path) -> str | None:
+    """Why an image file cannot be read; None if it can."""
     try:
         read_image(path)
     except UnreadableImageError as error:

@@ -20,7 +20,7 @@ from .._random import preserved_randomness
 from .._validation import as_count
 from .datasets import SeededDataset, check_dataset
 from .identity import data_identity, digest
-from .images import VERSION, UnreadableImageError, as_image
+from .images import VERSION, UnreadableImageError, as_image, image_of, resized
 
 __all__ = ["ImageStore"]
 
@@ -57,8 +57,6 @@ class ImageStore(Dataset[torch.Tensor]):
         TypeError: without data_id, if nothing says when the data change; if an item is no PIL image.
         UnreadableImageError: if an image cannot be read; the message names it.
         OSError: if the file cannot be written, with the bytes that it takes.
-
-    Source: none, an addition.
 
     Example:
         >>> import tempfile
@@ -169,8 +167,7 @@ class _Resized(Dataset[np.ndarray]):
         from PIL import Image
 
         try:
-            item = self._items[index]
-            image = item[0] if isinstance(item, tuple | list) else item
+            image = image_of(self._items[index])
             if isinstance(image, Image.Image):
                 image = as_image(image, "it").convert("RGB")  # PIL reads the file here, if it has not yet
         except UnreadableImageError:
@@ -181,9 +178,7 @@ class _Resized(Dataset[np.ndarray]):
             raise TypeError(
                 f"the dataset must yield PIL images, got {type(image).__qualname__}: leave out its transform"
             )
-        if image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        return np.asarray(image).transpose(2, 0, 1)
+        return np.asarray(resized(image, (self.size, self.size))).transpose(2, 0, 1)
 
     def _name(self, index: int) -> str:
         for key in ("paths", "samples", "imgs"):

@@ -22,9 +22,11 @@ __all__ = [
     "as_image",
     "check_channels_first",
     "check_pixels",
+    "image_of",
     "mirror",
     "needs_floats",
     "read_image",
+    "resized",
     "scale_pixels",
     "upright",
 ]
@@ -87,8 +89,7 @@ def as_image(item: Any, name: str = "image") -> Image:
     """
     from PIL import Image
 
-    if isinstance(item, tuple | list) and item:
-        item = item[0]
+    item = image_of(item)
     if isinstance(item, str | os.PathLike):
         return read_image(item)
     if isinstance(item, Image.Image):
@@ -100,9 +101,19 @@ def as_image(item: Any, name: str = "image") -> Image:
     return Image.fromarray(_to_bytes(_channels_last(item, name), name))
 
 
+def image_of(sample: Any) -> Any:
+    """The image of a sample, which may be a tuple or list that starts with it."""
+    return sample[0] if isinstance(sample, tuple | list) and sample else sample
+
+
 def upright(item: Any) -> Any:
     """A PIL image as `as_image` makes it; anything else as it is."""
     return as_image(item) if hasattr(item, "getbands") else item
+
+
+def resized(image: Image, size: tuple[int, int]) -> Image:
+    """A PIL image of this width and height, stretched bilinearly."""
+    return image if image.size == size else image.resize(size, 2)  # bilinear, PIL not imported for this
 
 
 def mirror(image: Any) -> Any:
@@ -195,18 +206,13 @@ def check_pixels(images: torch.Tensor, name: str = "images") -> None:
 
 @contextmanager
 def needs_floats(images: torch.Tensor) -> Iterator[None]:
-    """Explain torch's error when a network is given images of a dtype that it does not take inside.
-
-    Raises:
-        TypeError: in place of torch's RuntimeError about dtypes.
-    """
+    """A TypeError in place of torch's RuntimeError when a network does not take images of this dtype."""
     try:
         yield
     except RuntimeError as error:
-        about_dtypes = re.search(
-            r"[Bb]yte|unsigned char|dtype|UInt16|Bool|Char|Long|Int\b|[Dd]ouble", str(error)
-        )
-        if not about_dtypes or (images.is_floating_point() and images.dtype != torch.float64):
+        if not _ABOUT_DTYPES.search(str(error)) or (
+            images.is_floating_point() and images.dtype != torch.float64
+        ):
             raise
         wanted, remedy = "float32", "convert them with .float()"
         if not images.is_floating_point():
@@ -235,20 +241,20 @@ def _from_pil(image: Image, name: str) -> Image:
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode in ("L", "1"):
-        return image.convert("L")
-    return image.convert("RGB")
+    return image.convert("L" if image.mode in ("L", "1") else "RGB")
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as an array; bfloat16 becomes float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _channels_last(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     """(H, W) or (H, W, 3), of the dtype given; bfloat16 becomes float32."""
-    if isinstance(item, torch.Tensor):
-        item = item.detach().cpu()
-        array = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
-        first = array.ndim == 3
-    else:
-        array = item
-        first = array.ndim == 3 and not _is_channels_last(array.shape, name)
+    array = item if isinstance(item, np.ndarray) else to_numpy(item)
+    is_tensor = isinstance(item, torch.Tensor)
+    first = array.ndim == 3 and (is_tensor or not _is_channels_last(array.shape, name))
     array = np.moveaxis(array, 0, 2) if first else array
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]

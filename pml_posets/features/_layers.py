@@ -1,9 +1,11 @@
-"""The output of a network's layer for a batch of images, as rows."""
+"""Networks in eval mode, the outputs of their layers, and one of these as rows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,41 @@ from torch import nn
 from .._validation import as_count, as_real
 from ..data.images import check_pixels, needs_floats, scale_pixels
 from ._rows import Rows
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; afterwards every submodule is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def hooked(modules: Mapping[str, nn.Module], keep: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `keep(name, output)` whenever one of the modules has run inside."""
+    hooks = [
+        module.register_forward_hook(lambda module, given, output, name=name: keep(name, output))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def submodules(network: nn.Module, names: Sequence[str], what: str) -> dict[str, nn.Module]:
+    """The submodules of these names, as in `named_modules`."""
+    known = dict(network.named_modules())
+    if unknown := [name for name in names if not name or name not in known]:
+        raise ValueError(f"{what}, got {unknown[0]!r}: it has {', '.join(name for name in known if name)}")
+    return {name: known[name] for name in names}
 
 
 class _ReachedError(Exception):
@@ -36,20 +73,17 @@ class LayerReader:
         if not isinstance(amp, bool) and amp not in (torch.bfloat16, torch.float16):
             raise ValueError(f"amp must be True, False, torch.bfloat16 or torch.float16, got {amp!r}")
         self.model, self.layer, self.device = model, layer, device
-        self.target = None if layer is None else _submodule(model, layer)
+        names = [] if layer is None else [layer]
+        self.target = submodules(model, names, "layer must be a submodule of the model")
         self.called_once = False  # known after a whole forward pass
         self.half = amp if isinstance(amp, torch.dtype) else None
         if amp is True and device.type == "cuda":
             self.half = torch.float16
-        self.grid = None
-        if grid is not None:
-            rows, columns = grid if isinstance(grid, tuple) else (grid, grid)
-            self.grid = as_count(rows, "grid"), as_count(columns, "grid")
+        self.grid = as_pair(grid, "grid")
         self.window = None
         if window is not None:
-            x, y = window if isinstance(window, tuple) else (window, window)
-            across, down = (as_real(sigma, "window", low=0, open_low=True) for sigma in (x, y))
-            self.window = across, down
+            both = window if isinstance(window, tuple) else (window, window)
+            self.window = [as_real(sigma, "window", low=0, open_low=True) for sigma in both]
         self.mean = _channels(0.0 if mean is None else mean, "mean").to(device)
         self.std = _channels(1.0 if std is None else std, "std").to(device)
         self.scales = mean is not None or std is not None
@@ -84,26 +118,24 @@ class LayerReader:
         return np.asarray(rows.cpu().numpy())
 
     def _forward(self, images: torch.Tensor) -> object:
-        if self.target is None:
-            return self.model(images)
         found: list[object] = []
 
-        def keep(module: nn.Module, given: object, output: object) -> None:
+        def keep(name: str, output: object) -> None:
             if self.called_once:
                 found.append(output)
                 raise _ReachedError
             found.append(output.clone() if isinstance(output, torch.Tensor) else output)  # of in-place layers
 
-        hook = self.target.register_forward_hook(keep)
         try:
-            self.model(images)
+            with hooked(self.target, keep):
+                whole = self.model(images)
         except _ReachedError:
             pass
         except RuntimeError:
             if not found:  # else it is of layers behind, made for images of another size
                 raise
-        finally:
-            hook.remove()
+        if not self.target:
+            return whole
         if len(found) != 1:
             raise ValueError(
                 f"layer {self.layer!r} must be called once in the model's forward pass, is called "
@@ -131,12 +163,12 @@ class LayerReader:
         return out
 
 
-def _submodule(model: nn.Module, name: str) -> nn.Module:
-    modules = dict(model.named_modules())
-    if not name or name not in modules:
-        known = [found for found in modules if found]
-        raise ValueError(f"layer must be a submodule of the model, got {name!r}: it has {', '.join(known)}")
-    return modules[name]
+def as_pair(value: int | tuple[int, int] | None, name: str) -> tuple[int, int] | None:
+    """Two counts, from one or two, or None."""
+    if value is None:
+        return None
+    height, width = value if isinstance(value, tuple) else (value, value)
+    return as_count(height, name), as_count(width, name)
 
 
 def _channels(values: float | Sequence[float], name: str) -> torch.Tensor:

@@ -22,17 +22,10 @@ def shows_progress(progress: bool) -> bool:
 def collect_rows(
     num_samples: int, batch_size: int, num_views: int, batches: Callable[[range], Iterator[list[np.ndarray]]]
 ) -> list[Rows]:
-    """All rows of each view, in order of the samples.
+    """All rows of each view, (N, D), in order of the samples.
 
-    Args:
-        num_samples: N.
-        batch_size: of the batches. Inside `shared_work` a rank makes whole batches, so that the numbers are
-            those of one process.
-        num_views: V.
-        batches: the samples to make -> for each batch of them, in order, V arrays (B, D).
-
-    Returns:
-        V arrays (N, D).
+    `batches` takes the samples to make and gives for each batch of them, in order, an array (B, D) a view.
+    Inside `shared_work` a rank makes whole batches, so that the numbers are those of one process.
     """
     samples = range(num_samples)
     if shares_work():

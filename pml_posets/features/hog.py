@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,10 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .._validation import as_count, check_option
 from ..data.datasets import SeededDataset, check_dataset
-from ..data.images import UnreadableImageError, as_image
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from ..data.images import UnreadableImageError, as_image, resized
 
 __all__ = [
     "HogBackend",
@@ -27,6 +24,7 @@ __all__ = [
     "cholesky_factor",
     "hog_batches",
     "stationary_statistics",
+    "window_weights",
 ]
 
 HogBackend = Literal["torch", "skimage"]
@@ -75,6 +73,11 @@ class HogGrid:
             raise ValueError(f"{self} holds no block: take a larger image_size or smaller cells or blocks")
 
     @property
+    def centers(self) -> np.ndarray:
+        """(G,) of the blocks, as parts of the image's side."""
+        return (np.arange(self.side) + self.block_size / 2) * self.cell_size / self.image_size
+
+    @property
     def side(self) -> int:
         """G, blocks along a side of the image."""
         return self.image_size // self.cell_size - self.block_size + 1
@@ -115,8 +118,11 @@ class HogGrid:
         check_option(backend, "backend", HogBackend)
         rows = np.empty((len(images), self.num_features), np.float32)
         if backend == "skimage":
+            from skimage.feature import hog
+
+            cells, blocks = (self.cell_size,) * 2, (self.block_size,) * 2
             for row, image in zip(rows, images, strict=True):
-                row[:] = self._by_skimage(image)
+                row[:] = hog(image.astype(np.float32), self.num_orientations, cells, blocks, channel_axis=-1)
             return rows
         device = torch.device(device)
         step = max(1, (_CHUNK if device.type == "cpu" else 128 * _CHUNK) // max(1, images[0:1].size))
@@ -124,17 +130,6 @@ class HogGrid:
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + step])).to(device)
             rows[start : start + step] = self.describe_tensor(part.permute(0, 3, 1, 2).float()).cpu().numpy()
         return rows
-
-    def _by_skimage(self, image: np.ndarray) -> np.ndarray:
-        from skimage.feature import hog
-
-        return hog(
-            image.astype(np.float32),
-            orientations=self.num_orientations,
-            pixels_per_cell=(self.cell_size, self.cell_size),
-            cells_per_block=(self.block_size, self.block_size),
-            channel_axis=-1,
-        )
 
     def describe_tensor(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, channels, H, H) float32 to (B, D)."""
@@ -162,6 +157,12 @@ class HogGrid:
         return _unit_blocks(_unit_blocks(blocks).clamp_(max=_HIGHEST)).flatten(1)
 
 
+def window_weights(centers: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """(G, G) float32, a Gaussian about the middle at centers (G,), 0..1, of rows and columns."""
+    across, down = (np.exp(-0.5 * ((centers - 0.5) / spread) ** 2) for spread in window)
+    return np.outer(down, across).astype(np.float32)
+
+
 def _unit_blocks(blocks: torch.Tensor) -> torch.Tensor:
     return blocks / (blocks.square().sum(-1, keepdim=True) + _TINY**2).sqrt_()
 
@@ -169,14 +170,14 @@ def _unit_blocks(blocks: torch.Tensor) -> torch.Tensor:
 class HogItems(Dataset[np.ndarray]):
     """Pixels of images, or of random square patches of them, in the size that HOG wants.
 
+    An item is (image_size, image_size, 3) uint8; the channels of a gray image are equal. Random transforms
+    draw the same for an item each time.
+
     Args:
         images: a dataset, sequence or array of images, see `pml_posets.data.as_image`; strings are paths.
-            Random transforms draw the same for an item each time.
         image_size: side of the result, pixels.
         patches: (P, 5) float64 or None: whole images. Rows are image index, side as a share of the image's
             shorter side, left and top as shares of what is free, and mirrored (0 or 1).
-
-    An item is (image_size, image_size, 3) uint8; the channels of a gray image are equal.
     """
 
     def __init__(self, images: Any, image_size: int, patches: np.ndarray | None = None) -> None:
@@ -192,21 +193,17 @@ class HogItems(Dataset[np.ndarray]):
 
     def __getitem__(self, index: int) -> np.ndarray:
         patch = None if self.patches is None else self.patches[index]
-        which = index if patch is None else int(patch[0])
+        which, size = index if patch is None else int(patch[0]), (self.image_size, self.image_size)
         try:
-            return self._pixels(as_image(self.images[which], f"images[{which}]").convert("RGB"), patch)
+            image = as_image(self.images[which], f"images[{which}]").convert("RGB")
         except UnreadableImageError:
             raise
         except (OSError, SyntaxError, EOFError) as error:  # what decoders raise
             raise UnreadableImageError(f"cannot read images[{which}]: {error}") from error
-
-    def _pixels(self, image: Image, patch: np.ndarray | None) -> np.ndarray:
-        size = (self.image_size, self.image_size)
         if patch is None:
-            return np.asarray(image if image.size == size else image.resize(size, _BILINEAR))
-        width, height = image.size
-        side = min(width, height) * patch[1]
-        left, top = (width - side) * patch[2], (height - side) * patch[3]
+            return np.asarray(resized(image, size))
+        side = min(image.size) * patch[1]
+        left, top = (image.width - side) * patch[2], (image.height - side) * patch[3]
         image = image.resize(size, _BILINEAR, box=(left, top, left + side, top + side))
         return np.asarray(image)[:, ::-1] if patch[4] else np.asarray(image)
 
@@ -251,15 +248,9 @@ def stationary_statistics(rows: np.ndarray, side: int) -> tuple[np.ndarray, np.n
 
     The covariance at an offset is the sum over the pairs of positions that lie so far apart, divided by the
     number of all positions. That fades it out towards the largest offsets, and makes the covariance of the
-    whole grid, put together from it, positive semi-definite.
-
-    Args:
-        rows: (P, G * G * C) float32, HOGs of patches; overwritten.
-        side: G.
-
-    Returns:
-        (C,) float64 mean and (2 G - 1, 2 G - 1, C, C) float64 covariance: [G - 1 + dy, G - 1 + dx, i, j] is
-        that of channel i at a position and channel j at dy rows below and dx columns right of it.
+    whole grid, put together from it, positive semi-definite. (P, G * G * C) HOGs of patches, overwritten, to
+    (C,) mean and (2 G - 1, 2 G - 1, C, C) covariance: [G - 1 + dy, G - 1 + dx, i, j] is that of channel i at
+    a position and channel j at dy rows below and dx columns right of it.
     """
     blocks = rows.reshape(len(rows), side**2, -1)
     mean = blocks.mean((0, 1), dtype=np.float64)
@@ -279,14 +270,7 @@ def stationary_statistics(rows: np.ndarray, side: int) -> tuple[np.ndarray, np.n
 
 
 def block_toeplitz(covariance: np.ndarray) -> np.ndarray:
-    """Put the covariance of a whole grid together.
-
-    Args:
-        covariance: (2 G - 1, 2 G - 1, C, C), of `stationary_statistics`.
-
-    Returns:
-        (D, D) float64 symmetric, D = G * G * C.
-    """
+    """The covariance (D, D) of a whole grid, D = G * G * C, from `stationary_statistics`."""
     side, channels = (len(covariance) + 1) // 2, covariance.shape[2]
     offset = np.arange(side)[None, :] - np.arange(side)[:, None] + side - 1  # (from, to)
     whole = covariance[offset[:, None, :, None], offset[None, :, None, :]]  # (y, x, y', x', C, C)
@@ -294,14 +278,9 @@ def block_toeplitz(covariance: np.ndarray) -> np.ndarray:
 
 
 def cholesky_factor(covariance: np.ndarray, ridge: float) -> tuple[float, torch.Tensor]:
-    """L of the covariance of a whole grid, with `ridge` times its mean eigenvalue added to its diagonal.
+    """L (D, D) of a whole grid's covariance, with `ridge` times its mean eigenvalue on its diagonal.
 
-    Args:
-        covariance: (2 G - 1, 2 G - 1, C, C), of `stationary_statistics`.
-        ridge: from 0; doubled until the matrix is positive definite.
-
-    Returns:
-        The ridge in use, and (D, D) float32, lower triangular.
+    The ridge is doubled until the matrix is positive definite; the one in use is returned first.
     """
     whole = torch.from_numpy(block_toeplitz(covariance))
     mean_eigenvalue = float(whole.diagonal().mean())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
@@ -19,7 +20,15 @@ from ..data.cache import CacheKey, FeatureCache
 from ..distributed.process_group import all_gather_objects, is_main
 from ..distributed.sharing import shares_work
 from ._rows import Rows, collect_rows, shows_progress
-from .hog import HogBackend, HogGrid, HogItems, cholesky_factor, hog_batches, stationary_statistics
+from .hog import (
+    HogBackend,
+    HogGrid,
+    HogItems,
+    cholesky_factor,
+    hog_batches,
+    stationary_statistics,
+    window_weights,
+)
 from .saving import ImageStep
 
 if TYPE_CHECKING:
@@ -40,6 +49,7 @@ class _Options(TypedDict, total=False):
     device: str | torch.device
 
 
+@dataclass(eq=False, repr=False)
 class HOGLDA(ImageStep):
     """HOG, whitened by the statistics of generic patches: phi = L^-1 (h - mu), with Sigma = L L^T.
 
@@ -90,24 +100,19 @@ class HOGLDA(ImageStep):
         ((8, 324), dtype('float32'), (8, 324))
     """
 
-    covariance_: np.ndarray | None = None
-    ridge_: float | None = None
-    _factor: tuple[float, torch.Tensor] | None = None  # L, and of which ridge
+    image_size: int = 96
+    cell_size: int = 8
+    block_size: int = 2
+    num_orientations: int = 9
+    ridge: float = 10.0
+    whiten: bool = True
+    window: tuple[float, float] | None = None
+    normalize: bool = True
+    covariance_: np.ndarray | None = field(default=None, init=False)
+    ridge_: float | None = field(default=None, init=False)
+    _factor: tuple[float, torch.Tensor] | None = field(default=None, init=False)  # L, and of which ridge
 
-    def __init__(
-        self,
-        image_size: int = 96,
-        cell_size: int = 8,
-        block_size: int = 2,
-        num_orientations: int = 9,
-        ridge: float = 10.0,
-        whiten: bool = True,
-        window: tuple[float, float] | None = None,
-        normalize: bool = True,
-    ) -> None:
-        self.image_size, self.cell_size, self.block_size = image_size, cell_size, block_size
-        self.num_orientations, self.ridge, self.whiten = num_orientations, ridge, whiten
-        self.window, self.normalize = window, normalize
+    def __post_init__(self) -> None:
         self._check_settings()
 
     def _check_settings(self) -> None:
@@ -160,21 +165,18 @@ class HOGLDA(ImageStep):
             self.
 
         Raises:
-            TypeError, ValueError: if images are no images, or an argument is out of range, or the images hold
-                no edge at all.
+            TypeError, ValueError: if images are no images or hold no edge at all, or an argument is out of
+                range.
             UnreadableImageError: if a file is missing or truncated; the message names it.
         """
         num_patches = as_count(num_patches, "num_patches", 2)
         as_real(min_scale, "min_scale", low=0, high=1, open_low=True)
         items = HogItems(images, self.grid.image_size)
         rng = np.random.default_rng(as_count(random_state, "random_state", 0))
-        num_images = len(items)
-        turns = -(-num_patches // num_images)
-        which = np.concatenate([rng.permutation(num_images) for _ in range(turns)])[:num_patches]
-        scale = rng.uniform(min_scale, 1, num_patches)
-        position = rng.random((num_patches, 2))
-        flip = rng.integers(0, 2, num_patches)
-        items.patches = np.column_stack([which, scale, position, flip])
+        turns = -(-num_patches // len(items))
+        which = np.concatenate([rng.permutation(len(items)) for _ in range(turns)])[:num_patches]
+        scale, position = rng.uniform(min_scale, 1, num_patches), rng.random((num_patches, 2))
+        items.patches = np.column_stack([which, scale, position, rng.integers(0, 2, num_patches)])
         how: dict[str, Any] = {"backend": backend, "device": device, "num_workers": num_workers}
         batches = hog_batches(items, self.grid, progress=progress, what="background patches", **how)
         rows = np.concatenate([batch for (batch,) in batches])
@@ -247,7 +249,8 @@ class HOGLDA(ImageStep):
         cache = key = None
         if cache_dir is not None:
             cache = FeatureCache(cache_dir)
-            key = cache.key(self._state(), images, data_id)
+            settings = {**self.get_params(), "mean": self.mean_, "covariance": self.covariance_}
+            key = cache.key(settings, images, data_id)
             views = _cached(cache, key, names)
             if views is not None:
                 return (views[0], views[1]) if mirror else views[0]
@@ -255,9 +258,11 @@ class HOGLDA(ImageStep):
         how: dict[str, Any] = {"mirror": mirror, "backend": backend, "device": device}
         how |= {"batch_size": as_count(batch_size, "batch_size"), "num_workers": num_workers}
 
+        mean = np.tile(np.asarray(self.mean_, np.float32), self.grid.side**2)
+
         def batches(samples: range) -> Iterator[list[Rows]]:
             for batch in hog_batches(items, self.grid, samples, progress=shows_progress(progress), **how):
-                yield [as_features(self._project(view)) for view in batch]
+                yield [as_features(self._finish(view - mean)) for view in batch]
 
         views = collect_rows(len(items), batch_size, len(names), batches)
         if cache is not None and key is not None and (is_main() or not shares_work()):
@@ -269,10 +274,6 @@ class HOGLDA(ImageStep):
         shapes = [np.asarray(value).shape for value in (self.mean_, self.covariance_)]
         if shapes not in ([(channels,), (side, side, channels, channels)], [(), ()]):
             raise ValueError(f"{path} is damaged: its statistics do not fit its settings")
-
-    def _state(self) -> dict[str, Any]:
-        """All that features depend on."""
-        return {**self.get_params(), "mean": self.mean_, "covariance": self.covariance_}
 
     def finish(self, centered: np.ndarray) -> np.ndarray:
         """Features of HOGs from which mu is taken already: whitened, windowed and scaled as the settings say.
@@ -308,24 +309,13 @@ class HOGLDA(ImageStep):
                 "HOGLDA needs background statistics: call fit_background(images) or HOGLDA.load(path)"
             )
 
-    def _project(self, rows: np.ndarray) -> np.ndarray:
-        """(B, D) HOGs to (B, D) features."""
-        return self._finish(rows - np.tile(np.asarray(self.mean_, np.float32), self.grid.side**2))
-
     def _finish(self, rows: np.ndarray) -> np.ndarray:
         if self.whiten:
             solved = torch.linalg.solve_triangular(self._whitener(), torch.from_numpy(rows).T, upper=False)
             rows = solved.T.contiguous().numpy()
         if self.window is not None:
-            rows = rows * self._window_weights()
+            rows = rows * np.repeat(window_weights(self.grid.centers, self.window), self.grid.channels)
         return unit_rows(rows) if self.normalize else rows
-
-    def _window_weights(self) -> np.ndarray:
-        """(D,) float32, the weight of each value's block."""
-        grid, window = self.grid, self.window or (np.inf, np.inf)
-        centers = (np.arange(grid.side) + grid.block_size / 2) * grid.cell_size / grid.image_size - 0.5
-        across, down = (np.exp(-0.5 * (centers / spread) ** 2) for spread in window)
-        return np.repeat(np.outer(down, across).ravel(), grid.channels).astype(np.float32)
 
     def _whitener(self) -> torch.Tensor:
         """(D, D) float32 lower triangular L."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ _ALIKE = 1e-10  # of all variance: views without any change, but for rounding
 _POWER_ITERATIONS = 3  # of the decomposition: the directions that count are well apart
 
 
+@dataclass(eq=False, repr=False)
 class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Linear discriminant analysis in which each image is a class and its augmented views are the samples.
 
@@ -57,7 +59,7 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     Raises:
         TypeError, ValueError: at `fit`, for an argument that is no number or out of range.
 
-    Source: none, an addition. Its idea is that of HOG-LDA (section 3.1 of the paper), with scatter about each
+    The idea is that of HOG-LDA (section 3.1 of the paper), with scatter about each
     image in the place of generic patches.
 
     Example:
@@ -69,18 +71,12 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         (20, 2)
     """
 
-    weight_: np.ndarray | None = None
-
-    def __init__(
-        self,
-        num_components: int = 128,
-        num_directions: int = 600,
-        shrinkage: float = 0.1,
-        normalize: bool = True,
-        random_state: int = 0,
-    ) -> None:
-        self.num_components, self.num_directions = num_components, num_directions
-        self.shrinkage, self.normalize, self.random_state = shrinkage, normalize, random_state
+    num_components: int = 128
+    num_directions: int = 600
+    shrinkage: float = 0.1
+    normalize: bool = True
+    random_state: int = 0
+    weight_: np.ndarray | None = field(default=None, init=False)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -110,23 +106,8 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         components = as_count(self.num_components, "num_components")
         directions = as_count(self.num_directions, "num_directions")
         as_real(self.shrinkage, "shrinkage", low=0, high=1)
-        if y is None:
-            raise ValueError(
-                "InstanceLDA requires y to be passed, but the target y is None: give the image that each row "
-                "is a view of"
-            )
-        if isinstance(y, np.ndarray) and y.dtype.hasobject:
-            raise ValueError("Unknown label type: y must be integers, got an array of objects")
-        rows = _as_rows(self, X, reset=True)
-        owners = as_class_ids(y, len(rows), "instances")
-        if (owners < 0).any():
-            rows, owners = rows[owners >= 0], owners[owners >= 0]
+        rows, owners = self._views(X, y)
         count = len(np.unique(owners))
-        if count < 2 or count == len(owners):
-            raise ValueError(
-                f"instances must name two images or more, and some of them twice, got {count} of "
-                f"{len(owners)} samples: give several views of each image"
-            )
         pca = PCA(
             min(directions, rows.shape[1], len(rows)),
             svd_solver="randomized",
@@ -153,6 +134,27 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self.mean_ = np.asarray(pca.mean_, np.float32)
         self.weight_ = np.ascontiguousarray(scalings.T @ pca.components_, np.float32)
         return self
+
+    def _views(self, X: ArrayLike, y: ArrayLike | None) -> tuple[Rows, np.ndarray]:
+        """The rows that are views of an image, and of which."""
+        if y is None:
+            raise ValueError(
+                "InstanceLDA requires y to be passed, but the target y is None: give the image that each row "
+                "is a view of"
+            )
+        if isinstance(y, np.ndarray) and y.dtype.hasobject:
+            raise ValueError("Unknown label type: y must be integers, got an array of objects")
+        rows = _as_rows(self, X, reset=True)
+        owners = as_class_ids(y, len(rows), "instances")
+        if (owners < 0).any():
+            rows, owners = rows[owners >= 0], owners[owners >= 0]
+        count = len(np.unique(owners))
+        if count < 2 or count == len(owners):
+            raise ValueError(
+                f"instances must name two images or more, and some of them twice, got {count} of "
+                f"{len(owners)} samples: give several views of each image"
+            )
+        return rows, owners
 
     def transform(self, X: ArrayLike) -> Rows:
         """The embedding of features.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.base import BaseEstimator
 
 from .._clips import Clips, as_times
 from .._validation import as_codes, as_count, as_real, unit_rows
-from .hog import HogGrid, HogItems
+from .hog import HogGrid, HogItems, window_weights
 from .reduction import principal_components
 
 __all__ = ["MotionHOG", "background_motion"]
@@ -21,6 +22,7 @@ _FLOOR = 2.0  # gray values by which a still image may seem to move
 _SIGMA = 4.0 / 96  # of the blur of what moves, as part of the image's side
 
 
+@dataclass(eq=False, repr=False)
 class MotionHOG(BaseEstimator):
     r"""Describe each frame of a video by HOG, by the motion about it, and by its neighbors in time.
 
@@ -51,8 +53,6 @@ class MotionHOG(BaseEstimator):
         TypeError, ValueError: by `fit_transform`, for an option out of its range, images that are none, times
             or sources that do not match.
 
-    Source: none, an addition. Differs from the paper: there features are of single frames.
-
     Example:
         >>> images = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8)
         >>> features, mirrored = MotionHOG(32).fit_transform(images, [0] * 8, range(8))
@@ -60,23 +60,13 @@ class MotionHOG(BaseEstimator):
         ((8, 8), (8, 8))
     """
 
-    def __init__(
-        self,
-        image_size: int = 96,
-        window: tuple[float, float] = (0.2, 0.6),
-        parts: tuple[float, float, float] = (0.7, 0.2, 0.1),
-        emphasis: float = 0.5,
-        steps: int = 1,
-        components: int = 400,
-        max_step: float | None = None,
-    ) -> None:
-        self.image_size = image_size
-        self.window = window
-        self.parts = parts
-        self.emphasis = emphasis
-        self.steps = steps
-        self.components = components
-        self.max_step = max_step
+    image_size: int = 96
+    window: tuple[float, float] = (0.2, 0.6)
+    parts: tuple[float, float, float] = (0.7, 0.2, 0.1)
+    emphasis: float = 0.5
+    steps: int = 1
+    components: int = 400
+    max_step: float | None = None
 
     def fit_transform(self, images: Any, sources: Any, times: Any) -> tuple[np.ndarray, np.ndarray]:
         """The features of all frames.
@@ -97,8 +87,7 @@ class MotionHOG(BaseEstimator):
         grid = HogGrid(self.image_size)
         items = HogItems(images, self.image_size)
         num = len(items)
-        codes = as_codes(sources, num)
-        clips = Clips(codes, as_times(times, num), self.max_step)
+        clips = Clips(as_codes(sources, num), as_times(times, num), self.max_step)
         described = self._described(items, clips, grid)
         columns: list[list[np.ndarray]] = [[], []]
         for weight, (plain, mirrored) in zip(weights, described, strict=True):
@@ -122,19 +111,17 @@ class MotionHOG(BaseEstimator):
         wide = np.empty((2, 2, num, grid.num_features), np.float16)  # (HOG or HOG of motion, mirrored, N, D)
         moving = np.empty((num, grid.side, grid.side), np.float32)
         shape = np.empty((num, cells, cells), np.float32)
+        middles = (np.arange(cells) + 0.5) / cells
         for index, frames, motion in self._motion(items, clips):
             for kind, pixels in enumerate((frames, motion[..., None])):
                 wide[kind, 0, index] = grid.describe(np.ascontiguousarray(pixels))
                 wide[kind, 1, index] = grid.describe(np.ascontiguousarray(pixels[:, :, ::-1]))
             blurred = blur(torch.from_numpy(motion).float(), _SIGMA * grid.image_size).numpy()
-            borders = (np.arange(grid.side) + grid.block_size / 2) * grid.cell_size
-            middles = (np.arange(cells) + 0.5) * grid.cell_size
-            moving[index] = at_places(blurred, borders) + _FLOOR
+            moving[index] = at_places(blurred, grid.centers) + _FLOOR
             shape[index] = np.log(at_places(blurred, middles) + 2 * _FLOOR)
         moving = (moving / moving.mean(axis=(1, 2), keepdims=True)) ** self.emphasis
         shape -= shape.mean(axis=(1, 2), keepdims=True)
-        block = self._weights((np.arange(grid.side) + grid.block_size / 2) * grid.cell_size)
-        cell = self._weights((np.arange(cells) + 0.5) * grid.cell_size)
+        block, cell = (window_weights(centers, self.window) for centers in (grid.centers, middles))
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for kind in (0, 1):
             mean = wide[kind, 0].mean(axis=0, dtype=np.float32)
@@ -157,30 +144,23 @@ class MotionHOG(BaseEstimator):
             index = clips.order[start : start + 256]
             frames = np.stack([items[int(i)] for i in index])
             gray = torch.from_numpy(frames).float().mean(dim=3)
+            position = np.full(len(items), -1)
+            position[index] = np.arange(len(index))
             gaps = []
             for step in (1, -1):
-                there = clips.has(index, step)
-                other = gray.clone()
+                there, other = clips.has(index, step), gray.clone()
                 near = clips.shift(index, step)
-                inside = there & (near >= index.min()) & (near <= index.max())
                 for row in np.flatnonzero(there):
-                    place = np.flatnonzero(index == near[row]) if inside[row] else np.zeros(0, int)
-                    other[row] = (
-                        gray[place[0]]
-                        if len(place)
-                        else torch.from_numpy(items[int(near[row])].copy()).float().mean(dim=2)
-                    )
+                    if position[near[row]] >= 0:
+                        other[row] = gray[position[near[row]]]
+                    else:
+                        other[row] = torch.from_numpy(items[int(near[row])].copy()).float().mean(dim=2)
                 gap = (warped(other, background_motion(gray, other)) - gray).abs()
                 gap[~torch.from_numpy(there)] = torch.inf
                 gaps.append(gap)
             lesser = torch.minimum(*gaps)
             lesser[lesser.isinf()] = 0  # a clip of one frame
             yield index, frames, (2 * lesser).clamp(max=255).byte().numpy()
-
-    def _weights(self, centers: np.ndarray) -> np.ndarray:
-        off = centers / self.image_size - 0.5
-        across, down = (np.exp(-0.5 * (off / spread) ** 2) for spread in self.window)
-        return np.outer(down, across).astype(np.float32)
 
 
 def background_motion(
@@ -198,8 +178,6 @@ def background_motion(
     Returns:
         (B, 2, 3) float32, as `torch.nn.functional.affine_grid` takes it: `warped(second, ...)` by it lies on
         `first`.
-
-    Source: none, an addition (iteratively reweighted registration). Differs from the paper: not in it.
     """
     motion = torch.eye(2, 3).repeat(len(first), 1, 1)
     for side, steps in levels:
@@ -247,6 +225,6 @@ def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def at_places(images: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(B, S, S) at (G,) rows and columns: (B, G, G)."""
-    index = np.minimum(places.astype(int), images.shape[1] - 1)
+    """(B, S, S) at (G,) rows and columns, parts of the side: (B, G, G)."""
+    index = np.minimum((places * images.shape[1] + 1e-6).astype(int), images.shape[1] - 1)
     return images[:, index][:, :, index]

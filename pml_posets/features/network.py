@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import numpy as np
@@ -14,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from .._random import preserved_randomness, seed_everything
 from .._validation import as_count, unit_rows
 from ..data.datasets import SeededDataset, check_dataset
-from ..data.images import as_image, check_channels_first
-from ._layers import LayerReader
+from ..data.images import as_image, check_channels_first, image_of, resized
+from ._layers import LayerReader, as_pair, in_eval_mode
 from ._rows import Rows, collect_rows, shows_progress
 from .saving import ImageStep
 
@@ -152,6 +153,8 @@ def extract(
     reader = LayerReader(model, layer, grid, window, mean, std, torch.device(device), amp)
 
     def batches(samples: range) -> Iterator[list[Rows]]:
+        from tqdm.auto import tqdm
+
         loader = DataLoader(
             items,
             batch_size=batch_size,
@@ -160,17 +163,19 @@ def extract(
             collate_fn=_stack_images,
             pin_memory=reader.device.type == "cuda",
         )
-        return _read(reader, loader, samples, mirror, shows_progress(progress))
+        hidden, start = not shows_progress(progress), samples.start
+        with tqdm(total=len(samples), desc="features", unit="image", disable=hidden) as bar:
+            for images in loader:
+                images = images.to(reader.device, non_blocking=True)
+                if mirror:
+                    check_channels_first(images, "images")
+                yield [reader(view, start) for view in ([images, images.flip(-1)] if mirror else [images])]
+                start += len(images)
+                bar.update(len(images))
 
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with preserved_randomness(), torch.no_grad():
-            seed_everything(0)
-            model.eval()
-            views = collect_rows(num_samples, batch_size, 1 + mirror, batches)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with preserved_randomness(), in_eval_mode(model):
+        seed_everything(0)
+        views = collect_rows(num_samples, batch_size, 1 + mirror, batches)
     if center:
         middle = views[0].mean(axis=0)
         views = [view - middle for view in views]
@@ -179,6 +184,7 @@ def extract(
     return (views[0], views[1]) if mirror else views[0]
 
 
+@dataclass(eq=False, repr=False)
 class NetworkFeatures(ImageStep):
     """`extract` as a step of a scikit-learn Pipeline: images in, rows out.
 
@@ -199,27 +205,20 @@ class NetworkFeatures(ImageStep):
         (9, 2)
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        layer: str | None = None,
-        grid: int | tuple[int, int] | None = None,
-        window: float | tuple[float, float] | None = None,
-        center: bool = False,
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        size: Size = None,
-        crop: Size = None,
-        normalize: bool = True,
-        batch_size: int = 128,
-        num_workers: int = 0,
-        device: str | None = None,
-        amp: bool | torch.dtype = True,
-    ) -> None:
-        self.network, self.layer, self.grid, self.window, self.center = network, layer, grid, window, center
-        self.mean, self.std, self.size, self.crop = mean, std, size, crop
-        self.normalize, self.batch_size, self.num_workers = normalize, batch_size, num_workers
-        self.device, self.amp = device, amp
+    network: nn.Module
+    layer: str | None = None
+    grid: int | tuple[int, int] | None = None
+    window: float | tuple[float, float] | None = None
+    center: bool = False
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
+    size: Size = None
+    crop: Size = None
+    normalize: bool = True
+    batch_size: int = 128
+    num_workers: int = 0
+    device: str | None = None
+    amp: bool | torch.dtype = True
 
     def fit(self, images: Any, y: None = None) -> NetworkFeatures:
         """Learn the mean of the rows, where it is to be subtracted; y is ignored."""
@@ -267,17 +266,15 @@ class Images(Dataset[torch.Tensor]):
 
     def __init__(self, dataset: Any, size: Size, crop: Size = None) -> None:
         self.items = SeededDataset(dataset)
-        self.size = size if size is None or isinstance(size, tuple) else as_count(size, "size")
-        self.crop = _pair(self.size if crop is None and isinstance(self.size, int) else crop, "crop")
-        if isinstance(self.size, tuple):
-            self.size = _pair(self.size, "size")
+        pair = as_pair(size, "size")
+        self.size = pair if isinstance(size, tuple) else pair and pair[0]
+        self.crop = as_pair(size if crop is None and isinstance(size, int) else crop, "crop")
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        item = self.items[index]
-        image = item[0] if isinstance(item, tuple | list) else item
+        image = image_of(self.items[index])
         if self.size is not None or self.crop is not None:
             image = self._resized(as_image(image, f"dataset[{index}]").convert("RGB"), index)
         if not isinstance(image, torch.Tensor):
@@ -294,9 +291,7 @@ class Images(Dataset[torch.Tensor]):
         elif self.size is not None:
             scale = self.size / min(width, height)
             width, height = max(self.size, round(width * scale)), max(self.size, round(height * scale))
-        if image.size != (width, height):
-            image = image.resize((width, height), 2)  # bilinear
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, height, width)
+        pixels = torch.from_numpy(np.array(resized(image, (width, height)))).permute(2, 0, 1)  # (3, H, W)
         if self.crop is None:
             return pixels
         rows, columns = self.crop
@@ -309,31 +304,8 @@ class Images(Dataset[torch.Tensor]):
         return pixels[:, top : top + rows, left : left + columns].contiguous()
 
 
-def _pair(value: Size, name: str) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    height, width = value if isinstance(value, tuple) else (value, value)
-    return as_count(height, name), as_count(width, name)
-
-
 def _stack_images(images: list[torch.Tensor]) -> torch.Tensor:
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise ValueError(f"the images differ in shape, {' and '.join(map(str, sorted(shapes)))}: give size=")
     return torch.stack(images)
-
-
-def _read(
-    reader: LayerReader, loader: DataLoader[torch.Tensor], samples: range, mirror: bool, progress: bool
-) -> Iterator[list[Rows]]:
-    from tqdm.auto import tqdm
-
-    start = samples.start
-    with tqdm(total=len(samples), desc="features", unit="image", disable=not progress) as bar:
-        for images in loader:
-            images = images.to(reader.device, non_blocking=True)
-            if mirror:
-                check_channels_first(images, "images")
-            yield [reader(view, start) for view in ([images, images.flip(-1)] if mirror else [images])]
-            start += len(images)
-            bar.update(len(images))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .._validation import as_count, as_features, as_real, unit_rows
+from ._layers import hooked, in_eval_mode, submodules
 
 __all__ = ["LayerOutputs", "PartialWhitening", "choose_layers"]
 
@@ -44,34 +47,17 @@ class LayerOutputs(nn.Module):
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
         super().__init__()
-        known = dict(network.named_modules())
         if not layers:
             raise ValueError("layers must name at least one submodule of the network, got none")
-        if unknown := [name for name in layers if name not in known]:
-            raise ValueError(
-                f"layers must be submodules of the network, got {unknown[0]!r}: it has "
-                f"{', '.join(name for name in known if name)}"
-            )
+        submodules(network, layers, "layers must be submodules of the network")
         self.network, self.layers = network, list(layers)
         self.widths: list[int] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The pooled outputs of a batch."""
-        modules = dict(self.network.named_modules())
         outputs: dict[str, Any] = {}
-
-        def keep(name: str, output: Any) -> None:
-            outputs[name] = output
-
-        hooks = [
-            modules[name].register_forward_hook(lambda module, given, output, name=name: keep(name, output))
-            for name in self.layers
-        ]
-        try:
+        with hooked(submodules(self.network, self.layers, "layers must be submodules"), outputs.__setitem__):
             self.network(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
         if missing := [name for name in self.layers if name not in outputs]:
             raise ValueError(f"layer {missing[0]!r} takes no part in the network's forward pass")
         parts = [_pooled(outputs[name], name) for name in self.layers]
@@ -79,6 +65,7 @@ class LayerOutputs(nn.Module):
         return torch.cat(parts, dim=1)
 
 
+@dataclass(eq=False, repr=False)
 class PartialWhitening(BaseEstimator, TransformerMixin):
     """Principal directions, each coordinate divided by its standard deviation to a power p.
 
@@ -96,16 +83,15 @@ class PartialWhitening(BaseEstimator, TransformerMixin):
         mean_: (D,) float32.
         weight_: (K, D) float32.
 
-    Source: none, an addition.
-
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(200, 3)) * [4, 1, 0.01]
         >>> PartialWhitening(2, power=1, normalize=False).fit_transform(rows).std(0).round(2).tolist()
         [1.0, 1.0]
     """
 
-    def __init__(self, num_components: int = 256, power: float = 0.75, normalize: bool = True) -> None:
-        self.num_components, self.power, self.normalize = num_components, power, normalize
+    num_components: int = 256
+    power: float = 0.75
+    normalize: bool = True
 
     def fit(self, features: ArrayLike, y: Any = None) -> PartialWhitening:
         """Learn mean and directions of (N, D) features.
@@ -117,8 +103,7 @@ class PartialWhitening(BaseEstimator, TransformerMixin):
         power = as_real(self.power, "power", low=0, high=1)
         mean = rows.mean(0, dtype=np.float64)
         centered = rows - mean.astype(np.float32)
-        covariance = (centered.T @ centered).astype(np.float64) / len(rows)
-        values, vectors = np.linalg.eigh(covariance)
+        values, vectors = np.linalg.eigh((centered.T @ centered).astype(np.float64) / len(rows))
         values, vectors = values[::-1], vectors[:, ::-1]
         rank = int((values > 1e-7 * max(values[0], 0)).sum())
         if len(rows) < 2 or values[0] <= 0 or rank == 0:
@@ -131,10 +116,7 @@ class PartialWhitening(BaseEstimator, TransformerMixin):
 
     def transform(self, features: ArrayLike) -> NDArray[np.float32]:
         """(N, D) features to (N, K) float32."""
-        if not hasattr(self, "weight_"):
-            from sklearn.exceptions import NotFittedError
-
-            raise NotFittedError("PartialWhitening has learned nothing yet: call fit(features) first")
+        check_is_fitted(self)
         rows = as_features(features)
         if rows.shape[1] != len(self.mean_):
             raise ValueError(f"features must have {len(self.mean_)} columns, as fitted, got {rows.shape}")
@@ -189,21 +171,9 @@ def _spatial_outputs(network: nn.Module, image_size: int) -> dict[str, torch.Ten
             outputs.pop(name, None)
             outputs[name] = output
 
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: keep(name, output))
-        for name, module in network.named_modules()
-    ]
-    modes = [(module, module.training) for module in network.modules()]
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    try:
-        network.eval()
-        with torch.no_grad():
-            network(torch.zeros(1, 3, image_size, image_size, device=device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes:
-            module.training = mode
+    with in_eval_mode(network), hooked(dict(network.named_modules()), keep):
+        network(torch.zeros(1, 3, image_size, image_size, device=device))
     return outputs
 
 

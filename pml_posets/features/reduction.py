@@ -56,8 +56,6 @@ def principal_components(
     Raises:
         TypeError, ValueError: for features that are wrong or do not match, or count < 1.
 
-    Source: none, an addition.
-
     Example:
         >>> features = np.random.default_rng(0).normal(size=(50, 3)) @ np.eye(3, 40)
         >>> principal_components(features, 3).shape

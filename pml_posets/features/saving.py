@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
 from .._io import read_npz, write_npz
+from .._validation import kind_of
 
 __all__ = ["load", "save"]
 
@@ -108,9 +109,7 @@ class Saved:
         """
         loaded = load(path)
         if not isinstance(loaded, cls):
-            raise ValueError(
-                f"{path} holds a {type(loaded).__name__}, no {cls.__name__}: read it by features.load"
-            )
+            raise ValueError(f"{path} holds {kind_of(loaded)}, no {cls.__name__}: read it by features.load")
         return loaded
 
 
@@ -130,7 +129,7 @@ def _tree(step: Any, arrays: dict[str, np.ndarray]) -> Any:
         return step
     name = type(step).__name__
     if not type(step).__module__.startswith(_CLASSES.get(name, "no module")):
-        raise TypeError(f"cannot save a {name}: save one of {', '.join(_CLASSES)}, or use joblib")
+        raise TypeError(f"cannot save {kind_of(step)}: save one of {', '.join(_CLASSES)}, or use joblib")
     params = step.get_params(deep=False)
     children = params.pop(_CHILDREN.get(name, ""), [])
     params.pop("network", None)
@@ -182,5 +181,5 @@ def _plain(value: Any, name: str, key: str) -> Any:
     try:
         json.dumps(value)
     except TypeError:
-        raise TypeError(f"cannot save the {key} of {name}, a {type(value).__name__}: use joblib") from None
+        raise TypeError(f"cannot save the {key} of {name}, {kind_of(value)}: use joblib") from None
     return value

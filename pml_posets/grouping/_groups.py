@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,29 +17,19 @@ _BLOCK_NUMBERS = 1 << 23  # distances or comparisons held at a time
 
 @dataclass(frozen=True)
 class Space:
-    """Features on a device, each row also mirrored where mirror images are in use.
+    """Features on a device, each row also mirrored where mirror images are in use."""
 
-    Args:
-        table: (N, D) float32.
-        mirror: (N, D) float32 or None.
-        scale: of the similarity exp(-distance / scale).
-    """
-
-    table: Tensor
-    mirror: Tensor | None
-    scale: float
+    table: Tensor  # (N, D) float32
+    mirror: Tensor | None  # (N, D) float32
+    scale: float  # of the similarity exp(-distance / scale)
 
     @classmethod
     def of(
-        cls,
-        features: np.ndarray,
-        mirrored: np.ndarray | None,
-        scale: float,
-        device: str | torch.device = "cpu",
+        cls, features: np.ndarray, mirrored: np.ndarray | None, scale: float, device: Any = "cpu"
     ) -> Space:
         """From validated features; on the CPU without a copy."""
-        mirror = None if mirrored is None else torch.from_numpy(mirrored).to(device)
-        return cls(torch.from_numpy(features).to(device), mirror, float(scale))
+        mirror = None if mirrored is None else torch.from_numpy(mirrored).to(device=device)
+        return cls(torch.from_numpy(features).to(device=device), mirror, float(scale))
 
     def rows(self, indices: np.ndarray, flips: np.ndarray) -> Tensor:
         """(..., D) rows of (...) samples, mirrored where flipped; any row for an index of -1."""
@@ -59,17 +50,9 @@ class Space:
     ) -> Tensor:
         """Euclidean distances inside groups, or from their members to other ones.
 
-        By matrix products of rows centerd on the first of each group, so that rounding stays small beside the
-        distances in it; a few groups at a time, so that their rows stay in the processor's cache.
-
-        Args:
-            indices: (G, S) int64 samples; any distance where one is -1.
-            flips: (G, S) bool, True where it takes part mirrored.
-            others: (G, R) int64 samples, or None (default) for the same as indices.
-            other_flips: (G, R) bool, with others.
-
-        Returns:
-            (G, S, R) float32, on the device.
+        By matrix products of rows centered on the first of each group, so that rounding stays small beside
+        the distances in it; a few groups at a time, so that their rows stay in the processor's cache. Groups
+        are (G, S), others (G, R): (G, S, R) float32, on the device; any distance where an index is -1.
         """
         width = indices.shape[1] if others is None else others.shape[1]
         result = self.table.new_empty((*indices.shape, width))
@@ -104,18 +87,12 @@ def blocks(num_groups: int, numbers: int) -> Iterator[slice]:
 
 @dataclass
 class Groups:
-    """G groups of up to S samples.
+    """G groups of up to S samples."""
 
-    Args:
-        members: (G, S) int64 dataset indices, each group's first, then -1 to the end.
-        flips: (G, S) bool, True where a member takes part mirrored; False beside -1.
-        sums: (2, G, S) float64, sums over the pairs of the first s + 1 members: similarities, and distances.
-            None if they are not known.
-    """
-
-    members: np.ndarray
-    flips: np.ndarray
+    members: np.ndarray  # (G, S) int64 dataset indices, each group's first, then -1 to the end
+    flips: np.ndarray  # (G, S) bool, True where a member takes part mirrored; False beside -1
     sums: np.ndarray | None = None
+    """(2, G, S) float64, sums over the pairs of the first s + 1 members: similarities, and distances."""
 
     @property
     def sizes(self) -> np.ndarray:
@@ -170,9 +147,8 @@ class Groups:
         """(G,) float64 twice: mean similarity (compactness) and mean distance of the pairs."""
         sizes = np.maximum(self.sizes, 1)
         if self.sums is not None:
-            near, far = self.sums[:, np.arange(sizes.size), sizes - 1] / np.maximum(
-                sizes * (sizes - 1) / 2, 1
-            )
+            pairs = np.maximum(sizes * (sizes - 1) / 2, 1)
+            near, far = self.sums[:, np.arange(sizes.size), sizes - 1] / pairs
             return near, far
         near, far = self.measure(space)
         return near.sum(axis=1) / sizes, far.sum(axis=1) / sizes

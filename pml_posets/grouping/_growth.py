@@ -11,7 +11,6 @@ from ..neighbors.nearest import Neighbors
 from ._groups import Groups, Space, blocks
 
 _ROUNDING = 1e-4  # by how much a distance from a matrix product may miss the radius that it defines
-_BLOCK_NUMBERS = 1 << 23  # distances held at a time
 
 
 def top_radii(
@@ -54,23 +53,24 @@ def quantile_distances(
     others -= center
     squares = others.square().sum(1)
     result = np.zeros(rows.size, np.float32)
-    step = max(1, _BLOCK_NUMBERS // max(chosen.size, space.table.shape[1]))
-    for first in range(0, rows.size, step):
-        part = rows[first : first + step]
-        gaps: Tensor | None = None
-        for flipped in (False, True)[: 1 if space.mirror is None else 2]:
-            views = space.rows(part, np.full(part.size, flipped)).sub_(center)
-            found = product(views, others).mul_(-2)
-            found.add_(squares).add_(torch.linalg.vector_norm(views, dim=1).square_()[:, None])
-            gaps = found if gaps is None else torch.minimum(gaps, found)
-        assert gaps is not None
+
+    def gaps(part: np.ndarray, flipped: bool) -> Tensor:
+        views = space.rows(part, np.full(part.size, flipped)).sub_(center)
+        lengths = torch.linalg.vector_norm(views, dim=1).square_()[:, None]
+        return product(views, others).mul_(-2).add_(squares).add_(lengths)
+
+    for block in blocks(rows.size, max(chosen.size, space.table.shape[1])):
+        part = rows[block]
+        found = gaps(part, False)
+        if space.mirror is not None:
+            found = torch.minimum(found, gaps(part, True))
         left_out = part[:, None] == chosen if codes is None else codes[part][:, None] == codes[chosen]
-        squared = gaps.clamp_min_(0).cpu().numpy()
+        squared = found.clamp_min_(0).cpu().numpy()
         squared[left_out] = np.inf
         count = chosen.size - left_out.sum(axis=1)
         rank = np.maximum(np.ceil(fraction * count - 1e-9).astype(np.int64), 1) - 1
         squared.partition(np.unique(rank), axis=1)
-        result[first : first + step] = np.sqrt(squared[np.arange(part.size), rank])
+        result[block] = np.sqrt(squared[np.arange(part.size), rank])
     return np.where(np.isfinite(result), result, 0)
 
 

@@ -36,24 +36,11 @@ def merge(
     """Merge highly overlapping groups, agglomeratively.
 
     In each pass a group looks for the more compact one (by mean similarity of its pairs) that it overlaps
-    most, as a share of the smaller of the two. Where that one has itself no such partner, the two merge,
-    unless the mean similarity of the pairs in their union is less than half that of the tighter of them, or
-    their mean distance more than `widening` times that of the tighter. Passes go on until nothing merges. A
-    union keeps the members most similar to the more compact group, at most max_size, one a source.
-
-    Args:
-        groups: G groups.
-        owner: (N,) int64, the group grown from each sample, -1 for none. Groups are compared with those
-            grown from their members, so that the pairs to compare number at most G x S.
-        space: what similarities are measured in.
-        overlap: share of the smaller group from which two groups overlap highly, in (0, 1].
-        widening: how many times the mean distance of the tighter one's pairs that of the union may be, from
-            1.
-        max_size: members of a merged group at most.
-        codes: (N,) int64 sources; None: no rule about them.
-
-    Returns:
-        The groups that are left.
+    most, as a share of the smaller of the two, among the groups grown from its members (`owner`: (N,), -1 for
+    none). Where that one has itself no such partner, the two merge, unless the mean similarity of the pairs
+    in their union is less than half that of the tighter of them, or their mean distance more than `widening`
+    times that of the tighter. Passes go on until nothing merges. A union keeps the members most similar to
+    the more compact group, at most max_size, one a source.
     """
     members, flips = groups.members.copy(), groups.flips.copy()
     owner = owner.copy()

@@ -1,15 +1,15 @@
-"""The relaxed problem of the y-step: who may be in which class, its gradient, and what a move gains."""
+"""The problem of the y-step: who may be in which class, its gradient, what a move gains, which are made."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .._classes import ClassMembers
+from .._classes import ClassMembers, oriented, row_sums
 from ._groups import Space, blocks, size_ranges
 
 _NOTHING = 1e-6  # a total affinity below which a mean similarity is not defined
@@ -21,9 +21,7 @@ def gain_of_leaving(
     """(M,) change of G if a sample of this mean similarity to the others left its class; 0 for class -1."""
     n, mean = sizes[classes].astype(float), means[classes]
     before = (1 + (n - 1) * mean) / n
-    rest = (n * (n - 1) * mean - 2 * (n - 1) * similarity) / np.maximum(
-        (n - 1) * (n - 2), 1
-    )  # mean of the others
+    rest = (n * (n - 1) * mean - 2 * (n - 1) * similarity) / np.maximum((n - 1) * (n - 2), 1)  # the others'
     after = np.where(n > 1, (1 + (n - 2) * rest) / np.maximum(n - 1, 1), 0)
     return np.where(classes >= 0, after - before, 0)
 
@@ -38,51 +36,28 @@ def gain_of_joining(
     return np.where(classes >= 0, after - before, 0)
 
 
-def batches(pool: Pool, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Positions of the pool's classes in a random order, `size` at a time."""
-    order = rng.permutation(len(pool.classes))
-    for first in range(0, order.size, size):
-        yield order[first : first + size]
-
-
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """(N, K) int64 classes, -1 for none, a sample's own first; (N, K) bool how it would stand in each."""
 
     classes: np.ndarray
     flips: np.ndarray
 
 
-@dataclass(frozen=True)
-class Pool:
-    """b classes with the P samples that may be in each, R of which are references.
+class Pool(NamedTuple):
+    """b classes with the P samples that may be in each, R of which are references."""
 
-    Args:
-        classes: (b,) ids.
-        entries: (b, P) positions in flattened (N, K + 1) affinities: which sample, and which candidate of it.
-        filled: (b, P) bool, whether the position holds an entry.
-        references: (b, R) positions in 0..P-1.
-        near: (b, P, R) float32 similarities, 0 where they do not count.
-        counts: (b, P, R) float32, 1 where they do; None if all do but a sample's to itself.
-        referred: (b, P) float32, 1 for the samples that are references.
-    """
-
-    classes: Tensor
-    entries: Tensor
-    filled: Tensor
-    references: Tensor
-    near: Tensor
-    counts: Tensor | None
-    referred: Tensor
+    classes: Tensor  # (b,) ids
+    entries: Tensor  # (b, P) positions in flattened (N, K + 1) affinities: a sample and a candidate of it
+    filled: Tensor  # (b, P) bool, whether the position holds an entry
+    references: Tensor  # (b, R) positions in 0..P - 1
+    near: Tensor  # (b, P, R) float32 similarities, 0 where they do not count
+    counts: Tensor | None  # (b, P, R) float32, 1 where they do; None if all do but a sample's to itself
+    referred: Tensor  # (b, P) float32, 1 for the samples that are references
 
     def pick(self, rows: Tensor) -> Pool:
         """Some of the classes."""
-        if len(rows) == len(self.classes):
-            return self
-        counts = None if self.counts is None else self.counts[rows]
-        parts = (self.classes, self.entries, self.filled, self.references, self.near)
-        classes, entries, filled, references, near = (part[rows] for part in parts)
-        return Pool(classes, entries, filled, references, near, counts, self.referred[rows])
+        parts: Any = (None if part is None else part[rows] for part in self)
+        return Pool(*parts)
 
     def gradient(self, affinity: Tensor) -> tuple[Tensor, Tensor]:
         """From (N, K + 1) affinities: s_ic (b, P), which is S_c where no reference counts, and S_c (b,)."""
@@ -99,8 +74,7 @@ class Pool:
         return torch.where(sound, value, mean[:, None]), mean
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """Features, sources and similarity, which all rounds share."""
 
     features: np.ndarray
@@ -108,13 +82,22 @@ class Problem:
     codes: np.ndarray | None
     space: Space
 
+    def objective(self, labels: np.ndarray, flips: np.ndarray) -> float:
+        """The exact G of Eq. 7."""
+        members = ClassMembers.of(labels)
+        means = np.zeros(members.sizes.size)
+        for classes, block in members.blocks(self.features.shape[1]):
+            rows = oriented(self.features, self.mirrored, flips, block.reshape(-1))
+            sums = row_sums(torch.from_numpy(rows.reshape(*block.shape, -1)), self.space.scale).sum(dim=1)
+            means[classes] = sums.numpy() / block.shape[1] ** 2
+        return float(means.sum())
+
     def pools(self, candidates: Candidates, max_references: int, rng: np.random.Generator) -> Iterator[Pool]:
         """All classes, those with pools of about the same size together."""
         width = candidates.classes.shape[1]
-        flat = candidates.classes.reshape(-1)
-        members = ClassMembers.of(flat)  # of entries (sample, slot) instead of samples
-        sizes = members.sizes
-        place = self.space.table.device
+        members = ClassMembers.of(candidates.classes.reshape(-1))  # of entries, not of samples
+        sizes, place = members.sizes, self.space.table.device
+        codes = np.arange(len(self.features)) if self.codes is None else self.codes
         for above, size in size_ranges(sizes, least=0):
             part = np.flatnonzero((sizes > above) & (sizes <= size))
             num_references = min(size, max_references)
@@ -129,23 +112,76 @@ class Problem:
                 if num_references < size:  # a random choice from the places that are referenced
                     lottery = np.where(filled, rng.random(entry.shape), 2.0)
                     references = np.sort(np.argsort(lottery, axis=1)[:, :num_references], axis=1)
-                    chosen = np.take_along_axis(samples, references, 1)
-                    chosen_flips = np.take_along_axis(flips, references, 1)
-                    gaps = self.space.distances(samples, flips, chosen, chosen_flips)
-                else:
-                    chosen, gaps = samples, self.space.distances(samples, flips)
-                referenced = np.take_along_axis(filled, references, 1)  # (b, R)
-                if self.codes is None:
-                    apart = samples[:, :, None] != chosen[:, None, :]
-                else:
-                    apart = self.codes[samples][:, :, None] != self.codes[chosen][:, None, :]
-                counts = (
-                    torch.from_numpy(apart & filled[:, :, None] & referenced[:, None, :]).to(place).float()
-                )
+                chosen, referenced = (np.take_along_axis(x, references, 1) for x in (samples, filled))
+                others = () if num_references == size else (chosen, np.take_along_axis(flips, references, 1))
+                gaps = self.space.distances(samples, flips, *others)
+                apart = codes[samples][:, :, None] != codes[chosen][:, None, :]
+                apart &= filled[:, :, None] & referenced[:, None, :]
+                counts = torch.from_numpy(apart).to(place).float()
                 referred = np.zeros(filled.shape, np.float32)
                 np.put_along_axis(referred, references, referenced.astype(np.float32), 1)
-                arrays = (classes, samples * (width + 1) + slots, filled, np.array(references), referred)
-                parts = [torch.from_numpy(array).to(place) for array in arrays]
                 near = torch.exp(gaps / -self.space.scale).mul_(counts)
+                arrays = (classes, samples * (width + 1) + slots, filled, np.array(references), referred)
+                ids, entries, inside, which, refers = (torch.from_numpy(x).to(place) for x in arrays)
                 kept = None if self.codes is None else counts
-                yield Pool(parts[0], parts[1], parts[2], parts[3], near, kept, parts[4])
+                yield Pool(ids, entries, inside, which, near, kept, refers)
+
+
+class Moves(NamedTuple):
+    """(M,) samples, the classes they go to (-1: out), how they stand there; best gain in G first."""
+
+    samples: np.ndarray
+    classes: np.ndarray
+    flips: np.ndarray
+
+
+def accept(
+    problem: Problem, moves: Moves, labels: np.ndarray, flips: np.ndarray, before: float, min_size: int
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Labels, flips and G after as many of the moves, best first, as keep G from falling; None if none."""
+    best, low, high = None, 0, moves.samples.size + 1  # low moves are allowed, high are not
+    number = moves.samples.size
+    while low < number < high:
+        tried = apply(problem, moves, number, labels, flips, min_size)
+        objective = problem.objective(*tried)
+        if objective >= before:
+            low, best = number, (*tried, objective)
+        else:
+            high = number
+        if high - low <= max(1, moves.samples.size // 64):
+            break
+        number = (low + high) // 2
+    return None if best is None or np.array_equal(best[0], labels) else best
+
+
+def apply(
+    problem: Problem, moves: Moves, number: int, labels: np.ndarray, flips: np.ndarray, min_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and flips after the first moves, less those that the rules about size and sources forbid."""
+    who, to = moves.samples[:number], moves.classes[:number]
+    made = np.ones(number, bool)
+    if problem.codes is not None:
+        num_codes = int(problem.codes.max()) + 1
+        assigned = np.flatnonzero(labels >= 0)
+        taken = labels[assigned] * num_codes + problem.codes[assigned]
+        wanted = to * num_codes + problem.codes[who]
+        first = np.zeros(number, bool)
+        first[np.unique(wanted, return_index=True)[1]] = True
+        made &= (to < 0) | (first & ~np.isin(wanted, taken))
+    old = labels[who]
+    num_classes = int(labels.max(initial=-1)) + 1
+    while True:
+        sizes = np.bincount(labels[labels >= 0], minlength=num_classes)
+        sizes -= np.bincount(old[made & (old >= 0)], minlength=num_classes)
+        sizes += np.bincount(to[made & (to >= 0)], minlength=num_classes)
+        lacking = np.maximum(min_size - sizes, 0)
+        if not lacking.any():
+            break
+        leaving = np.flatnonzero(made & (old >= 0))[::-1]  # least gain first
+        leaving = leaving[lacking[old[leaving]] > 0]
+        leaving = leaving[np.argsort(old[leaving], kind="stable")]
+        position = np.arange(leaving.size) - np.searchsorted(old[leaving], old[leaving])
+        made[leaving[position < lacking[old[leaving]]]] = False
+    new_labels, new_flips = labels.copy(), flips.copy()
+    new_labels[who[made]], new_flips[who[made]] = to[made], moves.flips[:number][made]
+    return new_labels, new_flips

@@ -2,23 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClusterMixin
+import torch
 
-from .._classes import check_neighbors
 from .._clips import Clips, as_times
-from .._memory import list_bytes, warn_if_short, y_step_bytes
 from .._validation import ArrayLike, as_codes, as_count, as_mirrored, as_real, unit_rows
-from ..neighbors.nearest import Backend, Method, Neighbors, search
+from ..neighbors.nearest import Backend, Method, Neighbors
+from ._base import NeighborGrouping
 
 __all__ = ["ConfidentGrouping"]
 
 _BLOCK_NUMBERS = 2**24  # gathered at a time
 
 
-class ConfidentGrouping(ClusterMixin, BaseEstimator):
+class Links(NamedTuple):
+    """P pairs: lower and higher index, whether the first is to be mirrored, and similarity."""
+
+    first: np.ndarray
+    second: np.ndarray
+    flip: np.ndarray
+    value: np.ndarray = np.zeros(0, np.float32)
+
+    @classmethod
+    def between(cls, neighbors: Neighbors) -> Links:
+        """The pairs of which one is on the other's list, each once."""
+        num_samples, k = neighbors.indices.shape
+        sample, other = np.repeat(np.arange(num_samples), k), neighbors.indices.ravel()
+        sample, other = sample[other >= 0], other[other >= 0]
+        pair = np.unique(np.minimum(sample, other) * num_samples + np.maximum(sample, other))
+        return cls(pair // num_samples, pair % num_samples, np.zeros(len(pair), bool))
+
+    def pick(self, which: np.ndarray) -> Links:
+        """Some of the pairs."""
+        return Links(*(part[which] for part in self))
+
+    def both_ways(self) -> tuple[np.ndarray, ...]:
+        """Each pair from either end: sample, other, similarity."""
+        ends = np.r_[self.first, self.second], np.r_[self.second, self.first]
+        return *ends, np.r_[self.value, self.value]
+
+    def among_best(self, num_samples: int, count: int) -> np.ndarray:
+        """(P,) bool, which are among the `count` most similar of both their samples."""
+        sample, other, similarity = self.both_ways()
+        order = np.lexsort((other, -similarity, sample))
+        counts = np.bincount(sample, minlength=num_samples)
+        rank = np.empty(len(sample), np.int64)
+        rank[order] = np.arange(len(sample)) - (np.cumsum(counts) - counts)[sample[order]]
+        return (rank[: len(self.first)] < count) & (rank[len(self.first) :] < count)
+
+    def measured(
+        self, rows: np.ndarray, turned: np.ndarray | None, clips: Clips | None, window: int
+    ) -> Links:
+        """With their cosines, along clips if there are any."""
+        window = window if clips is not None else 0
+        value = np.zeros(len(self.first), np.float32)
+        step = max(1, _BLOCK_NUMBERS // rows.shape[1])
+        for start in range(0, len(value), step):
+            part = slice(start, start + step)
+            for d in range(-window, window + 1):
+                i, j = self.first[part], self.second[part]
+                if clips is not None and d:
+                    i, j = clips.shift(i, d), clips.shift(j, d)
+                left = rows[i]
+                if turned is not None:
+                    left[self.flip[part]] = turned[i[self.flip[part]]]
+                value[part] += np.einsum("pd,pd->p", left, rows[j])
+        return self._replace(value=value / (2 * window + 1))
+
+
+@dataclass(eq=False, repr=False)
+class ConfidentGrouping(NeighborGrouping):
     """Group only samples that are surely alike, by one threshold for all; the rest stays unassigned.
 
     Where neighbors are relatively near, most of them may be wrong; how similar a nearest neighbor is tells
@@ -106,50 +162,21 @@ class ConfidentGrouping(ClusterMixin, BaseEstimator):
         (array([ 0,  1,  2,  3,  4,  5, -1]), array([ 0,  1,  2,  3,  4,  5, -1]))
     """
 
-    labels_: np.ndarray
-    flips_: np.ndarray
-    num_classes_: int
-    threshold_: float
-    nearest_similarity_: np.ndarray
-    nearest_: np.ndarray
-    links_: np.ndarray
-    link_similarity_: np.ndarray
-    link_flips_: np.ndarray
-    neighbors_: Neighbors
-
-    def __init__(
-        self,
-        coverage: float = 0.1,
-        min_similarity: float | None = None,
-        mutual: int = 0,
-        window: int = 4,
-        path: int = 4,
-        follow: float = 0.9,
-        linkage: float = 0.5,
-        min_size: int = 2,
-        max_size: int = 16,
-        one_per_source: bool = False,
-        max_neighbors: int = 32,
-        max_step: float | None = None,
-        method: Method = "exact",
-        backend: Backend = "auto",
-        device: Any = "cpu",
-    ) -> None:
-        self.coverage = coverage
-        self.min_similarity = min_similarity
-        self.mutual = mutual
-        self.window = window
-        self.path = path
-        self.follow = follow
-        self.linkage = linkage
-        self.min_size = min_size
-        self.max_size = max_size
-        self.one_per_source = one_per_source
-        self.max_neighbors = max_neighbors
-        self.max_step = max_step
-        self.method = method
-        self.backend = backend
-        self.device = device
+    coverage: float = 0.1
+    min_similarity: float | None = None
+    mutual: int = 0
+    window: int = 4
+    path: int = 4
+    follow: float = 0.9
+    linkage: float = 0.5
+    min_size: int = 2
+    max_size: int = 16
+    one_per_source: bool = False
+    max_neighbors: int = 32
+    max_step: float | None = None
+    method: Method = "exact"
+    backend: Backend = "auto"
+    device: str | torch.device = "cpu"
 
     def fit(
         self,
@@ -172,51 +199,26 @@ class ConfidentGrouping(ClusterMixin, BaseEstimator):
             times: (N,) numbers, when a sample was seen within its source: frame numbers, seconds. None
                 (default): not known, window and path do nothing. A step in time is from one sample to the
                 next of its clip, however long it lasts.
-            neighbors: what `search(unit_rows, k, sources=..., mirrored=...)` found, if that is known already;
-                its k stands in for max_neighbors. None (default) searches.
+            neighbors: what `find_neighbors` of the same arguments found, or `search` of unit rows with
+                another k, which then stands in for max_neighbors. None (default) searches.
 
         Returns:
             The estimator.
         """
-        self._check()
-        rows = unit_rows(features)
+        rows, turned, codes = self._inputs(features, sources, mirrored)
         num_samples = len(rows)
-        mirror = as_mirrored(mirrored, rows)
-        turned = None if mirror is None else unit_rows(mirror, "mirrored")
-        for name, table in (("features", rows), ("mirrored", turned)):
-            if table is not None and not table.any(axis=1).all():
-                row = int(np.argmin(table.any(axis=1)))
-                raise ValueError(
-                    f"row {row} of {name} holds zeros only, so its cosine with others is not defined: "
-                    "leave that sample out"
-                )
-        if num_samples < 2:
-            raise ValueError(f"features hold {num_samples} sample: give at least 2, or there is no pair")
-        codes = as_codes(sources, num_samples)
         clips = None if times is None else Clips(codes, as_times(times, num_samples), self.max_step)
-        if neighbors is None:
-            k = min(self.max_neighbors, num_samples - 1)
-            how: dict[str, Any] = {"method": self.method, "backend": self.backend}
-            if str(self.device) == "cpu":
-                needed = y_step_bytes(num_samples, rows.shape[1], k)
-                warn_if_short(needed, "a grouping", list_bytes(num_samples, k))
-            neighbors = search(rows, k, sources=codes, mirrored=turned, device=self.device, **how)
-        else:
-            check_neighbors(neighbors, num_samples, turned is not None)
-        self.neighbors_ = neighbors
-        first, second = candidate_pairs(neighbors)
-        flip = np.zeros(len(first), bool)
-        window = self.window if clips is not None else 0
-        similarity = measured(rows, None, first, second, flip, clips, window)
+        self.neighbors_ = neighbors = self._listed(rows, turned, codes, neighbors)
+        pairs = Links.between(neighbors).measured(rows, None, clips, self.window)
         if turned is not None:
-            other = measured(rows, turned, first, second, ~flip, clips, window)
-            flip = other > similarity
-            similarity = np.maximum(similarity, other)
-        self._threshold(num_samples, first, second, similarity)
-        sure = similarity >= self.threshold_
+            other = Links(pairs.first, pairs.second, ~pairs.flip).measured(rows, turned, clips, self.window)
+            better = other.value > pairs.value
+            pairs = Links(*pairs[:2], better, np.maximum(pairs.value, other.value))
+        self._threshold(num_samples, pairs)
+        sure = pairs.value >= self.threshold_
         if self.mutual:
-            sure &= among_best(num_samples, first, second, similarity, self.mutual)
-        links = (first[sure], second[sure], flip[sure], similarity[sure])
+            sure &= pairs.among_best(num_samples, self.mutual)
+        links = pairs.pick(sure)
         if clips is not None and self.path and sure.any():
             links = self._followed(rows, turned, clips, links)
         self._grow(num_samples, codes, links)
@@ -237,25 +239,42 @@ class ConfidentGrouping(ClusterMixin, BaseEstimator):
             features, y, sources=sources, mirrored=mirrored, times=times, neighbors=neighbors
         ).labels_
 
+    def _inputs(
+        self, features: ArrayLike, sources: Any, mirrored: ArrayLike | None
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        self._check()
+        rows = unit_rows(features)
+        mirror = as_mirrored(mirrored, rows)
+        turned = None if mirror is None else unit_rows(mirror, "mirrored")
+        for name, table in (("features", rows), ("mirrored", turned)):
+            if table is not None and not (filled := table.any(axis=1)).all():
+                raise ValueError(
+                    f"row {filled.argmin()} of {name} holds zeros only, so its cosine with others is not "
+                    "defined: leave that sample out"
+                )
+        if len(rows) < 2:
+            raise ValueError(f"features hold {len(rows)} sample: give at least 2, or there is no pair")
+        return rows, turned, as_codes(sources, len(rows))
+
+    def lists_nearest(self, features: np.ndarray, sources: Any) -> bool:
+        """Whether `find_neighbors` lists the nearest samples of the features as they are: of unit rows."""
+        return bool((np.abs(np.einsum("nd,nd->n", features, features) - 1) < 1e-4).all())
+
     def _check(self) -> None:
         as_real(self.coverage, "coverage", low=0, high=1, open_low=True)
         if self.min_similarity is not None:
             as_real(self.min_similarity, "min_similarity", low=-1, high=1)
-        for name in ("mutual", "window", "path"):
-            as_count(getattr(self, name), name, least=0)
+        for name, least in {"mutual": 0, "window": 0, "path": 0, "min_size": 2, "max_neighbors": 1}.items():
+            as_count(getattr(self, name), name, least)
+        as_count(self.max_size, "max_size", least=self.min_size)
         for name in ("follow", "linkage"):
             as_real(getattr(self, name), name, low=0, high=1)
-        as_count(self.min_size, "min_size", least=2)
-        as_count(self.max_size, "max_size", least=self.min_size)
-        as_count(self.max_neighbors, "max_neighbors")
         if self.max_step is not None:
             as_real(self.max_step, "max_step", low=0, open_low=True)
 
-    def _threshold(
-        self, num_samples: int, first: np.ndarray, second: np.ndarray, similarity: np.ndarray
-    ) -> None:
+    def _threshold(self, num_samples: int, pairs: Links) -> None:
         """Set nearest_, nearest_similarity_ and threshold_."""
-        sample, other, value = both_ways(first, second, similarity)
+        sample, other, value = pairs.both_ways()
         order = np.lexsort((other, -value, sample))
         best = order[np.unique(sample[order], return_index=True)[1]]
         self.nearest_ = np.full(num_samples, -1, np.int64)
@@ -269,35 +288,31 @@ class ConfidentGrouping(ClusterMixin, BaseEstimator):
         wanted = int(np.ceil(self.coverage * num_samples - 1e-9))
         self.threshold_ = float(falling[min(wanted, len(falling)) - 1]) if len(falling) else np.inf
 
-    def _followed(self, rows: np.ndarray, turned: np.ndarray | None, clips: Clips, links: Any) -> Any:
+    def _followed(self, rows: np.ndarray, turned: np.ndarray | None, clips: Clips, links: Links) -> Links:
         """The links and those on their paths, each pair once, at its best."""
         least = self.threshold_ - (1 - self.follow) * abs(self.threshold_)
         found = [links]
         for sign in (1, -1):
-            first, second, flip, _ = links
+            near = links
             for _ in range(self.path):
-                there = clips.has(first, sign) & clips.has(second, sign)
-                first, second = clips.shift(first[there], sign), clips.shift(second[there], sign)
-                flip = flip[there]
-                value = measured(rows, turned, first, second, flip, clips, self.window)
-                keep = value >= least
-                first, second, flip = first[keep], second[keep], flip[keep]
-                found.append((first, second, flip, value[keep]))
+                near = near.pick(clips.has(near.first, sign) & clips.has(near.second, sign))
+                near = Links(clips.shift(near.first, sign), clips.shift(near.second, sign), near.flip)
+                near = near.measured(rows, turned, clips, self.window)
+                near = near.pick(near.value >= least)
+                found.append(near)
         first, second, flip, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
         lower, upper = np.minimum(first, second), np.maximum(first, second)
         order = np.lexsort((flip, -value, upper, lower))
         pair = lower[order] * len(rows) + upper[order]
-        order = order[np.unique(pair, return_index=True)[1]]
-        return lower[order], upper[order], flip[order], value[order]
+        return Links(lower, upper, flip, value).pick(order[np.unique(pair, return_index=True)[1]])
 
-    def _grow(self, num_samples: int, codes: np.ndarray | None, links: Any) -> None:
+    def _grow(self, num_samples: int, codes: np.ndarray | None, links: Links) -> None:
         """Set the classes, from links of distinct pairs."""
-        first, second, flip, value = links
-        order = np.lexsort((second, first, -value))
-        self.links_ = np.stack([first[order], second[order]], 1)
-        self.link_similarity_, self.link_flips_ = value[order], flip[order]
+        links = links.pick(np.lexsort((links.second, links.first, -links.value)))
+        self.links_ = np.stack(links[:2], 1)
+        self.link_similarity_, self.link_flips_ = links.value, links.flip
         partners: dict[int, dict[int, bool]] = {}
-        pairs = list(zip(*(part.tolist() for part in (*self.links_.T, self.link_flips_)), strict=True))
+        pairs = list(zip(*(part.tolist() for part in links[:3]), strict=True))
         for i, j, turned in pairs:
             partners.setdefault(i, {})[j] = turned
             partners.setdefault(j, {})[i] = turned
@@ -330,55 +345,3 @@ class ConfidentGrouping(ClusterMixin, BaseEstimator):
             flips = np.array([side[m] for m in group])
             self.labels_[group] = label
             self.flips_[group] = flips ^ (2 * flips.sum() > len(group))
-
-
-def candidate_pairs(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and higher index of each pair of which one is on the other's list, each pair once."""
-    num_samples, k = neighbors.indices.shape
-    sample = np.repeat(np.arange(num_samples), k)
-    other = neighbors.indices.ravel()
-    sample, other = sample[other >= 0], other[other >= 0]
-    pair = np.unique(np.minimum(sample, other) * num_samples + np.maximum(sample, other))
-    return pair // num_samples, pair % num_samples
-
-
-def both_ways(first: np.ndarray, second: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Each pair from either end: sample, other, value."""
-    return np.r_[first, second], np.r_[second, first], np.r_[value, value]
-
-
-def among_best(
-    num_samples: int, first: np.ndarray, second: np.ndarray, value: np.ndarray, count: int
-) -> np.ndarray:
-    """Which pairs are among the `count` most similar of both their samples."""
-    sample, other, similarity = both_ways(first, second, value)
-    order = np.lexsort((other, -similarity, sample))
-    counts = np.bincount(sample, minlength=num_samples)
-    rank = np.empty(len(sample), np.int64)
-    rank[order] = np.arange(len(sample)) - (np.cumsum(counts) - counts)[sample[order]]
-    return (rank[: len(first)] < count) & (rank[len(first) :] < count)
-
-
-def measured(
-    rows: np.ndarray,
-    turned: np.ndarray | None,
-    first: np.ndarray,
-    second: np.ndarray,
-    flip: np.ndarray,
-    clips: Clips | None,
-    window: int,
-) -> np.ndarray:
-    """(P,) float32, cosines of pairs, along clips; the first sample is mirrored where flip says so."""
-    value = np.zeros(len(first), np.float32)
-    step = max(1, _BLOCK_NUMBERS // rows.shape[1])
-    for start in range(0, len(first), step):
-        part = slice(start, start + step)
-        for d in range(-window, window + 1):
-            i, j = first[part], second[part]
-            if clips is not None and d:
-                i, j = clips.shift(i, d), clips.shift(j, d)
-            left = rows[i]
-            if turned is not None:
-                left[flip[part]] = turned[i[flip[part]]]
-            value[part] += np.einsum("pd,pd->p", left, rows[j])
-    return value / (2 * window + 1)

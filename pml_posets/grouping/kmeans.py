@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = ["KMeansGrouping"]
 _GREEDY_CLUSTERS = 1000
 
 
+@dataclass(eq=False, repr=False)
 class KMeansGrouping(ClusterMixin, BaseEstimator):
     r"""k-means: every sample belongs to the nearest of K centers, which are the means of their samples,
 
@@ -57,24 +59,11 @@ class KMeansGrouping(ClusterMixin, BaseEstimator):
         (True, True, False)
     """
 
-    labels_: np.ndarray
-    centers_: np.ndarray
-    inertia_: float
-    n_features_in_: int
-
-    def __init__(
-        self,
-        num_clusters: int = 100,
-        num_starts: int = 1,
-        max_iterations: int = 50,
-        warm_start: bool = True,
-        random_state: int = 0,
-    ) -> None:
-        self.num_clusters = num_clusters
-        self.num_starts = num_starts
-        self.max_iterations = max_iterations
-        self.warm_start = warm_start
-        self.random_state = random_state
+    num_clusters: int = 100
+    num_starts: int = 1
+    max_iterations: int = 50
+    warm_start: bool = True
+    random_state: int = 0
 
     def fit(self, features: ArrayLike, y: Any = None, *, labels: Any = None) -> KMeansGrouping:
         """Cluster the features.
@@ -111,6 +100,10 @@ class KMeansGrouping(ClusterMixin, BaseEstimator):
         self.n_features_in_ = rows.shape[1]
         return self
 
+    def fit_predict(self, features: ArrayLike, y: Any = None, *, labels: Any = None) -> np.ndarray:
+        """As `fit`, but returns `labels_`."""
+        return self.fit(features, y, labels=labels).labels_
+
     def _run(
         self, rows: np.ndarray, start: np.ndarray | None, seed: int
     ) -> tuple[np.ndarray, np.ndarray, float]:
@@ -131,10 +124,6 @@ class KMeansGrouping(ClusterMixin, BaseEstimator):
         )
         found.train(rows, init_centroids=start)
         return _settled(rows, np.array(found.centroids))
-
-    def fit_predict(self, features: ArrayLike, y: Any = None, *, labels: Any = None) -> np.ndarray:
-        """As `fit`, but returns `labels_`."""
-        return self.fit(features, y, labels=labels).labels_
 
 
 def _class_means(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,8 @@ from .._validation import (
     checked,
 )
 from ..neighbors.nearest import Backend, Neighbors, search
-from ._compactness import compactness, exact_compactness
 from ._groups import Space
-from ._moves import Moves, accept
-from ._relaxation import Candidates, Pool, Problem, batches, gain_of_joining, gain_of_leaving
+from ._relaxation import Candidates, Moves, Pool, Problem, accept, gain_of_joining, gain_of_leaving
 
 __all__ = ["RelaxedAssignment", "compactness"]
 
@@ -35,6 +34,7 @@ _LEAST = 1e-20  # affinity that a candidate keeps, to be able to come back
 _CERTAINTY = 0.7  # affinity of a sample to where it stands, at the start
 
 
+@dataclass(eq=False, repr=False)
 class RelaxedAssignment(ClusterMixin, BaseEstimator):
     """Move samples between classes, in and out of them, so that the classes become more compact.
 
@@ -100,43 +100,20 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         True
     """
 
-    labels_: np.ndarray
-    flips_: np.ndarray
-    num_classes_: int
-    objective_: list[float]
-    num_moved_: int
-    tolerance_: float
-    n_features_in_: int
+    min_size: int = 3
+    num_candidates: int = 4
+    num_steps: int = 20
+    lr: float = 2.0
+    tolerance: float | None = None
+    batch_classes: int = 1024
+    num_rounds: int = 3
+    max_references: int = 128
+    scale: float = 1.0
+    backend: Backend = "auto"
+    device: str | torch.device = "cpu"
+    random_state: int = 0
 
-    def __init__(
-        self,
-        min_size: int = 3,
-        num_candidates: int = 4,
-        num_steps: int = 20,
-        lr: float = 2.0,
-        tolerance: float | None = None,
-        batch_classes: int = 1024,
-        num_rounds: int = 3,
-        max_references: int = 128,
-        scale: float = 1.0,
-        backend: Backend = "auto",
-        device: str | torch.device = "cpu",
-        random_state: int = 0,
-    ) -> None:
-        self.min_size = min_size
-        self.num_candidates = num_candidates
-        self.num_steps = num_steps
-        self.lr = lr
-        self.tolerance = tolerance
-        self.batch_classes = batch_classes
-        self.num_rounds = num_rounds
-        self.max_references = max_references
-        self.scale = scale
-        self.backend = backend
-        self.device = device
-        self.random_state = random_state
-
-    def fit_predict(
+    def fit(
         self,
         features: ArrayLike,
         labels: Any,
@@ -144,7 +121,7 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         flips: Any = None,
         sources: Any = None,
         neighbors: Neighbors | None = None,
-    ) -> np.ndarray:
+    ) -> RelaxedAssignment:
         """Assign; see the class.
 
         Args:
@@ -159,20 +136,8 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
                 sample's neighbors, which spares the search for medoids. None (default) searches.
 
         Returns:
-            labels_, (N,) int64.
+            The estimator.
         """
-        return self.fit(features, labels, mirrored, flips, sources, neighbors).labels_
-
-    def fit(
-        self,
-        features: ArrayLike,
-        labels: Any,
-        mirrored: ArrayLike | None = None,
-        flips: Any = None,
-        sources: Any = None,
-        neighbors: Neighbors | None = None,
-    ) -> RelaxedAssignment:
-        """As `fit_predict`, but returns the estimator."""
         self._check()
         table = as_features(features)
         num_samples = len(table)
@@ -188,7 +153,7 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         turned &= current >= 0
         rng = np.random.default_rng(self.random_state)
         problem = Problem(table, mirror, codes, Space.of(table, mirror, self.scale, self.device))
-        self.objective_ = [exact_compactness(table, mirror, turned, current, self.scale)]
+        self.objective_ = [problem.objective(current, turned)]
         self.num_classes_ = int(current.max()) + 1
         self.tolerance_ = 0.0 if self.tolerance is None else float(self.tolerance)
         no_autocast = torch.autocast(problem.space.table.device.type, enabled=False)
@@ -205,9 +170,27 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         self.num_moved_ = int((current != start).sum())
         return self
 
+    def fit_predict(
+        self,
+        features: ArrayLike,
+        labels: Any,
+        mirrored: ArrayLike | None = None,
+        flips: Any = None,
+        sources: Any = None,
+        neighbors: Neighbors | None = None,
+    ) -> np.ndarray:
+        """As `fit`, but returns `labels_`."""
+        return self.fit(features, labels, mirrored, flips, sources, neighbors).labels_
+
     def _check(self) -> None:
-        counts = ("min_size", "num_candidates", "num_steps", "batch_classes", "num_rounds", "max_references")
-        for name in counts:
+        for name in (
+            "min_size",
+            "num_candidates",
+            "num_steps",
+            "batch_classes",
+            "num_rounds",
+            "max_references",
+        ):
             as_count(getattr(self, name), name)
         as_count(self.random_state, "random_state", least=0)
         as_real(self.scale, "scale", low=0, open_low=True)
@@ -222,15 +205,11 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         num_samples = labels.size
         width = min(self.num_candidates, self.num_classes_)
         if neighbors is None:
-            medoids = class_medoids(problem.features, problem.mirrored, flips, ClassMembers.of(labels))
-            found = search(
-                oriented(problem.features, problem.mirrored, flips, medoids),
-                width,
-                query_features=problem.features,
-                mirrored=problem.mirrored,
-                backend=self.backend,
-                device=self.device,
-            )
+            table, mirror = problem.features, problem.mirrored
+            medoids = class_medoids(table, mirror, flips, ClassMembers.of(labels))
+            medoids = oriented(table, mirror, flips, medoids)  # (C, D)
+            how: dict[str, Any] = {"backend": self.backend, "device": self.device}
+            found = search(medoids, width, query_features=table, mirrored=mirror, **how)
             classes = found.indices
             turned = np.zeros(classes.shape, bool) if found.flips is None else found.flips
         else:
@@ -240,19 +219,15 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         classes = np.concatenate([labels[:, None], classes], axis=1)  # own class, then by distance
         turned = np.concatenate([flips[:, None], turned], axis=1)
         # Of each row the first entry of each class stays, and of these the first `width`.
-        row = np.repeat(np.arange(num_samples), classes.shape[1])
-        key = row * self.num_classes_ + classes.reshape(-1)
-        listed = np.flatnonzero(classes.reshape(-1) >= 0)
-        entry = listed[np.unique(key[listed], return_index=True)[1]]
-        entry.sort()
-        row = entry // classes.shape[1]
-        slot = np.arange(entry.size) - np.searchsorted(row, np.arange(num_samples))[row]
+        row, column = np.nonzero(classes >= 0)
+        key = row * self.num_classes_ + classes[row, column]
+        first = np.sort(np.unique(key, return_index=True)[1])
+        row, column = row[first], column[first]
+        slot = np.arange(row.size) - np.searchsorted(row, np.arange(num_samples))[row]
         short = slot < width
-        row, slot, entry = row[short], slot[short], entry[short]
-        shape = (num_samples, width)
-        result = Candidates(np.full(shape, -1, np.int64), np.zeros(shape, bool))
-        result.classes[row, slot] = classes.reshape(-1)[entry]
-        result.flips[row, slot] = turned.reshape(-1)[entry]
+        row, column, slot = row[short], column[short], slot[short]
+        result = Candidates(np.full((num_samples, width), -1), np.zeros((num_samples, width), bool))
+        result.classes[row, slot], result.flips[row, slot] = classes[row, column], turned[row, column]
         return result
 
     def _relax(
@@ -263,10 +238,10 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         place = problem.space.table.device
         pools = list(problem.pools(candidates, self.max_references, rng))
         hard = torch.zeros((num_samples, width + 1), device=place)
-        # A sample's own class is its first candidate, staying unassigned comes last.
+        # A sample's own class is its first candidate, staying unassigned is the last.
         current = torch.from_numpy(np.where(labels >= 0, 0, width)).to(place)
         hard[torch.arange(num_samples, device=place), current] = 1
-        similarity = torch.zeros((num_samples, width + 1), dtype=torch.float64, device=place)
+        similarity = torch.zeros(hard.shape, dtype=torch.float64, device=place)
         means = torch.zeros(self.num_classes_, dtype=torch.float64, device=place)
         for pool in pools:
             value, mean = pool.gradient(hard)
@@ -277,7 +252,6 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         allowed[:, width] = True
         unit = float(means.mean().clamp_min(torch.finfo(torch.float64).tiny))
         best = self._ascend(pools, hard, allowed, unit, rng)
-
         moved = torch.nonzero(best != current)[:, 0]
         who, slot = moved.cpu().numpy(), best[moved].cpu().numpy()
         to = np.pad(candidates.classes, ((0, 0), (0, 1)), constant_values=-1)[who, slot]
@@ -287,18 +261,12 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         gain += gain_of_joining(near[np.arange(who.size), slot], to, average, sizes)
         order = np.lexsort((who, -gain))
         flips = np.pad(candidates.flips, ((0, 0), (0, 1)))[who, slot]
-        return Moves(who[order], to[order], flips[order], gain[order])
+        return Moves(who[order], to[order], flips[order])
 
     def _ascend(
         self, pools: list[Pool], hard: Tensor, allowed: Tensor, unit: float, rng: np.random.Generator
     ) -> Tensor:
-        """(N,) candidate of the largest affinity after all steps; of equal ones the current one.
-
-        Args:
-            hard: (N, K + 1), 1 for the current candidate.
-            allowed: (N, K + 1) bool, whether the candidate exists.
-            unit: mean similarity inside classes at the start.
-        """
+        """(N,) candidate of the largest affinity after all steps from `hard`; of equal ones the current."""
         num_samples, columns = hard.shape
         others = allowed.sum(1, keepdim=True) - 1
         affinity = torch.where(hard > 0, _CERTAINTY, (1 - _CERTAINTY) / others).masked_fill_(~allowed, 0)
@@ -306,21 +274,26 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         gradient = torch.zeros_like(affinity)
         rate = self.lr / (columns - 1)  # a sample moves once for each of its candidate classes
         for _ in range(self.num_steps):
-            steps = [(pool, rows) for pool in pools for rows in batches(pool, self.batch_classes, rng)]
+            steps = []
+            for pool in pools:
+                order, size = rng.permutation(len(pool.classes)), self.batch_classes
+                steps += [(pool, order[first : first + size]) for first in range(0, order.size, size)]
             for step in rng.permutation(len(steps)):
-                pool = steps[step][0].pick(torch.from_numpy(steps[step][1]).to(hard.device))
+                pool, rows = steps[step]
+                if rows.size < len(pool.classes):
+                    pool = pool.pick(torch.from_numpy(rows).to(hard.device))
                 value, mean = pool.gradient(affinity)
                 ascent = (value - (1 - self.tolerance_) * mean[:, None]) / unit
                 entries = pool.entries[pool.filled]
                 gradient.view(-1)[entries] = ascent[pool.filled]
                 touched = torch.zeros(num_samples, dtype=torch.bool, device=hard.device)
                 touched[entries // columns] = True
-                rows = touched.nonzero()[:, 0]
+                who = touched.nonzero()[:, 0]
                 # The softmax of logits + rate * gradient, without keeping the logits.
-                growth = gradient[rows].mul_(rate)
+                growth = gradient[who].mul_(rate)
                 growth = growth.sub_(growth.amax(1, keepdim=True)).exp_()
-                raised = growth.mul_(affinity[rows]).clamp_min_(_LEAST).mul_(allowed[rows])
-                affinity[rows] = raised / raised.sum(1, keepdim=True)
+                raised = growth.mul_(affinity[who]).clamp_min_(_LEAST).mul_(allowed[who])
+                affinity[who] = raised / raised.sum(1, keepdim=True)
         current, best = hard.argmax(1, keepdim=True), affinity.argmax(1, keepdim=True)
         stays = affinity.gather(1, current) >= affinity.gather(1, best)
         return torch.where(stays, current, best)[:, 0]
@@ -334,3 +307,44 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         ratio = similarity[assigned] / mean.clamp_min(torch.finfo(torch.float64).tiny)
         spread = float((ratio - ratio.median()).abs().median())
         return float(np.clip(3 * spread, *_TOLERANCES))
+
+
+def compactness(
+    features: ArrayLike,
+    labels: Any,
+    scale: float = 1.0,
+    *,
+    mirrored: ArrayLike | None = None,
+    flips: Any = None,
+) -> float:
+    """G of Eq. 7: the sum over classes of the mean similarity of their pairs, a sample's pair with itself
+    included.
+
+    G = sum_c sum_{i in c} sum_{j in c} exp(-||x_i - x_j|| / scale) / |c|^2; each class counts for 1 at most,
+    which it reaches when all its members are equal or when it has one alone.
+
+    Args:
+        features: (N, D) float32, in dataset order.
+        labels: (N,) integers, -1 unassigned (left out), else 0..C-1.
+        scale: of the similarity, above 0. Default and paper: 1.0.
+        mirrored: (N, D) float32, features of the mirrored images; None (default) without.
+        flips: (N,) bool, True where a sample stands in its class mirrored; None (default): nowhere.
+
+    Returns:
+        G, in 0..C; 0 without classes.
+
+    Raises:
+        TypeError, ValueError: for arrays that are wrong or do not match, or a scale that is not above 0.
+
+    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), Eq. 7.
+
+    Example:
+        >>> compactness([[0.0], [0.0], [7.0], [8.0]], [0, 0, -1, 1])
+        2.0
+    """
+    features = as_features(features)
+    mirrored = as_mirrored(mirrored, features)
+    labels = as_labels(labels, len(features))
+    as_real(scale, "scale", low=0, open_low=True)
+    problem = Problem(features, mirrored, None, Space.of(features, mirrored, scale))
+    return problem.objective(labels, as_flips(flips, len(features), mirrored))

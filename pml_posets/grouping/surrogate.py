@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClusterMixin
 
-from .._classes import check_neighbors
-from .._memory import list_bytes, warn_if_short, y_step_bytes
-from .._validation import ArrayLike, as_codes, as_count, as_features, as_mirrored, as_real, checked
-from ..neighbors.nearest import Backend, Method, Neighbors, search
+from .._validation import ArrayLike, as_codes, as_count, as_features, as_mirrored, as_real
+from ..neighbors.nearest import Backend, Method, Neighbors
+from ._base import NeighborGrouping
 from ._groups import Groups, Space
 from ._growth import grow, top_radii
 from ._merging import disjoint, merge, unique_groups
@@ -20,7 +19,8 @@ from ._merging import disjoint, merge, unique_groups
 __all__ = ["SurrogateGrouping"]
 
 
-class SurrogateGrouping(ClusterMixin, BaseEstimator):
+@dataclass(eq=False, repr=False)
+class SurrogateGrouping(NeighborGrouping):
     """Group samples into small, compact, mutually similar surrogate classes; the rest stays unassigned.
 
     1. Neighbors: the `max_neighbors` nearest of each sample x_i, of other sources if sources are given,
@@ -105,48 +105,21 @@ class SurrogateGrouping(ClusterMixin, BaseEstimator):
         (array([2, 2, 2, 2, 2, 2]), 10)
     """
 
-    labels_: np.ndarray
-    flips_: np.ndarray
-    num_classes_: int
-    compactness_: np.ndarray
-    radii_: np.ndarray
-    max_size_: int
-    neighbors_: Neighbors
-    n_features_in_: int
-
-    def __init__(
-        self,
-        num_classes: int | None = None,
-        min_size: int = 3,
-        max_size: int = 16,
-        mean_size: float | None = None,
-        top_fraction: float = 0.05,
-        min_neighbors: int = 12,
-        max_neighbors: int = 32,
-        merge_overlap: float = 0.5,
-        max_widening: float = 2.0,
-        scale: float = 1.0,
-        one_per_source: bool = True,
-        method: Method = "exact",
-        backend: Backend = "auto",
-        device: str | torch.device = "cpu",
-        random_state: int = 0,
-    ) -> None:
-        self.num_classes = num_classes
-        self.min_size = min_size
-        self.max_size = max_size
-        self.mean_size = mean_size
-        self.top_fraction = top_fraction
-        self.min_neighbors = min_neighbors
-        self.max_neighbors = max_neighbors
-        self.merge_overlap = merge_overlap
-        self.max_widening = max_widening
-        self.scale = scale
-        self.one_per_source = one_per_source
-        self.method = method
-        self.backend = backend
-        self.device = device
-        self.random_state = random_state
+    num_classes: int | None = None
+    min_size: int = 3
+    max_size: int = 16
+    mean_size: float | None = None
+    top_fraction: float = 0.05
+    min_neighbors: int = 12
+    max_neighbors: int = 32
+    merge_overlap: float = 0.5
+    max_widening: float = 2.0
+    scale: float = 1.0
+    one_per_source: bool = True
+    method: Method = "exact"
+    backend: Backend = "auto"
+    device: str | torch.device = "cpu"
+    random_state: int = 0
 
     def fit(
         self,
@@ -170,33 +143,16 @@ class SurrogateGrouping(ClusterMixin, BaseEstimator):
         Returns:
             The estimator.
         """
-        self._check()
-        table = as_features(features)
-        num_samples = len(table)
-        if num_samples < self.min_size:
-            raise ValueError(
-                f"features hold {num_samples} samples (n_samples={num_samples}), fewer than a class of "
-                f"min_size={self.min_size}: give more samples or lower min_size"
-            )
-        mirror = as_mirrored(mirrored, table)
-        codes = as_codes(sources if self.one_per_source else None, num_samples)
-        if neighbors is None:
-            needed = y_step_bytes(num_samples, table.shape[1], self.max_neighbors)
-            what = f"a y-step of {num_samples} x {table.shape[1]} features"
-            warn_if_short(needed, what, certain=list_bytes(num_samples, self.max_neighbors))
-            with checked(table, mirror):
-                neighbors = self.find_neighbors(table, sources=sources, mirrored=mirror)
-        else:
-            check_neighbors(neighbors, num_samples, mirror is not None)
-        self.neighbors_, self.n_features_in_ = neighbors, table.shape[1]
+        table, mirror, codes = self._inputs(features, sources, mirrored)
+        num_samples, self.n_features_in_ = table.shape
+        self.neighbors_ = neighbors = self._listed(table, mirror, codes, neighbors)
         space = Space.of(table, mirror, self.scale, self.device)
         with torch.no_grad(), torch.autocast(space.table.device.type, enabled=False):
             options = (self.top_fraction, self.min_neighbors, self.random_state)
             self.radii_ = top_radii(space, neighbors, codes, *options)
             limits = (self.min_size, self.max_size, self.max_widening)
             grown = grow(space, neighbors, self.radii_, codes, *limits)
-            classes = self._steered(grown, space, codes)
-            classes = self._trim(self._most_compact(classes, space), space)
+            classes = self._trim(self._most_compact(self._steered(grown, space, codes), space), space)
             classes = classes.pick(np.argsort(classes.lowest, kind="stable")).upright()
             self.compactness_ = classes.means(space)[0]
         self.num_classes_ = len(classes.members)
@@ -219,29 +175,22 @@ class SurrogateGrouping(ClusterMixin, BaseEstimator):
         """As `fit`, but returns `labels_`."""
         return self.fit(features, y, sources=sources, mirrored=mirrored, neighbors=neighbors).labels_
 
-    def find_neighbors(
-        self, features: ArrayLike, *, sources: Any = None, mirrored: ArrayLike | None = None
-    ) -> Neighbors:
-        """The search of step 1 alone, for others of a y-step to share.
-
-        Args:
-            features, sources, mirrored: as in `fit`.
-
-        Returns:
-            The neighbors that `fit` would search for.
-        """
+    def _inputs(
+        self, features: ArrayLike, sources: Any, mirrored: ArrayLike | None
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         self._check()
         table = as_features(features)
-        return search(
-            table,
-            min(self.max_neighbors, max(1, len(table) - 1)),
-            mirrored=mirrored,
-            sources=sources if self.one_per_source else None,
-            method=self.method,
-            backend=self.backend,
-            device=self.device,
-            seed=self.random_state,
-        )
+        if len(table) < self.min_size:
+            raise ValueError(
+                f"features hold {len(table)} samples (n_samples={len(table)}), fewer than a class of "
+                f"min_size={self.min_size}: give more samples or lower min_size"
+            )
+        codes = as_codes(sources if self.one_per_source else None, len(table))
+        return table, as_mirrored(mirrored, table), codes
+
+    def lists_nearest(self, features: np.ndarray, sources: Any) -> bool:
+        """Whether `find_neighbors` lists the nearest samples that are not of a sample's own source."""
+        return sources is None or self.one_per_source
 
     def _check(self) -> None:
         as_count(self.min_size, "min_size", least=2)

@@ -1,4 +1,4 @@
-"""Exact distances to candidates, and whether rounding may have kept a nearest neighbor off their list."""
+"""Exact distances to candidates, by plain differences."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ._queries import Block
-
-_EPSILON = torch.finfo(torch.float32).eps
 
 Answer = tuple[Tensor, Tensor, Tensor]
 """(B, k) indices (-1: none), (B, k) squared distances (inf: none), (B, k) flips; by (distance, index)."""
@@ -76,26 +73,7 @@ def _ordered(squares: Tensor, index: Tensor, flip: Tensor) -> tuple[Tensor, Tens
     return squares.gather(1, order), index.gather(1, order), flip.gather(1, order)
 
 
-def is_unsure(
-    views: list[Tensor], last: Tensor, proposals: list[tuple[Tensor, Tensor]], max_square: float
-) -> NDArray[np.bool_]:
-    """(B,) whether a sample as near as the last one may be missing from the candidates, by rounding or a tie.
-
-    Args:
-        views: the queries, as they were searched with.
-        last: (B,) squared distance to the last neighbor that is wanted.
-        proposals: of each view, from the nearest on.
-        max_square: the largest squared length of a sample that was searched among.
-    """
-    unsure = torch.zeros(len(last), dtype=torch.bool, device=last.device)
-    for view, (_, best) in zip(views, proposals, strict=True):
-        slack = max(8.0, view.shape[1] ** 0.5)
-        of_product = 2 * torch.finfo(best.dtype).eps * slack * (view.square().sum(1) + max_square)
-        unsure |= last * (1 + 4 * _EPSILON * slack) >= best[:, -1] - of_product
-    return unsure.cpu().numpy()
-
-
-def measure_all(table: Tensor, codes: Tensor | None, block: Block, k: int) -> Answer:
+def measure_all(table: Tensor, block: Block, k: int) -> Answer:
     """The answer from the distances to all samples by plain differences: slow, and right for any ties."""
     every = torch.arange(len(table), device=table.device)
     step = max(1, 2**22 // len(table))
@@ -104,7 +82,7 @@ def measure_all(table: Tensor, codes: Tensor | None, block: Block, k: int) -> An
         some, nearest = block.take(which), []
         for view in some.views:
             squares = squared_gaps(table, view, every.expand(len(view), -1))
-            some.exclude(squares, 0, codes)
+            some.exclude(squares, 0)
             value, order = squares.sort(dim=1, stable=True)
             nearest.append(order[:, :k].masked_fill(value[:, :k].isinf(), -1))
         parts.append(measure(table, some.views, nearest, k))

@@ -1,8 +1,8 @@
-"""Candidates for nearest neighbors, by faiss or by tiles of matrix products; `_measuring` measures them."""
+"""Candidates for nearest neighbors, by faiss or by tiles of matrix products, in all dimensions or few."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,18 +11,24 @@ from torch import Tensor
 
 from ._measuring import product
 from ._queries import Block
-from ._reduction import row_squares
 
 MAX_EXCLUDED = 1024  # faiss lists are made longer by what a query must not find, up to this many
 _MAX_GPU_LIST = 2048  # the longest list that a faiss index on a GPU returns
 _JOIN_ROWS = 2048  # rows of a tile of `all_pairs`
+MIN_REDUCED_SAMPLES = 8_192  # below this, looking at samples in full is faster
+MAX_REDUCED_DIM = 512
+_VARIANCE_KEPT = 0.95
+_MAX_SQUARE = 1e36  # squared distances beyond may overflow
+_FAR = 4.0  # squared distance to the origin, over the variance, from which features are centered
+_MIN_AUTO = 20_000  # samples and queries from which "auto" is approximate ...
+_MIN_AUTO_DIM = 1024  # ... for features this long: it is then faster even if no direction is negligible
 
 
 class TileProposer:
     """Exhaustive search by tiles of |x|^2 - 2 q.x in torch, the lists merged from tile to tile."""
 
-    def __init__(self, table: Tensor, codes: Tensor | None, squares: Tensor) -> None:
-        self.table, self.codes, self.squares = table, codes, squares
+    def __init__(self, table: Tensor, squares: Tensor) -> None:
+        self.table, self.squares = table, squares
         self.tile = 2**28 if table.device.type == "cuda" else 2**24  # numbers held at once
 
     def propose(
@@ -38,7 +44,7 @@ class TileProposer:
             part = self.table[start : start + step].to(dtype)
             squares = self.squares[start : start + step] if dtype == torch.float32 else part.square().sum(1)
             tile = torch.addmm(squares, view, part.T, alpha=-2)  # (B, step), |q|^2 still missing
-            block.exclude(tile, start, self.codes)
+            block.exclude(tile, start)
             value, column = tile.topk(min(width, len(part)), dim=1, largest=False)
             column = torch.where(value.isinf(), -1, column + start)
             best, pick = torch.cat([best, value], 1).topk(width, dim=1, largest=False)
@@ -52,12 +58,10 @@ class FaissProposer:
     On a CPU it reads the table itself; on a GPU an index copies it.
     """
 
-    def __init__(
-        self, table: NDArray[np.float32], codes: NDArray[np.int64] | None, device: torch.device
-    ) -> None:
+    def __init__(self, table: NDArray[np.float32], device: torch.device) -> None:
         import faiss
 
-        self.table, self.codes, self.on_gpu = np.ascontiguousarray(table), codes, device.type == "cuda"
+        self.table, self.on_gpu = np.ascontiguousarray(table), device.type == "cuda"
         self.index: Any = None
         if self.on_gpu:
             self.resources = faiss.StandardGpuResources()
@@ -71,18 +75,12 @@ class FaissProposer:
 
         length = min(width + int(block.excluded.max(initial=0)), len(self.table))
         rows = np.ascontiguousarray(view.cpu().numpy())
-        best, index = (
-            faiss.knn(rows, self.table, length) if self.index is None else self.index.search(rows, length)
-        )
-        wrong = index < 0
-        if block.own is not None:
-            wrong |= index == block.own.cpu().numpy()[:, None]
-        if block.codes is not None and self.codes is not None:
-            wrong |= self.codes[index] == block.codes.cpu().numpy()[:, None]
-        front = np.argsort(wrong, axis=1, kind="stable")[:, : min(width, length)]  # the others, in order
-        wrong, best, index = (np.take_along_axis(part, front, 1) for part in (wrong, best, index))
-        best, index = np.where(wrong, np.inf, best), np.where(wrong, -1, index)
-        return torch.from_numpy(index).to(view.device), torch.from_numpy(best).to(view.device)
+        found = faiss.knn(rows, self.table, length) if self.index is None else self.index.search(rows, length)
+        best, index = (torch.from_numpy(part).to(view.device) for part in found)
+        wrong = block.excludes(index)
+        front = wrong.byte().argsort(dim=1, stable=True)[:, : min(width, length)]  # the others, in order
+        best, index = best.masked_fill_(wrong, torch.inf), index.masked_fill_(wrong, -1)
+        return index.gather(1, front), best.gather(1, front)
 
     def can(self, block: Block, width: int) -> bool:
         """Whether lists of the length that these queries need are possible and worth it."""
@@ -142,3 +140,59 @@ def _excluded_pairs(
     kept = np.flatnonzero(column >= start)
     kept = kept[np.argsort(column[kept], kind="stable")]
     return row[kept], column[kept]
+
+
+def faster_method(num_samples: int, num_queries: int, num_dims: int) -> Literal["exact", "approximate"]:
+    """The method that "auto" stands for: approximate only where that was measured to save time."""
+    large = min(num_samples, num_queries) >= _MIN_AUTO and num_dims >= _MIN_AUTO_DIM
+    return "approximate" if large else "exact"
+
+
+def row_squares(table: Tensor) -> Tensor:
+    """(N, D) to (N,) squared lengths."""
+    step = max(1, 2**24 // table.shape[1])
+    return torch.cat([part.square().sum(1) for part in table.split(step)])
+
+
+def center_of(table: Tensor) -> Tensor | None:
+    """(D,) mean of a sample of the rows if they lie far from the origin for their spread, else None.
+
+    |x|^2 - 2 x.y loses the digits that |x|^2 takes up: distances of far features are computed around this.
+    """
+    sample = table[:: max(1, len(table) // 1024)]
+    center = sample.mean(0, dtype=torch.float64)
+    variance = float((sample - center.float()).square().sum(1).mean())
+    return center.float() if float(center.square().sum()) > _FAR * variance else None
+
+
+def check_size(squares: Tensor) -> float:
+    """The largest of the squared lengths, if distances between such rows can be computed."""
+    largest = float(squares.max())
+    if not largest < _MAX_SQUARE:
+        raise ValueError(
+            f"features must be shorter than {_MAX_SQUARE**0.5:.0e} to be searched, got {largest**0.5:.0e}: "
+            "scale them"
+        )
+    return largest
+
+
+def principal_directions(table: Tensor, seed: int) -> Tensor | None:
+    """(D, d) orthonormal directions that hold 95 % of the variance, or 512; None where it cannot pay.
+
+    They are estimated on up to 4096 samples, by a randomized range finder with one power step.
+    """
+    num_samples, dim = table.shape
+    most = min(MAX_REDUCED_DIM, dim // 2)
+    if num_samples < MIN_REDUCED_SAMPLES or dim <= 256:
+        return None
+    generator = np.random.default_rng(seed)
+    rows = np.sort(generator.choice(num_samples, min(num_samples, 4096), replace=False))
+    sample = table[torch.from_numpy(rows).to(table.device)]
+    sample = sample - sample.mean(0)
+    probe = torch.from_numpy(generator.standard_normal((dim, most), dtype=np.float32)).to(table.device)
+    basis = torch.linalg.qr(sample.T @ (sample @ probe)).Q  # (D, most)
+    reduced = sample @ basis
+    variance, rotation = torch.linalg.eigh(reduced.T @ reduced)  # ascending
+    kept = variance.flip(0).cumsum(0) / sample.square().sum().clamp_min(1e-30)
+    enough = int((kept < _VARIANCE_KEPT).sum()) + 1
+    return (basis @ rotation.flip(1)[:, : min(most, max(64, enough))]).contiguous()

@@ -15,34 +15,35 @@ from .._validation import as_codes, as_features
 
 @dataclass(frozen=True)
 class Block:
-    """B queries that are answered together.
+    """B queries that are answered together."""
 
-    Args:
-        views: one or two (B, D): the queries, and their mirror images.
-        rows: (B,) int64 dataset indices of the queries; None for queries that are not of the dataset.
-        own: (B,) int64 index that each must not find; None: they may find themselves.
-        codes: (B,) int64 source that each must not find; None: no rule.
-        excluded: (B,) int64, how many samples each must not find.
-    """
-
-    views: list[Tensor]
-    rows: Tensor | None
-    own: Tensor | None
-    codes: Tensor | None
-    excluded: NDArray[np.int64]
+    views: list[Tensor]  # one or two (B, D): the queries, and their mirror images
+    rows: Tensor | None  # (B,) int64 dataset indices of the queries; None if they are not of the dataset
+    own: Tensor | None  # (B,) int64 index that each must not find; None: they may find themselves
+    codes: Tensor | None  # (B,) int64 source that each must not find; None: no rule
+    sources: Tensor | None  # (N,) int64 sources of the dataset, beside codes
+    excluded: NDArray[np.int64]  # (B,) how many samples each must not find
 
     def take(self, which: Tensor) -> Block:
         """Some of the queries."""
-        rows, own, codes = (
-            None if part is None else part[which] for part in (self.rows, self.own, self.codes)
-        )
-        return Block([v[which] for v in self.views], rows, own, codes, self.excluded[which.cpu().numpy()])
+        rows, own, codes = (None if x is None else x[which] for x in (self.rows, self.own, self.codes))
+        views, excluded = [view[which] for view in self.views], self.excluded[which.cpu().numpy()]
+        return Block(views, rows, own, codes, self.sources, excluded)
 
-    def exclude(self, tile: Tensor, start: int, codes: Tensor | None) -> None:
+    def excludes(self, index: Tensor) -> Tensor:
+        """(B, n) bool, which of the samples (B, n) must not be found, or are none (-1)."""
+        wrong = index < 0
+        if self.own is not None:
+            wrong |= index == self.own[:, None]
+        if self.codes is not None and self.sources is not None:
+            wrong |= self.sources[index] == self.codes[:, None]
+        return wrong
+
+    def exclude(self, tile: Tensor, start: int) -> None:
         """Set the distances (B, n) to samples start..start + n - 1 that must not be found to infinity."""
         stop = start + tile.shape[1]
-        if self.codes is not None and codes is not None:
-            tile.masked_fill_(self.codes[:, None] == codes[None, start:stop], torch.inf)
+        if self.codes is not None and self.sources is not None:
+            tile.masked_fill_(self.codes[:, None] == self.sources[None, start:stop], torch.inf)
         if self.own is not None:
             inside = (self.own >= start) & (self.own < stop)
             tile[inside.nonzero()[:, 0], self.own[inside] - start] = torch.inf
@@ -50,27 +51,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Queries:
-    """All queries of a search.
+    """All queries of a search."""
 
-    Args:
-        vectors: (V, D) float32, the rows that ask are among them.
-        mirrors: (V, D) float32 features of their mirror images, or None.
-        rows: (Q,) int64 rows of vectors that ask.
-        in_dataset: whether vectors are the dataset.
-        exclude_self: whether a sample must not find itself.
-        codes: (N,) int64 sources of the dataset, or None.
-        query_codes: (Q,) int64 sources of the queries, or None.
-        excluded: (Q,) int64, how many samples each query must not find.
-    """
-
-    vectors: NDArray[np.float32]
-    mirrors: NDArray[np.float32] | None
-    rows: NDArray[np.int64]
-    in_dataset: bool
-    exclude_self: bool
-    codes: NDArray[np.int64] | None
-    query_codes: NDArray[np.int64] | None
-    excluded: NDArray[np.int64]
+    vectors: NDArray[np.float32]  # (V, D), the rows that ask are among them
+    mirrors: NDArray[np.float32] | None  # (V, D) features of their mirror images
+    rows: NDArray[np.int64]  # (Q,) rows of vectors that ask
+    in_dataset: bool  # whether vectors are the dataset
+    exclude_self: bool  # whether a sample must not find itself
+    codes: NDArray[np.int64] | None  # (N,) sources of the dataset
+    query_codes: NDArray[np.int64] | None  # (Q,) sources of the queries
+    excluded: NDArray[np.int64]  # (Q,) how many samples each must not find
 
     @classmethod
     def of(
@@ -110,18 +100,17 @@ class Queries:
     def block(self, which: NDArray[np.int64], device: torch.device) -> Block:
         """Some of the queries, on the device."""
 
-        def put(array: NDArray[Any]) -> Tensor:
-            return torch.from_numpy(array).to(device)
+        def put(array: NDArray[Any] | None) -> Tensor | None:
+            return None if array is None else torch.from_numpy(array).to(device)
 
         picked = self.rows[which]
+        views = [
+            torch.from_numpy(x[picked]).to(device) for x in (self.vectors, self.mirrors) if x is not None
+        ]
         rows = put(picked) if self.in_dataset else None
-        return Block(
-            [put(x[picked]) for x in (self.vectors, self.mirrors) if x is not None],
-            rows,
-            rows if self.exclude_self else None,
-            None if self.query_codes is None else put(self.query_codes[which]),
-            self.excluded[which],
-        )
+        codes = None if self.query_codes is None else self.query_codes[which]
+        own = rows if self.exclude_self else None
+        return Block(views, rows, own, put(codes), put(self.codes), self.excluded[which])
 
 
 def _as_rows(queries: ArrayLike, num_samples: int) -> NDArray[np.int64]:

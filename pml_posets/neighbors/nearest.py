@@ -20,10 +20,19 @@ from torch import Tensor
 from .._validation import as_count, as_features, check_option
 from ..distributed.process_group import all_gather_rows, is_main
 from ..distributed.sharing import shard, share_errors, shares_work
-from ._measuring import Answer, is_unsure, measure, measure_all
-from ._proposals import MAX_EXCLUDED, FaissProposer, TileProposer, all_pairs
+from ._measuring import Answer, measure, measure_all
+from ._proposals import (
+    MAX_EXCLUDED,
+    FaissProposer,
+    TileProposer,
+    all_pairs,
+    center_of,
+    check_size,
+    faster_method,
+    principal_directions,
+    row_squares,
+)
 from ._queries import Block, Queries
-from ._reduction import center_of, check_size, faster_method, principal_directions, row_squares
 
 __all__ = ["Backend", "Method", "Neighbors", "search"]
 
@@ -102,7 +111,6 @@ def search(
             unknown or the device does not exist.
 
     Source: section 3.1 of the paper (similarity exp(-distance), maximal over the frame and its mirror image).
-    Differs from the paper: in nothing known.
 
     Example:
         >>> found = search([[0.0], [1.0], [1.5], [9.0]], k=2, sources=["a", "a", "b", "c"])
@@ -112,14 +120,13 @@ def search(
     table = as_features(features)
     k = as_count(k, "k")
     asked = Queries.of(table, queries, query_features, mirrored, sources, query_sources, exclude_self)
-    place = _as_device(device)
+    place = torch.device(device)
     check_option(method, "method", Method)
     use_faiss = _uses_faiss(backend, place)
     default = 8192 if place.type == "cuda" else 1024
     chunk_size = default if chunk_size is None else as_count(chunk_size, "chunk_size")
-    approximate = (
-        faster_method(len(table), len(asked.rows), table.shape[1]) if method == "auto" else method
-    ) == "approximate"
+    if method == "auto":
+        method = faster_method(len(table), len(asked.rows), table.shape[1])
     order = np.argsort(asked.excluded, kind="stable")  # queries that need equally long lists go together
     num_chunks = -(-len(order) // chunk_size)
     chunks = shard(num_chunks) if shares_work() else range(num_chunks)  # whole chunks: the same numbers
@@ -127,19 +134,17 @@ def search(
     parts = [(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32), np.zeros((0, k), bool))]
     shared = share_errors() if shares_work() else nullcontext()
     with shared, torch.no_grad(), torch.autocast(place.type, enabled=False), _full_precision():
-        finder = _Finder(table, asked.codes, k, approximate, use_faiss, place, seed)
+        finder = _Finder(table, k, method == "approximate", use_faiss, place, seed)
         if queries is None and not shares_work():
             finder.join(asked)
         for start in _starts(len(mine), chunk_size, progress):
             index, squares, flip = finder.find(asked.block(mine[start : start + chunk_size], place))
             parts.append((index.cpu().numpy(), squares.sqrt().cpu().numpy(), flip.cpu().numpy()))
-    answer = []
-    for column in zip(*parts, strict=True):
-        rows = np.concatenate(column)
-        rows = all_gather_rows(rows) if shares_work() else rows
-        answer.append(np.empty_like(rows))
-        answer[-1][order] = rows
-    return Neighbors(answer[0], answer[1], None if asked.mirrors is None else answer[2])
+    answer = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    if shares_work():
+        answer = [all_gather_rows(rows) for rows in answer]
+    indices, distances, flips = (rows[np.argsort(order)] for rows in answer)
+    return Neighbors(indices, distances, None if asked.mirrors is None else flips)
 
 
 class _Finder:
@@ -148,7 +153,6 @@ class _Finder:
     def __init__(
         self,
         table: NDArray[np.float32],
-        codes: NDArray[np.int64] | None,
         k: int,
         approximate: bool,
         use_faiss: bool,
@@ -158,7 +162,6 @@ class _Finder:
         with warnings.catch_warnings():  # a memory map is read-only, and is only read
             warnings.filterwarnings("ignore", message=".*not writable.*")
             self.table = torch.from_numpy(table).to(device)
-        self.codes = None if codes is None else torch.from_numpy(codes).to(device)
         squares = row_squares(self.table)
         self.max_square = check_size(squares)
         self.center = center_of(self.table)
@@ -166,16 +169,16 @@ class _Finder:
         if self.center is not None:
             squares = row_squares(near)
             self.max_square = float(squares.max())
-        self.exact = TileProposer(near, self.codes, squares)
+        self.exact = TileProposer(near, squares)
         self.directions = principal_directions(near, seed) if approximate else None
-        self.k, self.approximate = k, self.directions is not None
-        self.width = min(len(table), 2 * k + 64 if self.approximate else k + max(8, k // 4))
+        self.k = k
+        self.width = min(len(table), k + max(8, k // 4) if self.directions is None else 2 * k + 64)
         searched = near if self.directions is None else near @ self.directions
         self.proposer: TileProposer | FaissProposer = self.exact
         if use_faiss:
-            self.proposer = FaissProposer(searched.cpu().numpy(), codes, device)
+            self.proposer = FaissProposer(searched.cpu().numpy(), device)
         elif self.directions is not None:
-            self.proposer = TileProposer(searched, self.codes, row_squares(searched))
+            self.proposer = TileProposer(searched, row_squares(searched))
         self.joined: tuple[Tensor, Tensor] | None = None
 
     def _centered(self, rows: Tensor) -> Tensor:
@@ -192,13 +195,7 @@ class _Finder:
     def find(self, block: Block) -> Answer:
         """The k nearest of each query."""
         proposals = [self._propose(block, number) for number in range(len(block.views))]
-        answer = measure(self.table, block.views, [index for index, _ in proposals], self.k)
-        if self.approximate:
-            listed = (answer[0] >= 0).sum(1).cpu().numpy()
-            unsure = listed < np.minimum(self.k, len(self.table) - block.excluded)
-        else:
-            unsure = self._unsure(block, answer, proposals)
-        return self._replaced(answer, block, unsure, self._find_in_double)
+        return self._measured(block, proposals, self.directions is not None, self._find_in_double)
 
     def _propose(self, block: Block, number: int) -> tuple[Tensor, Tensor]:
         if self.joined is not None and number == 0:
@@ -211,31 +208,35 @@ class _Finder:
         return self.proposer.propose(view, block, self.width)
 
     def _find_in_double(self, block: Block) -> Answer:
-        proposals = [
-            self.exact.propose(self._centered(view), block, 4 * self.width, torch.float64)
-            for view in block.views
-        ]
-        answer = measure(self.table, block.views, [index for index, _ in proposals], self.k)
-        unsure = self._unsure(block, answer, proposals)
-        return self._replaced(answer, block, unsure, lambda b: measure_all(self.table, self.codes, b, self.k))
-
-    def _unsure(
-        self, block: Block, answer: Answer, proposals: list[tuple[Tensor, Tensor]]
-    ) -> NDArray[np.bool_]:
-        available = np.minimum(self.k, len(self.table) - block.excluded)
-        if proposals[0][0].shape[1] == len(self.table):
-            return np.zeros(len(available), bool)
-        column = torch.from_numpy(np.maximum(available - 1, 0)).to(self.table.device)
-        last = answer[1].gather(1, column[:, None])[:, 0]
         views = [self._centered(view) for view in block.views]
-        return is_unsure(views, last, proposals, self.max_square) & (available > 0)
+        proposals = [self.exact.propose(view, block, 4 * self.width, torch.float64) for view in views]
+        return self._measured(block, proposals, False, lambda b: measure_all(self.table, b, self.k))
 
-    def _replaced(
-        self, answer: Answer, block: Block, unsure: NDArray[np.bool_], find: Callable[[Block], Answer]
+    def _measured(
+        self,
+        block: Block,
+        proposals: list[tuple[Tensor, Tensor]],
+        approximate: bool,
+        find: Callable[[Block], Answer],
     ) -> Answer:
-        """The answer, with another one for the queries that are unsure."""
+        """The nearest of the candidates; queries of which one may be missing are answered by `find`."""
+        answer = measure(self.table, block.views, [index for index, _ in proposals], self.k)
+        wanted = torch.from_numpy(np.minimum(self.k, len(self.table) - block.excluded)).to(self.table.device)
+        if approximate:
+            unsure = (answer[0] >= 0).sum(1) < wanted
+        elif proposals[0][0].shape[1] == len(self.table):
+            return answer
+        else:  # one as near as the last of the answer may be no candidate, by rounding or a tie
+            last = answer[1].gather(1, (wanted - 1).clamp_min(0)[:, None])[:, 0]
+            slack = max(8.0, self.table.shape[1] ** 0.5)
+            unsure = torch.zeros_like(wanted, dtype=torch.bool)
+            for view, (_, best) in zip(block.views, proposals, strict=True):
+                length = self._centered(view).square().sum(1)
+                rounding = 2 * torch.finfo(best.dtype).eps * slack * (length + self.max_square)
+                unsure |= last * (1 + 4 * torch.finfo(torch.float32).eps * slack) >= best[:, -1] - rounding
+            unsure &= wanted > 0
         if unsure.any():
-            which = torch.from_numpy(np.flatnonzero(unsure)).to(self.table.device)
+            which = unsure.nonzero()[:, 0]
             for old, new in zip(answer, find(block.take(which)), strict=True):
                 old[which] = new
         return answer
@@ -264,16 +265,11 @@ def _full_precision() -> Iterator[None]:
 
 def _uses_faiss(backend: str, device: torch.device) -> bool:
     check_option(backend, "backend", Backend)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f'device "{device}" asked for, but torch sees no GPU: use device="cpu"')
     if backend == "faiss" and device.type == "cuda":
         import faiss
 
         if not hasattr(faiss, "StandardGpuResources"):
             raise ValueError(f'this faiss has no GPU support, got device="{device}": use backend="torch"')
     return backend == "faiss" or (backend == "auto" and device.type == "cpu")
-
-
-def _as_device(device: str | torch.device) -> torch.device:
-    place = torch.device(device)
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f'device "{place}" asked for, but torch sees no GPU: use device="cpu"')
-    return place

@@ -264,8 +264,9 @@ class PseudoLabelSampler(BatchSampler):
             found = _call(self.grouping.fit_predict, features, given)
             labels = relabel(as_labels(found, self.num_samples, "the grouping's labels", contiguous=False))
             flips = getattr(self.grouping, "flips_", None)
-        if self.sources is not None and not getattr(self.grouping, "one_per_source", True):
-            options["neighbors"] = None  # they are of all sources
+        lists_nearest = getattr(self.grouping, "lists_nearest", None)
+        if lists_nearest is not None and not lists_nearest(features, self.sources):
+            options["neighbors"] = None  # no medoid can be looked up in them
         flips = flips if mirrored is not None else None
         if refine is not None:
             found = _call(refine, features, {**options, "labels": labels, "flips": flips})

@@ -114,7 +114,7 @@ def test_contents_in_memory_count():
 )
 def test_a_transform_that_holds_code_needs_a_data_id(paths, transform, tmp_path):
     images = ImageList(paths, transform=transform)
-    with pytest.raises(TypeError, match=r"cannot tell when a ImageList changes: give data_id.*known"):
+    with pytest.raises(TypeError, match=r"cannot tell when an ImageList changes: give data_id.*known"):
         data_identity(images)
     with pytest.raises(TypeError, match="give data_id"):
         ImageStore(images, tmp_path, 8, progress=False)

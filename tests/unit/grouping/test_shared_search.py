@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from pml_posets import _nearest_classes, _validation
-from pml_posets.grouping import RelaxedAssignment, SurrogateGrouping, relaxed_assignment, surrogate
+from pml_posets.grouping import (
+    ConfidentGrouping,
+    RelaxedAssignment,
+    SurrogateGrouping,
+    _base,
+    relaxed_assignment,
+)
 from pml_posets.posets import Posets
 from pml_posets.samplers.pseudo_label import PseudoLabelSampler
 
@@ -13,7 +19,7 @@ from pml_posets.samplers.pseudo_label import PseudoLabelSampler
 def counted(monkeypatch):
     """Searches among all samples, and scans of whole tables of features for finite values."""
     counts = {"searches": 0, "scans": 0}
-    for module in (surrogate, relaxed_assignment, _nearest_classes):
+    for module in (_base, relaxed_assignment, _nearest_classes):
         plain = module.search
 
         def search(features, k, plain=plain, **options):
@@ -66,3 +72,23 @@ def test_the_shared_search_changes_no_poset():
         labels = SurrogateGrouping(**options).fit_predict(features, sources=sources)
         expected = Posets.build(features, labels, sources=sources)
         assert sampler.posets.equals(expected)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_sure_groups_share_their_search_where_rows_have_unit_length(counted, unit):
+    features, sources = data()
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    features = features if unit else features * np.linspace(1, 2, 400, dtype=np.float32)[:, None]
+    grouping = ConfidentGrouping(coverage=0.5, max_neighbors=16)
+    sampler = PseudoLabelSampler(features, batch_size=32, sources=sources, grouping=grouping)
+    counted.update(searches=0)
+    posets = sampler.posets
+    assert counted["searches"] == 1
+    assert posets.num_classes > 10
+    labels = ConfidentGrouping(coverage=0.5, max_neighbors=16).fit_predict(features, sources=sources)
+    expected = Posets.build(features, labels, sources=sources).to_arrays()
+    for name, found in posets.to_arrays().items():  # lengths are 1 but for rounding
+        np.testing.assert_allclose(found, expected[name], atol=1e-5)
+    found = grouping.find_neighbors(features, sources=sources)
+    again = ConfidentGrouping(coverage=0.5).fit_predict(features, sources=sources, neighbors=found)
+    np.testing.assert_array_equal(again, labels)

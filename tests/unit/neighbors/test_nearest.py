@@ -9,7 +9,6 @@ import torch
 
 from pml_posets._validation import as_features
 from pml_posets.neighbors import _proposals as proposals
-from pml_posets.neighbors import _reduction as reduction
 from pml_posets.neighbors import nearest
 from pml_posets.neighbors._measuring import squared_gaps
 from pml_posets.neighbors._queries import Block
@@ -146,7 +145,7 @@ def test_tight_clusters_far_from_the_origin(backend):
 @pytest.mark.parametrize("offset", [1e4, -3e5])
 def test_features_far_from_the_origin(backend, method, offset, monkeypatch):
     """All samples, some of them, mirror images and queries from outside; no query needs all distances."""
-    monkeypatch.setattr(reduction, "MIN_REDUCED_SAMPLES", 50)
+    monkeypatch.setattr(proposals, "MIN_REDUCED_SAMPLES", 50)
     monkeypatch.setattr(nearest, "measure_all", lambda *_: pytest.fail("measured all"))
     rng = np.random.default_rng(5)
     features, mirrors = ((rng.standard_normal((90, 6)) + offset).astype(np.float32) for _ in range(2))
@@ -160,7 +159,7 @@ def test_features_far_from_the_origin(backend, method, offset, monkeypatch):
 
 
 def test_an_approximate_search_far_from_the_origin(monkeypatch):
-    monkeypatch.setattr(reduction, "MIN_REDUCED_SAMPLES", 1000)
+    monkeypatch.setattr(proposals, "MIN_REDUCED_SAMPLES", 1000)
     features, _ = clusters(1500, 300)
     far = features + np.float32(1e4)
     exact = search(far, 10)
@@ -226,10 +225,10 @@ def test_all_pairs_at_once_are_single_searches(monkeypatch, by_source, exclude_s
 
 
 def test_the_automatic_method():
-    assert reduction.faster_method(14_000, 14_000, 4096) == "exact"
-    assert reduction.faster_method(50_000, 50_000, 256) == "exact"
-    assert reduction.faster_method(113_516, 10, 4096) == "exact"
-    assert reduction.faster_method(113_516, 113_516, 4096) == "approximate"
+    assert proposals.faster_method(14_000, 14_000, 4096) == "exact"
+    assert proposals.faster_method(50_000, 50_000, 256) == "exact"
+    assert proposals.faster_method(113_516, 10, 4096) == "exact"
+    assert proposals.faster_method(113_516, 113_516, 4096) == "approximate"
     features, _ = clusters(500, 20)
     np.testing.assert_array_equal(search(features, 5, method="auto").indices, search(features, 5).indices)
 
@@ -259,7 +258,7 @@ def test_distances_to_listed_samples():
 
 
 def test_posets_by_an_approximate_search(monkeypatch):
-    monkeypatch.setattr(reduction, "MIN_REDUCED_SAMPLES", 500)
+    monkeypatch.setattr(proposals, "MIN_REDUCED_SAMPLES", 500)
     features, _ = clusters(3000, 300)
     labels = np.where(np.arange(3000) % 3 < 2, np.arange(3000) // 3, -1)  # 1000 medoids
     exact = Posets.build(features, labels, 2)
@@ -305,11 +304,11 @@ def recall(found: Neighbors, exact: Neighbors) -> float:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_approximate_search_in_fewer_dimensions(backend, monkeypatch):
-    monkeypatch.setattr(reduction, "MIN_REDUCED_SAMPLES", 1000)
-    monkeypatch.setattr(reduction, "MAX_REDUCED_DIM", 40)
+    monkeypatch.setattr(proposals, "MIN_REDUCED_SAMPLES", 1000)
+    monkeypatch.setattr(proposals, "MAX_REDUCED_DIM", 40)
     features, sources = clusters(2000, 300)
     queries = np.arange(0, 2000, 7)
-    directions = reduction.principal_directions(torch.from_numpy(features), seed=0)
+    directions = proposals.principal_directions(torch.from_numpy(features), seed=0)
     assert directions.shape == (300, 40)
     np.testing.assert_allclose(directions.T @ directions, np.eye(40), atol=1e-4)
     options = {"queries": queries, "sources": sources, "mirrored": np.roll(features, 1, axis=0)}
@@ -324,8 +323,8 @@ def test_approximate_search_in_fewer_dimensions(backend, monkeypatch):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_short_lists_of_an_approximate_search_are_filled(backend, monkeypatch):
-    monkeypatch.setattr(reduction, "MIN_REDUCED_SAMPLES", 1000)
-    monkeypatch.setattr(reduction, "MAX_REDUCED_DIM", 40)
+    monkeypatch.setattr(proposals, "MIN_REDUCED_SAMPLES", 1000)
+    monkeypatch.setattr(proposals, "MAX_REDUCED_DIM", 40)
     features, _ = clusters(4000, 300)
     alone = np.arange(4000) % 1999 > 0  # a source of all but a few samples
     few = search(features, 2, queries=[1], sources=alone, method="approximate", backend=backend)
@@ -345,10 +344,10 @@ def test_tiles_stay_small(monkeypatch):
 
     monkeypatch.setattr(torch, "addmm", record)
     table = torch.randn(5000, 4, generator=torch.Generator().manual_seed(0))
-    tiles = proposals.TileProposer(table, None, reduction.row_squares(table))
+    tiles = proposals.TileProposer(table, proposals.row_squares(table))
     tiles.tile = 20_000
     own = torch.arange(100)
-    found, _ = tiles.propose(table[:100], Block([], own, own, None, np.ones(100, np.int64)), 7)
+    found, _ = tiles.propose(table[:100], Block([], own, own, None, None, np.ones(100, np.int64)), 7)
     assert max(made) <= 20_000
     assert len(made) == 25
     np.testing.assert_array_equal(found, search(table, 7, queries=np.arange(100), backend="torch").indices)
