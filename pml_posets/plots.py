@@ -1,4 +1,4 @@
-"""Pictures of rounds, posets, neighbours and ROC curves (matplotlib is the extra `plots`)."""
+"""Pictures of rounds, posets, neighbors and ROC curves; an ImportError without matplotlib (extra `plots`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Tile:
         image: a PIL image, an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (H, W), (1, H, W) or
             (3, H, W). Arrays and tensors are uint8 in 0..255, or floating point and clipped to [0, 1].
         caption: short text under it. Default none.
-        frame: colour of its frame, any of matplotlib's; None (default): no frame.
+        frame: color of its frame, any of matplotlib's; None (default): no frame.
     """
 
     image: Any
@@ -32,24 +32,20 @@ class Tile:
 
 
 def image_rows(rows: Mapping[str, Sequence[Tile]], title: str = "") -> Any:
-    """Rows of images, each with a name at its left: a query and its neighbours, a poset in order.
+    """Rows of images, each with a name at its left: a query and its neighbors, a poset in order.
 
     Args:
         rows: name of each row to its images, left to right; rows may differ in length.
         title: above the picture.
 
     Returns:
-        A matplotlib Figure.
+        A matplotlib Figure, such as the paper's Fig. 5.
 
     Raises:
         ValueError: without any image, or for one of another shape.
         TypeError: for an array or tensor of another dtype.
-        ImportError: without matplotlib.
-
-    Source: the paper's Fig. 5 is such a picture.
 
     Example:
-        >>> from pml_posets.plots import Tile, image_rows
         >>> grey = np.full((8, 8), 0.5)
         >>> len(image_rows({"query": [Tile(grey, frame="C0")], "found": [Tile(grey, "0.1")] * 2}).axes)
         4
@@ -97,13 +93,11 @@ def loss_curves(
 
     Raises:
         ValueError: if iterations and losses are not one-dimensional and of one length.
-        ImportError: without matplotlib.
 
-    Source: the paper's Fig. 4 (joint optimisation against fixed groups).
+    Source: the paper's Fig. 4 (joint optimization against fixed groups).
     Differs from the paper: the mean over a window of a fiftieth of the run is drawn, the losses behind it.
 
     Example:
-        >>> from pml_posets.plots import loss_curves
         >>> curves = {"joint": (np.arange(200), np.linspace(2, 1, 200))}
         >>> len(loss_curves(curves, round_starts=[0, 100]).axes)
         1
@@ -148,13 +142,8 @@ def roc_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str =
 
     Raises:
         ValueError: if the rates of a curve differ in shape.
-        ImportError: without matplotlib.
-
-    Source: the measure of the paper's Table 1.
-    Differs from the paper: it draws no curves.
 
     Example:
-        >>> from pml_posets.plots import roc_curves
         >>> figure = roc_curves({"posets": (np.array([0, 1]), np.array([0.5, 1]))})
         >>> figure.axes[0].get_legend().get_texts()[0].get_text()
         'posets  0.750'
@@ -191,7 +180,6 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
 
     Example:
         >>> import tempfile
-        >>> from pml_posets.plots import loss_curves, save_figure
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_figure(loss_curves({"joint": ([0, 1], [2.0, 1.0])}), f"{folder}/loss.png").name
         'loss.png'

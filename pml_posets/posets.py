@@ -18,7 +18,17 @@ import torch
 from ._classes import ClassMembers, check_neighbors, relabel
 from ._io import atomic_write, read_npz
 from ._nearest_classes import class_medoids, nearest_classes
-from ._validation import ArrayLike, as_codes, as_count, as_features, as_flips, as_labels, as_mirrored, checked
+from ._validation import (
+    ArrayLike,
+    as_codes,
+    as_count,
+    as_features,
+    as_flips,
+    as_labels,
+    as_mirrored,
+    check_shape,
+    checked,
+)
 from .neighbors.nearest import Backend, Method, Neighbors
 
 __all__ = ["Posets", "medoids", "relabel"]
@@ -105,8 +115,7 @@ class Posets:
         labels = as_labels(labels, labels.shape[0] if labels.ndim else 1)
         num_samples, num_classes = labels.size, int(labels.max(initial=-1)) + 1
         medoids = _integers(self.medoids, "medoids")
-        if medoids.shape != (num_classes,):
-            raise ValueError(f"medoids must have shape ({num_classes},), one a class, got {medoids.shape}")
+        check_shape(medoids, "medoids", (num_classes,), ", one a class")
         if num_classes and (medoids.min() < 0 or medoids.max() >= num_samples):
             raise ValueError(f"medoids must be dataset indices in 0..{num_samples - 1}")
         if not np.array_equal(labels[medoids], np.arange(num_classes)):
@@ -121,8 +130,7 @@ class Posets:
         if not np.array_equal(nearest[assigned, 0], labels[assigned]):
             raise ValueError("nearest_classes must begin with an assigned sample's own class")
         distances = np.asarray(self.nearest_distances, np.float32)
-        if distances.shape != nearest.shape:
-            raise ValueError(f"nearest_distances must have shape {nearest.shape}, got {distances.shape}")
+        check_shape(distances, "nearest_distances", nearest.shape)
         padding = np.isinf(distances)
         if not np.array_equal(padding, nearest < 0) or not (distances >= 0).all():
             raise ValueError("nearest_distances must be finite and >= 0, but inf where nearest_classes is -1")
@@ -168,9 +176,7 @@ class Posets:
                 are nearest needs no further search. The answer is the same if the lists are exact, else as
                 good as they are. Not with mirrored features. None (default): all are searched for.
             round: the round of the joint optimization. Default 0.
-            method: of the search for the nearest medoids, see `pml_posets.neighbors.search`. Default "exact".
-            backend: of the search, see `pml_posets.neighbors.search`.
-            device: of the search. Default "cpu".
+            method, backend, device: of the search for the nearest medoids, see `pml_posets.neighbors.search`.
 
         Returns:
             The posets.
@@ -192,18 +198,9 @@ class Posets:
                 raise ValueError("neighbors do not tell the nearest medoids of mirrored features: give none")
         with checked(features, mirrored):
             found = class_medoids(features, mirrored, flips, ClassMembers.of(labels))
-            settings: dict[str, Any] = {"method": method, "backend": backend, "device": device}
-            nearest, distances, flips = nearest_classes(
-                features,
-                mirrored,
-                np.where(labels >= 0, flips, False),
-                labels,
-                found,
-                num_nearest,
-                codes,
-                neighbors,
-                settings,
-            )
+            how = {"method": method, "backend": backend, "device": device}
+            given = (features, mirrored, np.where(labels >= 0, flips, False), labels, found)
+            nearest, distances, flips = nearest_classes(*given, num_nearest, codes, neighbors, how)
         return cls(labels, found, nearest, distances, flips, round)
 
     @property
@@ -291,9 +288,6 @@ class Posets:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one .npz file, whole or not at all (a temporary file beside it is renamed).
 
-        Args:
-            path: the file, replaced if it exists; its name is kept as it is.
-
         Raises:
             OSError: if the folder is missing, full or not writable; an older file stays as it was.
         """
@@ -304,12 +298,6 @@ class Posets:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Posets:
         """Read a file that `save` wrote.
-
-        Args:
-            path: the file.
-
-        Returns:
-            The posets, equal to those saved.
 
         Raises:
             FileNotFoundError: if it does not exist.

@@ -36,7 +36,7 @@ class FeatureCache:
         folder: where the entries lie; made if it is missing.
 
     Raises:
-        OSError: if the folder cannot be made or written to (now, not after hours of work).
+        OSError: if the folder cannot be made or written to.
 
     Example:
         >>> import tempfile

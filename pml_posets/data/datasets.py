@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from .._random import derive_seeds, preserved_randomness, seed_everything
 from .._validation import as_count
@@ -39,6 +39,34 @@ def check_dataset(dataset: Any, name: str = "dataset") -> int:
     if len(dataset) == 0:
         raise ValueError(f"{name} must hold at least one sample, got none")
     return len(dataset)
+
+
+def read_batches(
+    items: Dataset[Any],
+    rows: range,
+    collate: Callable[[list[Any]], Any],
+    batch_size: int,
+    num_workers: int,
+    what: str,
+    progress: bool,
+    pin_memory: bool = False,
+) -> Iterator[Any]:
+    """Batches of some items in order, read by worker processes, under a progress bar."""
+    from tqdm.auto import tqdm
+
+    loader = DataLoader(
+        items,
+        batch_size,
+        sampler=rows,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # a loader seeds its workers from the global one otherwise
+    )
+    with tqdm(total=len(rows), desc=what, unit="image", disable=not progress) as bar:
+        for batch in loader:
+            yield batch
+            bar.update(len(batch))
 
 
 def as_index(key: Any, length: int) -> int:
@@ -169,9 +197,9 @@ class IndexedDataset(_Wrapper):
             with preserved_randomness(accelerators=False):
                 return [(self._finish(self._load(*pair), pair[0]), pair[0]) for pair in pairs]
         indices = [index for index, _ in pairs]
-        load = getattr(self.dataset, "__getitems__", None)
-        many = load is not None and len(indices) > 1
-        samples = load(indices) if many else (self.dataset[index] for index in indices)
+        load: Any = getattr(self.dataset, "__getitems__", None)
+        alone = load is None or len(indices) == 1
+        samples = (self.dataset[index] for index in indices) if alone else load(indices)
         return [(self._finish(sample, index), index) for sample, index in zip(samples, indices, strict=True)]
 
     def _as_pair(self, key: SampleKey) -> tuple[int, int | None]:
@@ -194,7 +222,7 @@ class IndexedDataset(_Wrapper):
                 "wrap the dataset so that the image comes first"
             )
         image, flips = upright(image_of(sample)), self._flips
-        turned = flips is not None and (flips[index] if isinstance(flips, np.ndarray) else flips(index))
+        turned = flips(index) if callable(flips) else flips is not None and flips[index]
         return mirror(image) if turned else image
 
 

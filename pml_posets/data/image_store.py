@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .._io import atomic_write
 from .._random import preserved_randomness
 from .._validation import as_count
-from .datasets import SeededDataset, check_dataset
+from .datasets import SeededDataset, check_dataset, read_batches
 from .identity import data_identity, digest
 from .images import VERSION, UnreadableImageError, as_image, image_of, resized
 
@@ -98,10 +98,7 @@ class ImageStore(Dataset[torch.Tensor]):
         return images.view(np.ndarray) if images.shape == self.shape and images.dtype == np.uint8 else None
 
     def _make(self, dataset: Any, num_workers: int, progress: bool) -> None:
-        from tqdm import tqdm
-
-        resized = _Resized(dataset, self.shape[-1])
-        loader = DataLoader(resized, batch_size=64, num_workers=num_workers, collate_fn=np.stack)
+        items = _Resized(dataset, self.shape[-1])
         header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
         num_bytes = math.prod(self.shape)
         try:
@@ -110,15 +107,11 @@ class ImageStore(Dataset[torch.Tensor]):
             if (free := shutil.disk_usage(self.path.parent).free) < num_bytes:
                 raise OSError(f"there are {free:,} bytes free")
             # Written, not mapped: a full disk is then an error, where a mapped file kills the process.
-            with (
-                atomic_write(self.path) as file,
-                tqdm(total=len(dataset), desc="decode", unit="img", disable=not progress) as bar,
-                preserved_randomness(accelerators=False),
-            ):
+            with atomic_write(self.path) as file, preserved_randomness(accelerators=False):
                 np.lib.format.write_array_header_1_0(file, header)
-                for batch in loader:  # (b, 3, S, S)
-                    file.write(batch.tobytes())
-                    bar.update(len(batch))
+                rows = range(len(dataset))
+                for batch in read_batches(items, rows, np.stack, 64, num_workers, "decode", progress):
+                    file.write(batch.tobytes())  # (b, 3, S, S)
         except UnreadableImageError:
             raise
         except OSError as error:

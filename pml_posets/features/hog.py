@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .._validation import as_count, check_option
-from ..data.datasets import SeededDataset, check_dataset
+from ..data.datasets import SeededDataset, check_dataset, read_batches
 from ..data.images import UnreadableImageError, as_image, resized
 
 __all__ = [
@@ -225,22 +225,10 @@ def hog_batches(
 
     Views are the image and, with mirror, its mirror image. Worker processes read and resize.
     """
-    from tqdm.auto import tqdm
-
     rows = range(len(items)) if rows is None else rows
-    loader = DataLoader(
-        items,
-        batch_size=batch_size,
-        sampler=rows,
-        num_workers=num_workers,
-        collate_fn=np.stack,
-        generator=torch.Generator(),  # a loader seeds its workers from the global one otherwise
-    )
-    with tqdm(total=len(rows), desc=what, unit="image", disable=not progress) as bar:
-        for batch in loader:
-            views = [batch, batch[:, :, ::-1]] if mirror else [batch]
-            yield [grid.describe(view, backend=backend, device=device) for view in views]
-            bar.update(len(batch))
+    for batch in read_batches(items, rows, np.stack, batch_size, num_workers, what, progress):
+        views = [batch, batch[:, :, ::-1]] if mirror else [batch]
+        yield [grid.describe(view, backend=backend, device=device) for view in views]
 
 
 def stationary_statistics(rows: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -155,18 +155,14 @@ class HOGLDA(ImageStep):
             num_patches: how many, >= 2. Default 2500; a tenth is nearly as good.
             min_scale: sides are drawn between this share of the image's shorter side and all of it, in
                 (0, 1]. Default 0.5.
-            num_workers: processes that read images; 0 (default): this one.
-            progress: show a progress bar. Default True.
             random_state: of the patches, from 0. Default 0.
-            backend: of HOG, see `features.hog.HogGrid.describe`. Default "torch".
-            device: of HOG by torch. Default "cpu".
+            num_workers, progress, backend, device: as for `transform`.
 
         Returns:
             self.
 
         Raises:
-            TypeError, ValueError: if images are no images or hold no edge at all, or an argument is out of
-                range.
+            TypeError, ValueError: if images hold no edge at all, or as for `transform`.
             UnreadableImageError: if a file is missing or truncated; the message names it.
         """
         num_patches = as_count(num_patches, "num_patches", 2)
@@ -221,17 +217,14 @@ class HOGLDA(ImageStep):
         rows of all, equal to those of one process; rank 0 alone writes to the cache.
 
         Args:
-            images: a dataset that yields an image or a tuple that starts with one, or a sequence or array of
-                images or paths; what an image may be is told in `pml_posets.data.as_image`. Random transforms
-                draw the same for an item each time, whatever num_workers is.
+            images: a dataset, sequence or array of images, paths or tuples that start with one, see
+                `pml_posets.data.as_image`. Random transforms draw the same for an item each time.
             mirror: also features of the horizontally mirrored images. Default False.
-            num_workers: processes that read and resize images; 0 (default): this one. The values do not
-                depend on it.
+            num_workers: processes that read images; 0 (default): this one. The values do not depend on it.
             batch_size: images a process hands over at once. Default 256.
             progress: show a progress bar. Default True.
             cache_dir: a folder to keep the features in, see `FeatureCache`. None (default): none.
-            data_id: for the cache, where nothing says by itself when the data change, see
-                `FeatureCache.key`.
+            data_id: for the cache, see `FeatureCache.key`.
             backend: of HOG, see `features.hog.HogGrid.describe`. Default "torch".
             device: of HOG by torch; whitening is done on the CPU. Default "cpu".
 

@@ -45,12 +45,12 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     Args:
         num_components: K, columns of the embedding, from 1; at most one less than images, and no more than
-            num_directions, are kept. Default 128: with HOG of drawings and of cars nearest neighbours were
+            num_directions, are kept. Default 128: with HOG of drawings and of cars nearest neighbors were
             best at about 100, and worse again at several hundred.
         num_directions: principal directions that the features are brought down to first, from 1. Default 600.
         shrinkage: how far S_w is drawn towards a multiple of the identity, in 0..1. Default 0.1.
         normalize: scale rows to unit length. Default True.
-        random_state: of the randomised decomposition, from 0. Default 0.
+        random_state: of the randomized decomposition, from 0. Default 0.
 
     Attributes:
         mean_: (D,) float32, mu. None before `fit`, like the others.
@@ -174,7 +174,7 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return unit_rows(embedded) if self.normalize else embedded
 
     def linear(self) -> torch.nn.Linear:
-        """The same as a module, such as PML takes for an "embedder": (B, D) -> (B, K), not normalised.
+        """The same as a module, such as PML takes for an "embedder": (B, D) -> (B, K), not normalized.
 
         Raises:
             NotFittedError: before `fit`.

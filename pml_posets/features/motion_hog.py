@@ -176,8 +176,7 @@ def background_motion(
         levels: sides that the images are brought down to, in turn, and steps at each.
 
     Returns:
-        (B, 2, 3) float32, as `torch.nn.functional.affine_grid` takes it: `warped(second, ...)` by it lies on
-        `first`.
+        (B, 2, 3) float32, as `torch.nn.functional.affine_grid` takes it: second, warped by it, lies on first.
     """
     motion = torch.eye(2, 3).repeat(len(first), 1, 1)
     for side, steps in levels:

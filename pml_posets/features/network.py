@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .._random import preserved_randomness, seed_everything
 from .._validation import as_count, unit_rows
-from ..data.datasets import SeededDataset, check_dataset
+from ..data.datasets import SeededDataset, check_dataset, read_batches
 from ..data.images import as_image, check_channels_first, image_of, resized
 from ._layers import LayerReader, as_pair, in_eval_mode
 from ._rows import Rows, collect_rows, shows_progress
@@ -153,25 +153,14 @@ def extract(
     reader = LayerReader(model, layer, grid, window, mean, std, torch.device(device), amp)
 
     def batches(samples: range) -> Iterator[list[Rows]]:
-        from tqdm.auto import tqdm
-
-        loader = DataLoader(
-            items,
-            batch_size=batch_size,
-            sampler=samples,
-            num_workers=num_workers,
-            collate_fn=_stack_images,
-            pin_memory=reader.device.type == "cuda",
-        )
-        hidden, start = not shows_progress(progress), samples.start
-        with tqdm(total=len(samples), desc="features", unit="image", disable=hidden) as bar:
-            for images in loader:
-                images = images.to(reader.device, non_blocking=True)
-                if mirror:
-                    check_channels_first(images, "images")
-                yield [reader(view, start) for view in ([images, images.flip(-1)] if mirror else [images])]
-                start += len(images)
-                bar.update(len(images))
+        shown, pin, start = shows_progress(progress), reader.device.type == "cuda", samples.start
+        loader = read_batches(items, samples, _stack_images, batch_size, num_workers, "features", shown, pin)
+        for images in loader:
+            images = images.to(reader.device, non_blocking=True)
+            if mirror:
+                check_channels_first(images, "images")
+            yield [reader(view, start) for view in ([images, images.flip(-1)] if mirror else [images])]
+            start += len(images)
 
     with preserved_randomness(), in_eval_mode(model):
         seed_everything(0)

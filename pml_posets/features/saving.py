@@ -89,11 +89,10 @@ class Saved:
     mean_: np.ndarray | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write settings and fitted values to one .npz file, whole or not at all, see `features.save`.
+        """Write settings and fitted values to one .npz file, see `features.save`.
 
         Raises:
             NotFittedError: before `fit`.
-            OSError: if the folder is missing, full or not writable; an older file stays as it was.
         """
         if self.mean_ is None:
             raise NotFittedError(f"there is nothing to save: fit the {type(self).__name__} first")
@@ -101,12 +100,7 @@ class Saved:
 
     @classmethod
     def load(cls: type[_Self], path: str | os.PathLike[str]) -> _Self:
-        """Read what `save` wrote.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged or holds something else.
-        """
+        """Read what `save` wrote; raises like `features.load`."""
         loaded = load(path)
         if not isinstance(loaded, cls):
             raise ValueError(f"{path} holds {kind_of(loaded)}, no {cls.__name__}: read it by features.load")

@@ -82,10 +82,8 @@ class SurrogateGrouping(NeighborGrouping):
     Raises:
         TypeError, ValueError: by `fit` and `fit_predict`, for an option out of its range, fewer samples than
             min_size, features that are not finite, arrays that do not match.
-        MemoryError: before the search, if it needs more memory than the machine has in all.
-
-    Warns:
-        ResourceWarning: if it seems to need more memory than is available.
+        MemoryError: before the search, if it needs more memory than the machine has in all; a
+            ResourceWarning, if it seems to need more than is available.
 
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.1;
         sources and mirror images are in the authors' code only.

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .._validation import as_codes, as_features
+from .._validation import as_codes, as_features, as_mirrored, check_shape
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,14 @@ class Queries:
         """From the arguments of `search`, checked."""
         if queries is not None and query_features is not None:
             raise ValueError("give queries (dataset indices) or query_features (vectors), not both")
-        vectors = table if query_features is None else as_features(query_features, "query_features")
+        inside = query_features is None
+        vectors = table if inside else as_features(query_features, "query_features")
         if vectors.shape[1] != table.shape[1]:
             raise ValueError(
                 f"query_features must have {table.shape[1]} dimensions like features, got {vectors.shape}"
             )
         rows = np.arange(len(vectors)) if queries is None else _as_rows(queries, len(table))
-        mirrors = None if mirrored is None else as_features(mirrored, "mirrored")
-        if mirrors is not None and mirrors.shape != vectors.shape:
-            whose = "features" if query_features is None else "query_features"
-            raise ValueError(f"mirrored must have the shape {vectors.shape} of {whose}, got {mirrors.shape}")
-        inside = query_features is None
-        if query_sources is not None and (sources is None or inside):
-            raise ValueError(
-                "query_sources need sources and query_features: samples of the dataset have their own"
-            )
+        mirrors = as_mirrored(mirrored, vectors)
         codes, query_codes = _source_codes(sources, query_sources, len(table), rows, inside)
         excluded = np.full(len(rows), int(inside and exclude_self))
         if codes is not None and query_codes is not None:
@@ -115,12 +108,9 @@ class Queries:
 
 def _as_rows(queries: ArrayLike, num_samples: int) -> NDArray[np.int64]:
     rows = np.asarray(queries)
-    if rows.size == 0:
-        rows = rows.astype(np.int64)
-    if rows.dtype.kind not in "iu":
+    if rows.size and rows.dtype.kind not in "iu":
         raise TypeError(f"queries must be integer dataset indices, got dtype {rows.dtype}")
-    if rows.ndim != 1:
-        raise ValueError(f"queries must have shape (Q,), got {rows.shape}")
+    check_shape(rows, "queries", ("Q",))
     outside = rows[(rows < 0) | (rows >= num_samples)]
     if len(outside):
         raise ValueError(f"queries must lie in 0..{num_samples - 1}, got {outside[0]}")
@@ -131,22 +121,21 @@ def _source_codes(
     sources: Any, query_sources: Any, num_samples: int, rows: NDArray[np.int64], in_dataset: bool
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
     """Sources as consecutive numbers, of the samples and of the queries."""
+    if query_sources is not None and (sources is None or in_dataset):
+        raise ValueError(
+            "query_sources need sources and query_features: samples of the dataset have their own"
+        )
     if sources is None or in_dataset:
         codes = as_codes(sources, num_samples)
         return codes, None if codes is None else codes[rows]
     if query_sources is None:
         raise ValueError("sources leave out the query's own source: query_features need query_sources too")
     names, query_names = np.asarray(sources), np.asarray(query_sources)
-    if names.shape != (num_samples,):
-        raise ValueError(f"sources must have shape ({num_samples},) to match the samples, got {names.shape}")
-    if query_names.shape != (len(rows),):
-        raise ValueError(
-            f"query_sources must have shape ({len(rows)},) like query_features, got {query_names.shape}"
-        )
+    check_shape(names, "sources", (num_samples,), " to match the samples")
+    check_shape(query_names, "query_sources", (len(rows),), " like query_features")
     if (names.dtype.kind in "US") != (query_names.dtype.kind in "US"):
         raise TypeError(
             f"sources and query_sources must be of one type, got {names.dtype} and {query_names.dtype}"
         )
-    codes = as_codes(np.concatenate([names, query_names]), num_samples + len(rows))
-    assert codes is not None
-    return codes[:num_samples], codes[num_samples:]
+    numbers = np.unique(np.concatenate([names, query_names]), return_inverse=True)[1].astype(np.int64)
+    return numbers[:num_samples], numbers[num_samples:]

@@ -201,7 +201,7 @@ def test_code_and_globals_of_a_dataset_count(paths, monkeypatch):
     ],
 )
 def test_what_nothing_is_known_of_needs_a_data_id(paths, make):
-    with pytest.raises(TypeError, match=r"cannot tell when a .* changes: give data_id"):
+    with pytest.raises(TypeError, match=r"cannot tell when an? .* changes: give data_id"):
         data_identity(make(paths))
 
 

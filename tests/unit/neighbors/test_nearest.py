@@ -398,7 +398,7 @@ def test_progress_bar(capfd):
         ({"queries": [[1]]}, ValueError, r"shape \(Q,\)"),
         ({"queries": [1], "query_features": np.eye(4)}, ValueError, "not both"),
         ({"query_features": np.eye(3)}, ValueError, "query_features must have 4 dimensions"),
-        ({"mirrored": np.ones((5, 4))}, ValueError, r"mirrored must have the shape \(6, 4\) of features"),
+        ({"mirrored": np.ones((5, 4))}, ValueError, r"mirrored must have the shape \(6, 4\) of the features"),
         ({"sources": [1, 2]}, ValueError, r"sources must have shape \(6,\)"),
         ({"query_sources": [1] * 6}, ValueError, "query_sources need sources and query_features"),
         ({"query_features": np.eye(4), "sources": [1] * 6}, ValueError, "need query_sources too"),
