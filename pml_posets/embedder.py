@@ -288,9 +288,8 @@ class Embedder(BaseEstimator):
             for start in range(0, len(pixels), 64):
                 batch = pixels[start : start + 64]
                 if self.mirror:
-                    batch = torch.where(
-                        (torch.rand(len(batch)) < 0.5).view(-1, 1, 1, 1), batch.flip(-1), batch
-                    )
+                    turned = torch.rand(len(batch), 1, 1, 1) < 0.5
+                    batch = torch.where(turned, batch.flip(-1), batch)
                 views = augment(batch) * augment.std + augment.mean
                 changed[start : start + 64] = views.mul(255).round().clamp(0, 255).to(torch.uint8)
         return changed
@@ -303,9 +302,9 @@ class Embedder(BaseEstimator):
         if self.network is None:
             batches = hog_batches(HogItems(photos, side), HogGrid(side), what=what, **how)
             return [np.concatenate([batch[0] for batch in batches])]
-        how |= {"mean": self.mean, "std": self.std, "device": self.device, "amp": self.amp, "normalize": False}
+        how |= {name: getattr(self, name) for name in ("mean", "std", "device", "amp")}
         outputs = LayerOutputs(self.network, self.layers_)
-        rows = extract(outputs, photos, mirror=self.mirror, size=(side, side), **how)
+        rows = extract(outputs, photos, mirror=self.mirror, size=(side, side), normalize=False, **how)
         if isinstance(rows, tuple):
             rows = np.float32(0.5) * (rows[0] + rows[1])
         return np.split(rows, np.cumsum(outputs.widths)[:-1], axis=1)

@@ -12,8 +12,7 @@ import torch
 from .._validation import ArrayLike, as_codes, as_count, as_features, as_mirrored, as_real
 from ..neighbors.nearest import Backend, Method, Neighbors
 from ._base import NeighborGrouping
-from ._groups import Groups, Space
-from ._growth import grow, top_radii
+from ._groups import Groups, Space, grow, top_radii
 from ._merging import disjoint, merge, unique_groups
 
 __all__ = ["SurrogateGrouping"]

@@ -154,26 +154,26 @@ def row_squares(table: Tensor) -> Tensor:
     return torch.cat([part.square().sum(1) for part in table.split(step)])
 
 
-def center_of(table: Tensor) -> Tensor | None:
-    """(D,) mean of a sample of the rows if they lie far from the origin for their spread, else None.
+def around_center(table: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(N, D) rows to search in, the center (D,) that was taken from them or None, their squared lengths (N,).
 
-    |x|^2 - 2 x.y loses the digits that |x|^2 takes up: distances of far features are computed around this.
+    |x|^2 - 2 x.y loses the digits that |x|^2 takes up, so that rows far from the origin for their spread are
+    centered on the mean of a sample of them.
     """
-    sample = table[:: max(1, len(table) // 1024)]
-    center = sample.mean(0, dtype=torch.float64)
-    variance = float((sample - center.float()).square().sum(1).mean())
-    return center.float() if float(center.square().sum()) > _FAR * variance else None
-
-
-def check_size(squares: Tensor) -> float:
-    """The largest of the squared lengths, if distances between such rows can be computed."""
+    squares = row_squares(table)
     largest = float(squares.max())
     if not largest < _MAX_SQUARE:
         raise ValueError(
             f"features must be shorter than {_MAX_SQUARE**0.5:.0e} to be searched, got {largest**0.5:.0e}: "
             "scale them"
         )
-    return largest
+    sample = table[:: max(1, len(table) // 1024)]
+    center = sample.mean(0, dtype=torch.float64)
+    variance = float((sample - center.float()).square().sum(1).mean())
+    if float(center.square().sum()) <= _FAR * variance:
+        return table, None, squares
+    near = table - center.float()
+    return near, center.float(), row_squares(near)
 
 
 def principal_directions(table: Tensor, seed: int) -> Tensor | None:

@@ -26,8 +26,7 @@ from ._proposals import (
     FaissProposer,
     TileProposer,
     all_pairs,
-    center_of,
-    check_size,
+    around_center,
     faster_method,
     principal_directions,
     row_squares,
@@ -162,13 +161,8 @@ class _Finder:
         with warnings.catch_warnings():  # a memory map is read-only, and is only read
             warnings.filterwarnings("ignore", message=".*not writable.*")
             self.table = torch.from_numpy(table).to(device)
-        squares = row_squares(self.table)
-        self.max_square = check_size(squares)
-        self.center = center_of(self.table)
-        near = self._centered(self.table)
-        if self.center is not None:
-            squares = row_squares(near)
-            self.max_square = float(squares.max())
+        near, self.center, squares = around_center(self.table)
+        self.max_square = float(squares.max())
         self.exact = TileProposer(near, squares)
         self.directions = principal_directions(near, seed) if approximate else None
         self.k = k

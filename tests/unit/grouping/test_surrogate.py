@@ -8,8 +8,7 @@ import torch
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 
-from pml_posets.grouping._groups import Groups, Space
-from pml_posets.grouping._growth import grow, quantile_distances
+from pml_posets.grouping._groups import Groups, Space, grow, quantile_distances
 from pml_posets.grouping._merging import disjoint, merge, unique_groups
 from pml_posets.grouping.surrogate import SurrogateGrouping
 from pml_posets.neighbors.nearest import Neighbors, search
