@@ -188,8 +188,8 @@ def abort_on_error() -> Iterator[None]:
     """An error of one rank inside ends the process group, so that no other waits for this one in vain.
 
     The others find out in their next exchange, and raise `RankError` with the reason. The group is then lost
-    on all ranks: end the script, or start the processes again. A rank that is killed closes its connections,
-    which gloo notices at once; on GPUs torchrun ends the others.
+    on all ranks: start the processes again. A rank that is killed closes its connections, which gloo notices
+    at once; on GPUs torchrun ends the others.
     """
     try:
         yield

@@ -31,6 +31,9 @@ def shard(count: int, number: int | None = None, num_shares: int | None = None) 
     Returns:
         The indices of the items; empty for the last ranks where there are fewer items than ranks.
 
+    Raises:
+        ValueError: if a number is out of range.
+
     Example:
         >>> [list(shard(5, r, 3)) for r in range(3)]
         [[0, 1], [2, 3], [4]]

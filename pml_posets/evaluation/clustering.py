@@ -76,7 +76,7 @@ def clustering_scores(true_labels: Any, predicted_labels: Any) -> ClusteringScor
 
 
 def clustering_accuracy(true_labels: Any, predicted_labels: Any) -> float:
-    r"""Share of samples whose cluster is matched to their class, by the best one-to-one matching.
+    """Share of samples whose cluster is matched to their class, by the best one-to-one matching.
 
         ACC = 1/N max over m of  #{ i : m(predicted_i) = true_i }
 
@@ -92,8 +92,6 @@ def clustering_accuracy(true_labels: Any, predicted_labels: Any) -> float:
 
     Raises:
         TypeError, ValueError: as `clustering_scores`.
-
-    Source: the measure ACC of Deshmukh et al. (ConCURL, 2021).
 
     Example:
         >>> clustering_accuracy([0, 0, 0, 1, 1, 1], [1, 1, 0, 0, 0, -1])

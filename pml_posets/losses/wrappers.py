@@ -118,15 +118,13 @@ class PosetSelfSupervisedLoss(_ForPosetLoss, SelfSupervisedLoss):
     """`SelfSupervisedLoss` for `PosetLoss`: two views of an image are a class, its medoid one of them.
 
     Args:
-        loss: a `PosetLoss` with anchors="all".
+        loss: a `PosetLoss` with anchors="all", as every sample is assigned here.
         symmetric: True (default): both views are anchors, the first view represents the class. False: the
             second view represents, the first are anchors.
         **kwargs: of PML's `SelfSupervisedLoss`.
 
     Raises:
-        TypeError: if `loss` is not a `PosetLoss`.
-        ValueError: if its anchors are the unassigned alone (here every sample is assigned), or if the two
-            views are not of one shape.
+        TypeError, ValueError: if `loss` is no such loss, or the two views are not of one shape.
 
     Source: PML's implementation.
 

@@ -41,6 +41,9 @@ def sinkhorn(scores: torch.Tensor, epsilon: float = 0.05, num_iterations: int = 
     Returns:
         (B, K) in [0, 1], rows sum to 1, columns to about B / K; at least 32 bits, without gradient.
 
+    Raises:
+        TypeError, ValueError: for scores of another shape, options out of range.
+
     Example:
         >>> scores = torch.tensor([[1.0, 0.9], [0.9, 0.7]])
         >>> scores.argmax(dim=1).tolist(), sinkhorn(scores).argmax(dim=1).tolist()  # one each

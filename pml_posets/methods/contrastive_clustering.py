@@ -98,6 +98,9 @@ class ContrastiveClusteringLoss(BaseMetricLossFunction):
         Args:
             centers: (K, D) floating point, at least one, copied; None: those of the batch again.
             labels: (K,) integers from 0, the clusters of the rows. Default None: 0..K-1.
+
+        Raises:
+            TypeError, ValueError: for what `forward` does not take as ref_emb and ref_labels, or no row.
         """
         if centers is None:
             self._given = None

@@ -84,13 +84,11 @@ def rotation_cross_entropy(logits: torch.Tensor, angles: torch.Tensor) -> torch.
 
 
 class RotationHead(nn.Module):
-    """Linear, ReLU, Linear: pooled features to the logits of the four angles.
+    """Linear, ReLU, Linear: pooled features (N, D) to the logits of the four angles, (N, 4).
 
     Args:
         in_dim: D, the width of the trunk's pooled features (1024 in the paper's GoogLeNet).
         hidden_dim: width of the hidden layer. Default 512, the published value.
-
-    Shapes: (N, D) -> (N, 4).
 
     Raises:
         TypeError, ValueError: for a width that is not a count, or features of another width.
@@ -122,13 +120,11 @@ class RotationObjective(nn.Module):
     unweighted: the paper adds it to its metric loss with the weight eta = 0.1.
 
     Called as objective(images, indices, models) with images (B, C, S, S), square, and models {"trunk": ...};
-    the embedder is not used and gets no gradient. Returns a scalar of at least 32 bits; without images 0,
-    with a gradient path to the head.
+    the embedder is not used. Returns a scalar of at least 32 bits; without images 0, with a gradient path.
 
     Args:
         head: (N, D) to (N, 4) logits, `RotationHead`; its weights are the objective's parameters.
-        num_images: how many images are taken, all if there are fewer. Default 16, the published value (64
-            turned images).
+        num_images: how many images are taken, all if there are fewer. Default 16, the published value.
         transform: applied to the turned images (4n, C, S, S), such as a random crop. Default None: none.
         pool: the trunk's output to (4n, D). Default: mean over the map of a 4-D output.
 
@@ -141,9 +137,7 @@ class RotationObjective(nn.Module):
     Example:
         >>> trunk = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
         >>> objective = RotationObjective(RotationHead(8), num_images=2)
-        >>> loss = objective(torch.rand(6, 3, 12, 12), torch.arange(6), {"trunk": trunk})
-        >>> loss.backward()
-        >>> loss.ndim
+        >>> objective(torch.rand(6, 3, 12, 12), torch.arange(6), {"trunk": trunk}).ndim
         0
     """
 

@@ -32,10 +32,9 @@ def parameter_groups(
         lr: learning rate, above 0.
         rates: pattern (as of a shell: "*" and "?") to a factor of lr from 0; 0 freezes. The first pattern
             that matches a name counts. Default: 1 for all.
-        freeze: patterns of parameters that are not trained.
+        freeze: patterns of parameters that are not trained. Default: none.
         weight_decay: of weights with two or more dimensions, from 0. Default 0.
-        batch_norm: False (default): batch norm stays as pretrained, see `freeze_batch_norm`; True: it is
-            trained.
+        batch_norm: False (default): as `freeze_batch_norm`; True: batch norm is trained.
 
     Returns:
         Dicts with params, lr and weight_decay, in the order in which the parameters appear.
@@ -55,9 +54,8 @@ def parameter_groups(
     names = [name for name, _ in module.named_parameters()]
     for pattern in (*factors, *freeze):
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"the pattern {pattern!r} matches no parameter: they are named {', '.join(names[:5])}, ..."
-            )
+            some = ", ".join(names[:5])
+            raise ValueError(f"the pattern {pattern!r} matches no parameter: they are named {some}, ...")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         rate = next((rate for pattern, rate in factors.items() if fnmatchcase(name, pattern)), 1.0)
@@ -68,11 +66,8 @@ def parameter_groups(
     if not batch_norm:
         fixed = {id(parameter) for parameter in freeze_batch_norm(module)}
         groups = {key: [p for p in group if id(p) not in fixed] for key, group in groups.items()}
-    result = [
-        {"params": params, "lr": rate, "weight_decay": decayed}
-        for (rate, decayed), params in groups.items()
-        if params
-    ]
+    found = ((params, *key) for key, params in groups.items() if params)
+    result = [dict(zip(("params", "lr", "weight_decay"), group, strict=True)) for group in found]
     if not result:
         raise ValueError("every parameter is frozen: leave some to train")
     return result
@@ -82,8 +77,7 @@ def freeze_batch_norm(module: nn.Module) -> list[nn.Parameter]:
     """Keep the statistics and parameters of all batch norm layers as they are, in training mode too.
 
     Args:
-        module: the network. A forward hook puts its batch norm layers into evaluation mode, whatever mode the
-            trainer sets.
+        module: the network. A forward hook puts these layers into evaluation mode, whatever the trainer sets.
 
     Returns:
         The parameters that were frozen.
@@ -112,8 +106,7 @@ def warm_up(optimizer: torch.optim.Optimizer, num_iterations: int) -> torch.opti
 
     Args:
         optimizer: whose rates to raise.
-        num_iterations: steps of the scheduler until the full rate, from 1. Iteration i, from 0, has the
-            rate times min(1, (i + 1) / num_iterations).
+        num_iterations: n, from 1: iteration i, from 0, has the rate times min(1, (i + 1) / n).
 
     Returns:
         The scheduler; in trainers of pytorch-metric-learning give it as "trunk_scheduler_by_iteration".

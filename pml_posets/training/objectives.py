@@ -52,8 +52,7 @@ def trainer_with_objectives(names: Sequence[str], trainer_class: type[Any] = Met
         trainer_class: MetricLossOnly (default), TrainWithClassifier or a subclass of PML's BaseTrainer.
 
     Returns:
-        A subclass. Where there is neither a metric nor a classification loss, the embeddings that PML's
-        trainer would compute for them are not computed.
+        A subclass, which computes no embeddings where there is neither a metric nor a classification loss.
 
     Example:
         >>> trainer_with_objectives(["rotation"]).__name__
