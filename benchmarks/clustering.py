@@ -87,12 +87,12 @@ if __name__ == "__main__":  # --help and wrong arguments are answered before tor
 import numpy as np
 
 from benchmarks.core import session
-from benchmarks.core.labelled import LabelledTask
+from benchmarks.core.labeled import LabeledTask
 from benchmarks.core.results import Result
 from benchmarks.core.task import Score, check_size, draw, root_name
 from benchmarks.data import clustering as cluster_data
 from benchmarks.data import zero_shot
-from benchmarks.data.labelled_images import LabelledImages
+from benchmarks.data.labeled_images import LabeledImages
 from pml_posets.evaluation import adjusted_rand_index, clustering_accuracy, normalized_mutual_information
 from pml_posets.features.reduction import principal_components
 from pml_posets.grouping.kmeans import KMeansGrouping
@@ -113,7 +113,7 @@ MARK = (
 )
 
 
-class Clustering(LabelledTask):
+class Clustering(LabeledTask):
     """Clusters of k-means against classes; K is the number of classes, all that is used of the labels.
 
     Features without a network (pixels, HOG) are brought down to their first principal directions, as
@@ -130,7 +130,7 @@ class Clustering(LabelledTask):
     measure = "acc"
     columns: Mapping[str, str] = {"acc": "ACC", "nmi": "NMI", "ari": "ARI"}
 
-    def __init__(self, data: LabelledImages, options: Options) -> None:
+    def __init__(self, data: LabeledImages, options: Options) -> None:
         if len(data.classes) < 2:
             raise ValueError(f"{data.name} has one class alone: clustering needs two or more")
         super().__init__(data_name(options), data, options, len(data.classes))

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     for seed in dict.fromkeys(options.seed):
         for fraction in sorted(set(options.label_fraction)):
-            rows = labelled(data.train, fraction, seed)
+            rows = labeled(data.train, fraction, seed)
             for init in options.inits:
                 settings = settings_of(init, fraction, rows, data, options)
                 line = f"{init.name:12s} {len(rows):6d} labels  seed {seed}"
@@ -115,7 +115,7 @@ def prepare(options: argparse.Namespace) -> PoseData:
     return data
 
 
-def labelled(train: npt.NDArray[Any], fraction: float, seed: int) -> npt.NDArray[Any]:
+def labeled(train: npt.NDArray[Any], fraction: float, seed: int) -> npt.NDArray[Any]:
     """The people whose labels are used: at least one, and the first of an order by the seed: budgets nest."""
     import numpy as np
 

@@ -119,9 +119,9 @@ class Poses(Task):
     paper_title = "paper (total, LSP)"
 
     def __init__(self, people: PoseData, pool: Pool, options: Options) -> None:
-        unlabelled = Described(pool.images, options)
-        tested = Described(people.images, options, background=unlabelled)
-        super().__init__(data_name(options), options, unlabelled, tested)
+        unlabeled = Described(pool.images, options)
+        tested = Described(people.images, options, background=unlabeled)
+        super().__init__(data_name(options), options, unlabeled, tested)
         self.people, self.pool = people, pool
         self.columns = {"pcp_total": "PCP total", **{f"pcp/{part}": part for part in people.skeleton.parts}}
         complete = people.visible[people.train].all(axis=1)
@@ -133,7 +133,7 @@ class Poses(Task):
     @cached_property
     def start(self) -> Start:
         """The first similarities of the pool."""
-        return self.unlabelled.start(self.pool.sources)
+        return self.unlabeled.start(self.pool.sources)
 
     def plain(self, method: str) -> Score:
         """Poses by what needs no network."""
@@ -228,7 +228,7 @@ class Poses(Task):
         near = "Framed: a person and the true pose. Beside it the nearest, whose poses are copied"
         heat = f"Where the {count} nearest have their joints (heat), and the true pose"
         return {
-            "neighbours": image_rows(self._neighbours(shown), near),
+            "neighbors": image_rows(self._neighbors(shown), near),
             "heatmaps": image_rows(self._heat_maps(shown), heat),
         }
 
@@ -236,7 +236,7 @@ class Poses(Task):
         """Test rows, evenly spaced."""
         return np.linspace(0, len(self.people.test) - 1, count + 2).astype(int)[1:-1].tolist()
 
-    def _neighbours(self, shown: Mapping[str, CopiedPoses], k: int = 6) -> dict[str, list[Tile]]:
+    def _neighbors(self, shown: Mapping[str, CopiedPoses], k: int = 6) -> dict[str, list[Tile]]:
         people, gallery = self.people, self.gallery
         rows: dict[str, list[Tile]] = {}
         for number, query in enumerate(self._queries(4), 1):

@@ -98,8 +98,8 @@ class Postures(Task):
     def start(self) -> Start:
         """The first similarities; a frame's source is its video."""
         if self.options.data.teacher == "motion":
-            return self.unlabelled.motion(self.tree.sources, self.tree.times)
-        return self.unlabelled.start(self.tree.sources, self.tree.times)
+            return self.unlabeled.motion(self.tree.sources, self.tree.times)
+        return self.unlabeled.start(self.tree.sources, self.tree.times)
 
     def score(self, network: torch.nn.Module, image_size: int) -> Score:
         """The frames that the labels name, alone, are embedded."""
@@ -150,17 +150,17 @@ class Postures(Task):
         features = {moments[name]: shown[name][0] for name in moments if name in shown}
         if "after" in features:
             title = "Nearest frames of other sources (green: the same category)"
-            found["neighbours"] = image_rows(self._neighbours(features), title)
+            found["neighbors"] = image_rows(self._neighbors(features), title)
             rows = self._posets(features["after"][0])
             if rows:
                 title = "Posets: between two frames of a sequence (red), frames of other sequences in order"
                 found["posets"] = image_rows(rows, title)
         return found
 
-    def _neighbours(
+    def _neighbors(
         self, features: Mapping[str, Pair], num_queries: int = 5, k: int = 7
     ) -> dict[str, list[Tile]]:
-        """Queries, and their nearest labelled frames of other sources before and after training."""
+        """Queries, and their nearest labeled frames of other sources before and after training."""
         tree = self.tree
         used = np.flatnonzero(np.abs(features["after"][0]).sum(1) > 0)
         names = sorted(self.labels)

@@ -66,11 +66,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.core import session
-from benchmarks.core.labelled import LabelledTask
+from benchmarks.core.labeled import LabeledTask
 from benchmarks.core.results import Result
 from benchmarks.core.task import Score, check_size, draw, root_name
 from benchmarks.data import zero_shot
-from benchmarks.data.labelled_images import LabelledImages
+from benchmarks.data.labeled_images import LabeledImages
 from pml_posets.evaluation import normalized_mutual_information, retrieval_scores
 from pml_posets.grouping.kmeans import KMeansGrouping
 from pml_posets.neighbors.nearest import search
@@ -107,7 +107,7 @@ class Neighbors:
     indices: np.ndarray
 
 
-class Retrieval(LabelledTask):
+class Retrieval(LabeledTask):
     """Recall@k and more among the images of classes that were not learned from.
 
     Args:
@@ -121,7 +121,7 @@ class Retrieval(LabelledTask):
 
     measure = "recall_1"
 
-    def __init__(self, data: LabelledImages, options: Options) -> None:
+    def __init__(self, data: LabeledImages, options: Options) -> None:
         super().__init__(data_name(options), data, options, CLUSTERS)
         self.kind = kind_of(options)
         self.nmi = not options.data.no_nmi
@@ -198,7 +198,7 @@ class Retrieval(LabelledTask):
                         row.append(Tile(images[int(found)], names[found][:14], same))
                 rows[f"image {query}\n{method}"] = row
         title = "Framed red: an image. Beside it the nearest (green: of its class)"
-        return {"neighbours": image_rows(rows, title)}
+        return {"neighbors": image_rows(rows, title)}
 
 
 def kind_of(options: Options) -> zero_shot.Kind:

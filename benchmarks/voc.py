@@ -80,10 +80,10 @@ import numpy as np
 
 from benchmarks.core import session
 from benchmarks.core.described import Described
-from benchmarks.core.labelled import LabelledTask
+from benchmarks.core.labeled import LabeledTask
 from benchmarks.core.results import Result
 from benchmarks.core.task import Score, check_size
-from benchmarks.data.labelled_images import LabelledImages, load_folder
+from benchmarks.data.labeled_images import LabeledImages, load_folder
 from benchmarks.data.voc import load_voc
 from benchmarks.measures.voting import Votes, knn_vote
 from pml_posets.plots import Tile, image_rows
@@ -91,8 +91,8 @@ from pml_posets.plots import Tile, image_rows
 SHOWN = ("random", "hog-lda", "posets", "checkpoint")  # in the picture
 
 
-class Objects(LabelledTask):
-    """Labelled images, of which those to learn from vote on those to test on.
+class Objects(LabeledTask):
+    """Labeled images, of which those to learn from vote on those to test on.
 
     Args:
         data: images, labels, split.
@@ -110,9 +110,9 @@ class Objects(LabelledTask):
     }
     paper_title = "paper (VOC 2007)"
 
-    def __init__(self, data: LabelledImages, options: Options) -> None:
+    def __init__(self, data: LabeledImages, options: Options) -> None:
         super().__init__(data_name(options), data, options, num_clusters=100)
-        self.tested = Described(data.images, options, background=self.unlabelled)
+        self.tested = Described(data.images, options, background=self.unlabeled)
 
     def plain(self, method: str) -> Score:
         """The most frequent class, or a vote by HOG."""
@@ -175,7 +175,7 @@ class Objects(LabelledTask):
                     row.append(Tile(images[int(found)], caption, "tab:green" if same else None))
                 rows[f"object {query}\n{method}"] = row
         title = "Framed red: an object. Beside it those that vote (green: the same class)"
-        return {"neighbours": image_rows(rows, title)}
+        return {"neighbors": image_rows(rows, title)}
 
 
 def data_name(options: Options) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core.options import Options
-from benchmarks.data.labelled_images import Chosen
+from benchmarks.data.labeled_images import Chosen
 from benchmarks.data.olympic import OlympicFrames, load_tree
 from benchmarks.data.people import JoinedImages, PoseData
 from benchmarks.data.poses import load_lsp, load_lspet
@@ -42,7 +42,7 @@ def read_pool(people: PoseData, options: Options) -> Pool:
     roots = options.data.train_root
     if not roots:
         return _train_half(people)
-    pools = [_unlabelled(root, people, options) for root in roots]
+    pools = [_unlabeled(root, people, options) for root in roots]
     sources, total = [], 0
     for pool in pools:
         own = np.arange(len(pool.images)) if pool.sources is None else pool.sources
@@ -54,7 +54,7 @@ def read_pool(people: PoseData, options: Options) -> Pool:
     return Pool(pool_name(roots), images, names, np.concatenate(sources))
 
 
-def _unlabelled(root: Path, people: PoseData, options: Options) -> Pool:
+def _unlabeled(root: Path, people: PoseData, options: Options) -> Pool:
     """The images of one folder; it says what the folder holds."""
     given = options.data
     if given.data_root is not None and root.resolve() == given.data_root.resolve():

@@ -223,7 +223,7 @@ def score_models(models: Mapping[str, torch.nn.Module], image_size: int, task: T
     network = networks.up_to(models, options.layer)
     if options.instance_lda:
         how: dict[str, Any] = {"amp": options.amp, "progress": options.progress}
-        views = task.unlabelled.views(image_size)
+        views = task.unlabeled.views(image_size)
         network = networks.with_instance_lda(network, views, options.device, **how)
     return task.score(network, image_size)
 

@@ -39,7 +39,7 @@ class Task:
     Args:
         name: of the data, for the results.
         options: of the run.
-        unlabelled: the images to learn from; no label is used, but by the method supervised.
+        unlabeled: the images to learn from; no label is used, but by the method supervised.
         tested: the images that are scored. Default: the same.
 
     Attributes:
@@ -58,10 +58,10 @@ class Task:
     mirror: bool = False
 
     def __init__(
-        self, name: str, options: Options, unlabelled: Described, tested: Described | None = None
+        self, name: str, options: Options, unlabeled: Described, tested: Described | None = None
     ) -> None:
         self.name, self.options = name, options
-        self.unlabelled, self.tested = unlabelled, tested or unlabelled
+        self.unlabeled, self.tested = unlabeled, tested or unlabeled
 
     def measured(self, features: Any) -> Score:
         """What (N, D) features of the tested images are worth; with `mirror` a pair."""
@@ -86,12 +86,12 @@ class Task:
     @property
     def images(self) -> ImageStore:
         """(3, S, S) uint8 tensors to learn from, for the recipe's S."""
-        return self.unlabelled.images
+        return self.unlabeled.images
 
     @cached_property
     def start(self) -> Start:
         """The first similarities of the images to learn from."""
-        return self.unlabelled.start()
+        return self.unlabeled.start()
 
     def plain(self, method: str) -> Score:
         """A method without a network: HOG in one of its kinds."""

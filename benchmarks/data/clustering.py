@@ -1,9 +1,9 @@
 """Data of clustering.py: every image is learned from without its label, and clustered.
 
-CIFAR-10, CIFAR-100 with its 20 coarse classes, STL-10: both labelled parts, as torchvision unpacks them
+CIFAR-10, CIFAR-100 with its 20 coarse classes, STL-10: both labeled parts, as torchvision unpacks them
 ImageNet-10, ImageNet-Dogs: a folder with a subfolder for each of the 10 or 15 classes
 Omniglot                    omniglot.npz; the classes are its alphabets
-a folder                    see `labelled_images.load_folder`
+a folder                    see `labeled_images.load_folder`
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from benchmarks.data.files import check_index
-from benchmarks.data.labelled_images import LabelledImages, load_folder, numbered
+from benchmarks.data.labeled_images import LabeledImages, load_folder, numbered
 from benchmarks.data.zero_shot import load_omniglot
 from pml_posets.data.cache import digest
 
@@ -52,7 +52,7 @@ class ArrayImages(Dataset[Any]):
         return str(digest(self.pixels))
 
 
-def load(kind: Kind, root: Path, download: bool = False, skip_unreadable: bool = False) -> LabelledImages:
+def load(kind: Kind, root: Path, download: bool = False, skip_unreadable: bool = False) -> LabeledImages:
     """Data of any kind; all images are on both sides of the "split".
 
     Args:
@@ -77,14 +77,14 @@ def load(kind: Kind, root: Path, download: bool = False, skip_unreadable: bool =
     return data
 
 
-def every_image(data: LabelledImages) -> LabelledImages:
+def every_image(data: LabeledImages) -> LabeledImages:
     """The same data with every image to learn from and to test on."""
     everything = np.arange(len(data))
     return replace(data, train=everything, test=everything)
 
 
-def _of_torchvision(kind: str, root: Path, download: bool) -> LabelledImages:
-    """Both labelled parts of a data set of torchvision, one behind the other."""
+def _of_torchvision(kind: str, root: Path, download: bool) -> LabeledImages:
+    """Both labeled parts of a data set of torchvision, one behind the other."""
     from torchvision import datasets
 
     try:
@@ -109,7 +109,7 @@ def _of_torchvision(kind: str, root: Path, download: bool) -> LabelledImages:
         f"{part}/{i}" for part, one in zip(("train", "test"), parts, strict=True) for i in range(len(one))
     )
     everything = np.arange(len(pixels))
-    return LabelledImages(
+    return LabeledImages(
         name=kind,
         images=ArrayImages(np.ascontiguousarray(pixels)),
         labels=np.asarray(labels, np.int64),

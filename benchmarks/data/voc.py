@@ -18,7 +18,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from benchmarks.data.files import files_id
-from benchmarks.data.labelled_images import LabelledImages, check_known, numbered
+from benchmarks.data.labeled_images import LabeledImages, check_known, numbered
 from pml_posets.data.cache import digest
 from pml_posets.data.datasets import ImageList, UnreadableImageError
 
@@ -60,7 +60,7 @@ class BoxCrops(Dataset[Any]):
 
 def load_voc(
     root: Path, year: str, train: str, test: str, download: bool = False, skip_unreadable: bool = False
-) -> LabelledImages:
+) -> LabeledImages:
     """Object boxes of PASCAL VOC, read by torchvision's dataset.
 
     Objects marked difficult and empty boxes are left out, and named.
@@ -115,7 +115,7 @@ def load_voc(
     labels, classes = numbered([row[2] for row in rows])
     learned_from = np.array([row[4] for row in rows], bool)
     check_known(labels, learned_from, classes, root)
-    return LabelledImages(
+    return LabeledImages(
         name=f"voc{year}",
         images=BoxCrops([row[0] for row in rows], np.array([row[1] for row in rows], np.int64)),
         labels=labels,

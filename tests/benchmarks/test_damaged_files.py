@@ -15,14 +15,14 @@ import h5py
 import numpy as np
 import pytest
 import torchvision.datasets  # noqa: F401 - not while memory is counted
-from class_trees import write_cars, write_cub, write_omniglot, write_sop
+from class_trees import write_omniglot
 from olympic_trees import make_tree, picture
 from pose_trees import leaning, write_crops
 from scipy.io import savemat
 from voc_trees import note_of, write_voc
 
 from benchmarks.data.files import read_arrays, read_matlab
-from benchmarks.data.labelled_images import load_folder
+from benchmarks.data.labeled_images import load_folder
 from benchmarks.data.mpii import load_mpii
 from benchmarks.data.olympic import TreeError, load_tree
 from benchmarks.data.poses import load_lsp
@@ -322,7 +322,7 @@ def test_a_box_far_beyond_its_image(tmp_path, size):
         data.images[0]
 
 
-# --- Folders with labels.csv, CUB, Cars, SOP, Omniglot
+# --- Folders with labels.csv, Omniglot
 
 
 @pytest.mark.parametrize(
@@ -340,74 +340,6 @@ def test_damaged_lists(tmp_path, content, error, text):
     (tmp_path / "labels.csv").write_bytes(content)
     with pytest.raises(error, match=text):
         load_folder(tmp_path, "images")
-
-
-def edited(name, old, new):
-    def harm(root):
-        path = root / name
-        path.write_bytes(path.read_bytes().replace(old, new))
-
-    return harm
-
-
-def cars_classes(root):
-    rows = np.array(
-        [(f"car_ims/{n:05d}.jpg", "two") for n in range(1, 9)], [("relative_im_path", "O"), ("class", "O")]
-    )
-    savemat(root / "cars_annos.mat", {"annotations": rows})
-
-
-LABELS = "image_class_labels.txt"
-EBAY = b"2 1 1 chair_final/1_1.JPG"
-
-
-@pytest.mark.parametrize(
-    ("kind", "write", "harm", "text"),
-    [
-        ("cub", write_cub, edited(LABELS, b"2 2\n", b"2 two\n"), "class that is no number"),
-        ("cub", write_cub, edited(LABELS, b"2 2\n", b"2 " + b"9" * 5000 + b"\n"), "class that is no number"),
-        ("cub", write_cub, edited(LABELS, b"2 2\n", b"9" * 30 + b" 2\n"), "line 2 of .*must be a number"),
-        ("cub", write_cub, edited(LABELS, b"2 2\n", b"\xff\n"), f"{LABELS} cannot be read"),
-        (
-            "cub",
-            write_cub,
-            edited("images.txt", b"2 002", b"2 " + b"x" * 300),
-            "1 of 8 images of cub200 are missing",
-        ),
-        (
-            "cub",
-            write_cub,
-            edited("images.txt", b"2 002", b"2 /etc/002"),
-            "1 of 8 images of cub200 are missing",
-        ),
-        ("cub", write_cub, lambda r: replaced(r / "images.txt", True), "there is no .*images.txt"),
-        (
-            "sop",
-            write_sop,
-            edited("Ebay_train.txt", EBAY, b"2 " + b"9" * 30 + EBAY[3:]),
-            "line 3 of .*Ebay_train.txt",
-        ),
-        ("sop", write_sop, edited("Ebay_train.txt", EBAY, b"\xff"), "Ebay_train.txt cannot be read"),
-        (
-            "cars",
-            lambda r: write_cars(r, True),
-            cars_classes,
-            "the classes of .*cars_annos.mat must be numbers",
-        ),
-    ],
-)
-def test_damaged_tables(tmp_path, kind, write, harm, text):
-    harm(write(tmp_path))
-    with pytest.raises((ValueError, FileNotFoundError), match=text):
-        load(kind, tmp_path)
-
-
-def test_images_elsewhere_have_a_name(tmp_path):
-    """An absolute path in a table is no error: the name of the image tells where it lies."""
-    root = write_cub(tmp_path / "cub")
-    shutil.move(root / "images" / "002.Bird_2", tmp_path / "002.Bird_2")
-    edited("images.txt", b"002.Bird_2", f"{tmp_path}/002.Bird_2".encode())(root)
-    assert "../002.Bird_2/Bird_2_0.jpg" in load("cub", root).names
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from benchmarks.core.options import FIGURE_SIZES
 from benchmarks.core.recipes import PRESETS, AlexNetConfig
 from benchmarks.data.mpii import load_mpii
 from benchmarks.data.poses import load_lsp, load_lspet
-from benchmarks.deeppose import judge, labelled, main, mean_pose
+from benchmarks.deeppose import judge, labeled, main, mean_pose
 from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON, mirror_joints
 from benchmarks.regression import report as deeppose_report
 from benchmarks.regression import training as deeppose_training
@@ -42,8 +42,8 @@ def spot_images(joints, side=64):
     return spots[:, :3]
 
 
-def centres(images):
-    """(B, 3, 2): the centre of mass of each channel, about the middle."""
+def centers(images):
+    """(B, 3, 2): the center of mass of each channel, about the middle."""
     side = images.shape[-1]
     grid = (torch.arange(side) + 0.5) / side - 0.5
     mass = images.sum((2, 3))
@@ -59,7 +59,7 @@ def test_joints_move_with_their_images(flip):
     seen = torch.ones(40, 3, dtype=torch.bool)
     images, moved, visible = augment(spot_images(joints), joints, seen)
     assert visible.all()
-    found = centres(images)
+    found = centers(images)
     found = found[:, list(mirror)] if flip else found  # the channels stay, the joints change places
     torch.testing.assert_close(moved, found, atol=4e-3, rtol=0)
     assert (moved - joints).abs().max() > 0.05
@@ -312,11 +312,11 @@ def test_recipes_are_checked(change, message):
 
 def test_budgets_are_nested_and_drawn_by_the_seed():
     everybody = np.arange(100, 300)
-    small, middle, large = (labelled(everybody, fraction, 3) for fraction in (0.01, 0.1, 1.0))
+    small, middle, large = (labeled(everybody, fraction, 3) for fraction in (0.01, 0.1, 1.0))
     assert (len(small), len(middle), len(large)) == (2, 20, 200)
     assert set(small) < set(middle) < set(large) == set(everybody)
-    assert set(labelled(everybody, 0.1, 4)) != set(middle)
-    assert len(labelled(everybody, 1e-9, 0)) == 1
+    assert set(labeled(everybody, 0.1, 4)) != set(middle)
+    assert len(labeled(everybody, 1e-9, 0)) == 1
 
 
 def test_the_mean_pose_by_loops(leeds):

@@ -27,13 +27,13 @@ def blank(side=SIDE):
 
 
 def drawn(image):
-    """The colours that are in the image, black apart, with the columns they are in."""
+    """The colors that are in the image, black apart, with the columns they are in."""
     pixels = np.asarray(image)
-    colours = {tuple(colour) for colour in pixels.reshape(-1, 3).tolist()} - {(0, 0, 0)}
-    return {c: set(np.flatnonzero((pixels == c).all(axis=2).any(axis=0)).tolist()) for c in colours}
+    colors = {tuple(color) for color in pixels.reshape(-1, 3).tolist()} - {(0, 0, 0)}
+    return {c: set(np.flatnonzero((pixels == c).all(axis=2).any(axis=0)).tolist()) for c in colors}
 
 
-def test_sticks_are_drawn_in_the_colour_of_their_side():
+def test_sticks_are_drawn_in_the_color_of_their_side():
     image = blank()
     found = drawn(with_pose(image, POSE, ARMS))
     assert set(found) == set(COLORS.values())
@@ -69,8 +69,8 @@ def test_a_whole_person_lies_between_its_joints():
 
 def test_heat_by_hand():
     side, sigma = 8, 0.2
-    grey = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
-    image = Image.fromarray(grey)
+    gray = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
+    image = Image.fromarray(gray)
     poses = np.array([[[0.3, 0.6], [0.9, 0.1]], [[0.35, 0.6], [0.2, 0.2]]])  # two poses of two joints
     heat = np.zeros((side, side))
     for row in range(side):
@@ -83,7 +83,7 @@ def test_heat_by_hand():
     expected = 0.7 * tone * (1 - heat) + np.array([255, 200, 0]) * heat
     found = np.asarray(heated(image, poses, sigma)).astype(float)
     assert np.abs(found - expected).max() <= 0.5 + 1e-9
-    np.testing.assert_array_equal(np.asarray(image), grey)
+    np.testing.assert_array_equal(np.asarray(image), gray)
 
 
 def test_the_heat_is_greatest_where_most_joints_are():
@@ -93,7 +93,7 @@ def test_the_heat_is_greatest_where_most_joints_are():
     assert abs(column + 0.5 - 10) <= 0.5
     assert abs(row + 0.5 - 30) <= 0.5
     assert found[4, 36] == pytest.approx([131, 103, 3], abs=1)  # one joint, not two: half the heat
-    assert found[20, 20].max() <= 7  # grey, and darkened, where no joint is near
+    assert found[20, 20].max() <= 7  # gray, and darkened, where no joint is near
 
 
 def test_heat_where_no_joint_is_in_the_image():

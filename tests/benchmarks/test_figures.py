@@ -203,13 +203,13 @@ def test_clips_of_a_source_share_scene_and_person(made):
     folder, truth = made
     tree = load_tree(folder)
     frames = OlympicFrames(tree)
-    colours = np.empty((len(tree), 3))
+    colors = np.empty((len(tree), 3))
     for i in range(len(tree)):
         pixels = np.asarray(frames[i], dtype=float)
         x, y = (truth.joints[i, 1] * len(pixels)).astype(int)
         shirt = pixels[y - 3 : y + 4, x - 3 : x + 4].mean(axis=(0, 1))
-        colours[i] = shirt / shirt.sum()  # exposure differs between clips
-    gap = np.linalg.norm(colours[:, None] - colours[None], axis=2)
+        colors[i] = shirt / shirt.sum()  # exposure differs between clips
+    gap = np.linalg.norm(colors[:, None] - colors[None], axis=2)
     same_source = tree.sources[:, None] == tree.sources[None]
     same_clip = tree.sequences[:, None] == tree.sequences[None]
     assert np.median(gap[same_source & ~same_clip]) < 0.5 * np.median(gap[~same_source])

@@ -251,7 +251,7 @@ def test_table(whole):
         assert what in third
 
 
-@pytest.mark.parametrize("name", ["loss", "neighbours", "heatmaps"])
+@pytest.mark.parametrize("name", ["loss", "neighbors", "heatmaps"])
 def test_pictures(whole, name):
     with Image.open(whole / f"{name}.png") as image:
         pixels = np.asarray(image.convert("L"))
@@ -301,7 +301,7 @@ def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path, monkeypatc
     row, theirs = rows_of(tmp_path)["checkpoint", 0], rows_of(whole)["posets", 0]
     assert row["metrics"]["pcp_total"] == pytest.approx(theirs["metrics"]["pcp_total"])
     assert (row["settings"]["file"], row["settings"]["fc_dim"]) == ("checkpoint.pt", 8)
-    assert (tmp_path / "neighbours.png").is_file()
+    assert (tmp_path / "neighbors.png").is_file()
 
 
 # --- Going on

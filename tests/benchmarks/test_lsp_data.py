@@ -107,7 +107,7 @@ def test_a_run_that_learns_from_several_folders(data, tmp_path, capsys):
         main(arguments(data, tmp_path, "--resume"))
 
 
-def test_hog_is_centred_on_what_is_learned_from(data, tmp_path):
+def test_hog_is_centered_on_what_is_learned_from(data, tmp_path):
     """The same people in the same cache, described against other backgrounds."""
     found = []
     for root in ("lsp", "lspet", "lsp"):

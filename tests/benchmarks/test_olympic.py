@@ -184,7 +184,7 @@ def test_tables(whole):
     assert "posets against start: " in said
 
 
-@pytest.mark.parametrize("name", ["loss", "roc", "neighbours", "posets"])
+@pytest.mark.parametrize("name", ["loss", "roc", "neighbors", "posets"])
 def test_pictures(whole, name):
     with Image.open(whole / f"{name}.png") as image:
         pixels = np.asarray(image.convert("L"))

@@ -14,6 +14,7 @@ from benchmarks import retrieval
 from benchmarks.core import networks, options, results
 from benchmarks.core.described import VIEWS
 from benchmarks.data import zero_shot as zero_shot_data
+from benchmarks.data.labeled_images import MISSING
 from benchmarks.data.zero_shot import kind_of, load
 from benchmarks.retrieval import LINE, PUBLISHED, main, parse
 from pml_posets.data.augmentation import BatchAugmentation
@@ -46,32 +47,39 @@ def rows_of(folder):
 # --- Layouts
 
 
-def test_cub(tmp_path):
-    data = load(kind_of(write_cub(tmp_path)), tmp_path)
-    assert (data.name, len(data), data.classes) == ("cub200", 8, ("Bird_1", "Bird_2", "Bird_3", "Bird_4"))
-    np.testing.assert_array_equal(data.labels, [0, 1, 2, 3] * 2)
-    assert data.train.tolist() == [0, 1, 4, 5]
-    assert data.test.tolist() == [2, 3, 6, 7]
-    assert data.names[0] == "images/001.Bird_1/Bird_1_0.jpg"
+@pytest.fixture
+def few(monkeypatch):
+    """Sets of a few images in place of thousands."""
+    counts = {"cub": 8, "cars": 8, "sop": 10}
+    for kind, row in zero_shot_data.PUBLISHED.items():
+        monkeypatch.setitem(zero_shot_data.PUBLISHED, kind, (*row[:3], counts[kind]))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("write", "name", "classes", "first", "labels"),
+    [
+        (write_cub, "cub200", ("001.Bird_1", "002.Bird_2", "101.Bird_101", "102.Bird_102"),
+         "CUB_200_2011/images/001.Bird_1/Bird_1_0.jpg", [0, 1, 0, 1, 2, 3, 2, 3]),
+        (write_cars, "cars196", ("Make 1", "Make 2", "Make 99", "Make 100"),
+         "car_data/car_data/train/Make 1/1.jpg", [0, 1, 0, 1, 2, 3, 2, 3]),
+        (write_sop, "sop", ("1", "2", "3", "4", "5"),
+         "Stanford_Online_Products/chair_final/1_0.JPG", [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("few")
+def test_published_sets(tmp_path, write, name, classes, first, labels, inside):
+    root = write(tmp_path)
+    root = root if inside else tmp_path
+    data = load(kind_of(root), root)
+    assert (data.name, data.classes, data.names[0]) == (name, classes, first)
+    np.testing.assert_array_equal(data.labels, labels)
+    assert data.train.tolist() == [0, 1, 2, 3]  # PML's train split
+    assert data.test.tolist() == list(range(4, len(data)))
     assert data.images[0].size == (36, 36)
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_cars(tmp_path, whole):
-    data = load(kind_of(write_cars(tmp_path, whole)), tmp_path)
-    assert (data.name, len(data), data.classes) == ("cars196", 8, ("Make 1", "Make 2", "Make 3", "Make 4"))
-    np.testing.assert_array_equal(data.labels, [0, 1, 2, 3] * 2)
-    assert data.train.tolist() == [0, 1, 4, 5]
-    assert data.names[-1] == ("car_ims/00008.jpg" if whole else "cars_test/00008.jpg")
-
-
-def test_sop(tmp_path):
-    data = load(kind_of(write_sop(tmp_path)), tmp_path)
-    assert (data.name, len(data.classes)) == ("sop", 5)
-    assert data.train.tolist() == [0, 1, 2, 3]
-    np.testing.assert_array_equal(data.labels[data.test], [2, 2, 3, 3, 4, 4])
-    given = parse(["--data-root", str(tmp_path), "--cache", str(tmp_path / "c")]).settled("cpu")
-    assert retrieval.Retrieval(data, given).ks == (1, 10, 100, 1000)
+    if name == "sop":
+        given = parse(["--data-root", str(root), "--cache", str(tmp_path / "c")]).settled("cpu")
+        assert retrieval.Retrieval(data, given).ks == (1, 10, 100, 1000)
 
 
 def test_omniglot(tmp_path):
@@ -104,47 +112,37 @@ def test_the_real_omniglot_and_cars(shared_data):
     assert len(np.unique(cars.labels[cars.test])) == 98
 
 
+def harmed(name, text):
+    return lambda root: (root / name).write_bytes(text)
+
+
+EBAY = b"image_id class_id super_class_id path\n"
+
+
 @pytest.mark.parametrize(
     ("kind", "write", "harm", "text"),
     [
-        ("cub", write_cub, lambda r: (r / "images.txt").unlink(), "there is no .*images.txt"),
-        (
-            "cub",
-            write_cub,
-            lambda r: (r / "images.txt").write_text("1 a b c\n"),
-            "line 1 of .*images.txt must be a number and an entry",
-        ),
-        (
-            "cub",
-            write_cub,
-            lambda r: (r / "image_class_labels.txt").write_text("1 1\n"),
-            "name other images: 8 and 1",
-        ),
+        ("cub", write_cub, lambda r: (r / "images.txt").unlink(), "does not hold cub200 .*images.txt"),
+        ("cub", write_cub, harmed("images.txt", b"1 a b c\n"), "does not hold cub200"),
+        ("cub", write_cub, harmed("image_class_labels.txt", b"1 1\n"), "list 1 of 8 images: unpack"),
+        ("cub", write_cub, harmed("image_class_labels.txt", b"1 two\n"), "does not hold cub200"),
+        ("cub", write_cub, harmed("image_class_labels.txt", b"\xff 1\n"), "does not hold cub200"),
         (
             "cub",
             write_cub,
             lambda r: shutil.rmtree(r / "images" / "002.Bird_2"),
             "2 of 8 images of cub200 are missing, the first is .*Bird_2_0.jpg: unpack .* --skip-unreadable",
         ),
-        (
-            "cars",
-            lambda r: write_cars(r, True),
-            lambda r: (r / "cars_annos.mat").write_bytes(b"no matlab"),
-            "is damaged or no MATLAB file",
-        ),
-        ("cars", lambda r: write_cars(r, False, labelled_test=False), None, "needs cars_test_annos_withl"),
-        ("cars", write_cub, None, "neither .*cars_annos.mat nor cars_train_annos.mat in .*--dataset folder"),
-        ("sop", write_sop, lambda r: (r / "Ebay_test.txt").write_text("a b\n"), "must begin with: image_id"),
-        (
-            "sop",
-            write_sop,
-            lambda r: (r / "Ebay_test.txt").write_text("image_id class_id super_class_id path\n1 x 1 y\n"),
-            "line 2 of .*Ebay_test.txt must be four entries, a number second",
-        ),
+        ("cars", write_cars, harmed("anno_test.csv", b"no table"), "does not hold cars196"),
+        ("cars", write_cars, harmed("anno_test.csv", b"1.jpg,1,1,9,9,999\n"), "does not hold cars196"),
+        ("cars", write_cub, None, "does not hold cars196 .*anno_train.csv, or .*--dataset folder"),
+        ("sop", write_sop, harmed("Ebay_test.txt", EBAY + b"1 x 1 y\n"), "does not hold sop"),
+        ("sop", write_sop, harmed("Ebay_test.txt", EBAY + b"1 2\n"), "does not hold sop"),
+        ("sop", write_sop, harmed("Ebay_test.txt", EBAY), "list 4 of 10 images"),
         (
             "omniglot",
             lambda r: write_omniglot(r / "omniglot.npz"),
-            lambda r: (r / "omniglot.npz").write_bytes(b"PK"),
+            lambda r: (tmp := r / "omniglot.npz").write_bytes(tmp.read_bytes()[:2]),
             "omniglot.npz is damaged or no .npz file",
         ),
         ("omniglot", lambda r: write_omniglot(r / "omniglot.npz", names=None), None, "lacks names, it has"),
@@ -157,21 +155,23 @@ def test_the_real_omniglot_and_cars(shared_data):
         ("omniglot", write_cub, None, "there is no .*omniglot.npz"),
     ],
 )
+@pytest.mark.usefixtures("few")
 def test_damaged_layouts(tmp_path, kind, write, harm, text):
-    write(tmp_path)
+    root = write(tmp_path)
     if harm is not None:
-        harm(tmp_path)
+        harm(root if kind in zero_shot_data.PUBLISHED else tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=text):
         load(kind, tmp_path)
 
 
+@pytest.mark.usefixtures("few")
 def test_missing_images_are_left_out_if_asked(tmp_path):
-    write_cub(tmp_path)
-    (tmp_path / "images" / "002.Bird_2" / "Bird_2_0.jpg").unlink()
+    (write_cub(tmp_path) / "images" / "002.Bird_2" / "Bird_2_0.jpg").unlink()
     data = load("cub", tmp_path, skip_unreadable=True)
     assert len(data) == len(data.labels) == len(data.names) == 7
-    assert data.train.tolist() == [0, 3, 4]
-    assert data.excluded == {"image missing or damaged": ("images/002.Bird_2/Bird_2_0.jpg",)}
+    assert data.train.tolist() == [0, 1, 2]
+    assert data.labels.tolist() == [0, 0, 1, 2, 3, 2, 3]
+    assert data.excluded == {MISSING: ("CUB_200_2011/images/002.Bird_2/Bird_2_0.jpg",)}
 
 
 # --- A run
@@ -230,12 +230,14 @@ def test_tables_and_pictures(whole):
         "method", "R@1", "R@2", "R@4", "R@8", "NMI", "MAP@R", "R-precision", "seeds", "round 1", "round 2",
     ]  # fmt: skip
     assert "3 classes to test on, 18 images; alexnet, 64 px, random weights" in lines[-1]
-    for name in ("loss", "neighbours"):
+    for name in ("loss", "neighbors"):
         with Image.open(whole / f"{name}.png") as image:
             assert min(image.size) > 100
 
 
-def test_published_figures_stand_beside_ours_where_they_are_known(tmp_path):
+def test_published_figures_stand_beside_ours_where_they_are_known(tmp_path, monkeypatch):
+    row = zero_shot_data.PUBLISHED["cub"]
+    monkeypatch.setitem(zero_shot_data.PUBLISHED, "cub", (*row[:3], 16))
     write_cub(tmp_path / "birds", num_images=4)
     chosen = ["--method", "random", "tac-ccl", "--num-clusters", 4]
     assert main(arguments(tmp_path, tmp_path / "out", *chosen, root="birds")) == 0
@@ -281,7 +283,7 @@ def test_an_instance_lda_of_a_network_s_features_is_scored(data, tmp_path, monke
     task = retrieval.prepare(chosen)
     models = networks.build(chosen.recipe.architecture, 0)
     network = torch.nn.Sequential(BatchAugmentation(), models["trunk"])
-    views = task.unlabelled.views(chosen.recipe.image_size)
+    views = task.unlabeled.views(chosen.recipe.image_size)
     assert len(views) == 18 * VIEWS["num_views"]  # of the images to learn from alone
     lda = InstanceLDA().fit(extract(network, views, progress=False), views.instances)
     images = task.tested.images_of(chosen.recipe.image_size)

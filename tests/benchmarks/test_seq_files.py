@@ -13,20 +13,20 @@ from benchmarks.data.seq_files import SeqFile
 PICTURES = [picture(20 * i, (36, 24)) for i in range(7)]
 
 
-def grey(image):
+def gray(image):
     return np.asarray(image.convert("L").convert("RGB"))
 
 
 @pytest.mark.parametrize("claimed", [7, 3, 500, 0])
-def test_raw_colour_and_mono(tmp_path, claimed):
-    colour = SeqFile(write_seq(tmp_path / "c.seq", PICTURES, 200, claimed=claimed))
+def test_raw_color_and_mono(tmp_path, claimed):
+    color = SeqFile(write_seq(tmp_path / "c.seq", PICTURES, 200, claimed=claimed))
     mono = SeqFile(write_seq(tmp_path / "m.seq", PICTURES, 100, claimed=claimed))
-    assert len(colour) == len(mono) == 7
+    assert len(color) == len(mono) == 7
     for i in (6, 0, 3):
-        np.testing.assert_array_equal(np.asarray(colour.read(i)), np.asarray(PICTURES[i]))
-        np.testing.assert_array_equal(np.asarray(mono.read(i)), grey(PICTURES[i]))
-    assert colour.read(0).mode == mono.read(0).mode == "RGB"
-    assert (colour.width, colour.height, colour.truncated) == (36, 24, False)
+        np.testing.assert_array_equal(np.asarray(color.read(i)), np.asarray(PICTURES[i]))
+        np.testing.assert_array_equal(np.asarray(mono.read(i)), gray(PICTURES[i]))
+    assert color.read(0).mode == mono.read(0).mode == "RGB"
+    assert (color.width, color.height, color.truncated) == (36, 24, False)
 
 
 @pytest.mark.parametrize("padding", [(10,), (2,), (0,), (10, 18, 0, 7, 300), (70_000, 65_520)])
@@ -35,7 +35,7 @@ def test_jpeg_with_any_padding(tmp_path, padding, image_format):
     file = SeqFile(write_seq(tmp_path / "j.seq", PICTURES, image_format, padding, claimed=2))
     assert len(file) == 7
     for i in (5, 1, 6):
-        expected = np.asarray(PICTURES[i]) if image_format == 201 else grey(PICTURES[i])
+        expected = np.asarray(PICTURES[i]) if image_format == 201 else gray(PICTURES[i])
         assert np.abs(np.asarray(file.read(i)).astype(int) - expected).max() <= 12
         assert file.read(i).mode == "RGB"
 

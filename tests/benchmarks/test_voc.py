@@ -12,7 +12,7 @@ from voc_trees import scenes, write_voc
 
 from benchmarks import voc
 from benchmarks.core import options, session
-from benchmarks.data.labelled_images import load_folder
+from benchmarks.data.labeled_images import load_folder
 from benchmarks.voc import main
 
 PLAIN = ["majority", "hog", "hog-lda", "hog-views", "start"]
@@ -206,7 +206,7 @@ def test_table(whole):
         assert what in paper
 
 
-@pytest.mark.parametrize("name", ["loss", "neighbours"])
+@pytest.mark.parametrize("name", ["loss", "neighbors"])
 def test_pictures(whole, name):
     with Image.open(whole / f"{name}.png") as image:
         pixels = np.asarray(image.convert("L"))
@@ -231,7 +231,7 @@ def test_only_the_train_half_is_learned_from(data, tmp_path):
     for i, index in enumerate(task.data.train):
         crop = task.data.images[int(index)].resize(size, Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(task.images[i].permute(1, 2, 0).numpy(), np.asarray(crop))
-    assert task.tested.statistics is task.unlabelled.statistics
+    assert task.tested.statistics is task.unlabeled.statistics
 
 
 def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path):

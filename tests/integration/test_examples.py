@@ -39,10 +39,10 @@ def test_every_example_has_a_test():
     assert EXAMPLES == ["any_loss_without_labels", "poset_loss_in_your_loop", "rounds_on_a_folder"]
 
 
-def test_unlabelled_samples_help_in_a_loop(tmp_path):
+def test_unlabeled_samples_help_in_a_loop(tmp_path):
     output = run("poset_loss_in_your_loop", tmp_path)  # with fewer steps they do not yet help
-    before, labelled, both = scores(output, "MAP@R")
-    assert before + 0.1 < labelled < both - 0.05
+    before, labeled, both = scores(output, "MAP@R")
+    assert before + 0.1 < labeled < both - 0.05
 
 
 def test_a_loss_learns_without_labels(tmp_path):

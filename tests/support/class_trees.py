@@ -4,21 +4,20 @@ import pickle
 
 import numpy as np
 from PIL import Image
-from scipy.io import savemat
 
 SIZE = 36  # side of the images, px
 
 
 def image_of(kind, seed=0, size=SIZE):
-    """Noise with stripes: their direction, width and colour are those of the kind."""
+    """Noise with stripes: their direction, width and color are those of the kind."""
     rng = np.random.default_rng([kind, seed])
     rows, columns = np.mgrid[:size, :size]
     angle = np.pi * kind / 7
     wave = np.sin(
         (np.cos(angle) * rows + np.sin(angle) * columns) * (0.5 + 0.15 * (kind % 3)) + rng.uniform(0, 6)
     )
-    colour = np.random.default_rng(kind).uniform(60, 200, 3)
-    pixels = colour + 50 * wave[:, :, None] + rng.normal(0, 12, (size, size, 3))
+    color = np.random.default_rng(kind).uniform(60, 200, 3)
+    pixels = color + 50 * wave[:, :, None] + rng.normal(0, 12, (size, size, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -32,64 +31,47 @@ def write_folder(root, num_classes=6, num_images=6, first=0):
     return root
 
 
-def write_cub(root, num_classes=4, num_images=2):
-    """images.txt, image_class_labels.txt, images/, the images in no order of the classes."""
-    rows = [(c, i) for i in range(num_images) for c in range(1, num_classes + 1)]
+def save_image(path, kind, number):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image_of(kind, number).save(path, format="JPEG")
+
+
+def write_cub(root, num_images=2):
+    """CUB_200_2011/ with two birds to learn from and two to test on, in no order of the classes."""
+    root = root / "CUB_200_2011"
+    rows = [(c, i) for i in range(num_images) for c in (1, 2, 101, 102)]
     files = [f"{c:03d}.Bird_{c}/Bird_{c}_{i}.jpg" for c, i in rows]
     for (kind, number), file in zip(rows, files, strict=True):
-        path = root / "images" / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image_of(kind, number).save(path)
+        save_image(root / "images" / file, kind, number)
     (root / "images.txt").write_text("".join(f"{n} {file}\n" for n, file in enumerate(files, 1)))
     (root / "image_class_labels.txt").write_text("".join(f"{n} {c}\n" for n, (c, _) in enumerate(rows, 1)))
     return root
 
 
-def _annotations(columns):
-    """A MATLAB struct array of these columns."""
-    kinds = [(name, object) for name in columns]
-    return np.array(list(zip(*columns.values(), strict=True)), dtype=kinds)[None]
-
-
-def write_cars(root, whole, num_classes=4, labelled_test=True):
-    """cars_annos.mat with car_ims/, or a devkit with two folders."""
-    files = [f"{number:05d}.jpg" for number in range(1, 2 * num_classes + 1)]
-    classes = [number % num_classes + 1 for number in range(len(files))]
-    names = np.array([f"Make {c}" for c in range(1, num_classes + 1)], dtype=object)[None]
-    parts = {"": (files, classes)}
-    if not whole:
-        half = len(files) // 2
-        parts = {"train": (files[:half], classes[:half]), "test": (files[half:], classes[half:])}
-        (root / "devkit").mkdir(parents=True)
-        savemat(root / "devkit" / "cars_meta.mat", {"class_names": names})
-    for part, (listed, of) in parts.items():
-        folder = root / ("car_ims" if whole else f"cars_{part}")
-        folder.mkdir(parents=True)
-        for number, (file, kind) in enumerate(zip(listed, of, strict=True)):
-            image_of(kind, number).save(folder / file)
-        if whole:
-            rows = _annotations({"relative_im_path": [f"car_ims/{file}" for file in listed], "class": of})
-            savemat(root / "cars_annos.mat", {"annotations": rows, "class_names": names})
-            continue
-        columns = {"fname": listed, "class": of}
-        if part == "test" and not labelled_test:
-            del columns["class"]
-        table = "cars_train_annos" if part == "train" else "cars_test_annos_withlabels"
-        savemat(root / "devkit" / f"{table}.mat", {"annotations": _annotations(columns)})
+def write_cars(root):
+    """names.csv, two tables and car_data/ of four cars, an image of each in either table."""
+    names = [f"Make {c}" for c in range(1, 197)]
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "names.csv").write_text("\n".join(names) + "\n")
+    for number, part in enumerate(("train", "test")):
+        lines = []
+        for c in (1, 2, 99, 100):
+            save_image(root / "car_data" / "car_data" / part / f"Make {c}" / f"{c}.jpg", c, number)
+            lines.append(f"{c}.jpg,1,1,30,30,{c}")
+        (root / f"anno_{part}.csv").write_text("\n".join(lines) + "\n")
     return root
 
 
 def write_sop(root):
-    """Ebay_train.txt of two classes and Ebay_test.txt of three."""
+    """Stanford_Online_Products/: Ebay_train.txt of two classes and Ebay_test.txt of three."""
+    root = root / "Stanford_Online_Products"
     number = 1
     for part, kinds in (("train", (1, 2)), ("test", (3, 4, 5))):
         lines = ["image_id class_id super_class_id path"]
         for kind in kinds:
             for i in range(2):
-                path = root / "chair_final" / f"{kind}_{i}.JPG"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                image_of(kind, i).save(path, format="JPEG")
-                lines.append(f"{number} {kind} 1 chair_final/{path.name}")
+                save_image(root / "chair_final" / f"{kind}_{i}.JPG", kind, i)
+                lines.append(f"{number} {kind} 1 chair_final/{kind}_{i}.JPG")
                 number += 1
         (root / f"Ebay_{part}.txt").write_text("\n".join(lines) + "\n")
     return root

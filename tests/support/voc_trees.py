@@ -6,16 +6,16 @@ import numpy as np
 from PIL import Image
 
 SIZE = (40, 30)  # width and height of the images
-COLOURS = {"cat": (220, 40, 40), "dog": (40, 220, 40), "bus": (40, 40, 220)}
+COLORS = {"cat": (220, 40, 40), "dog": (40, 220, 40), "bus": (40, 40, 220)}
 
 
 def image_of(objects, seed=0):
-    """Noise with a patch of the class's colour, striped in its direction, in each box."""
+    """Noise with a patch of the class's color, striped in its direction, in each box."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(90, 120, (SIZE[1], SIZE[0], 3)).astype(np.uint8)
     for name, (left, top, right, bottom), *_ in objects:
         patch = pixels[top - 1 : bottom, left - 1 : right]
-        patch[:] = COLOURS.get(name, (200, 200, 0))
+        patch[:] = COLORS.get(name, (200, 200, 0))
         stripes = patch[:, ::3] if name == "cat" else patch[::3]
         stripes[:] = 250
     return Image.fromarray(pixels)

@@ -12,11 +12,11 @@ from benchmarks.core.described import PIXELS, Described
 from benchmarks.core.groupings import Start
 from benchmarks.core.options import Options
 from benchmarks.core.task import Score, Task
-from benchmarks.data.labelled_images import Chosen, LabelledImages
+from benchmarks.data.labeled_images import Chosen, LabeledImages
 from pml_posets._validation import unit_rows
 
 
-class LabelledTask(Task):
+class LabeledTask(Task):
     """Images of classes: `train` is learned from without labels, features of `test` are scored by them.
 
     Args:
@@ -29,12 +29,12 @@ class LabelledTask(Task):
         labels: (N,) classes of the tested images.
     """
 
-    def __init__(self, name: str, data: LabelledImages, options: Options, num_clusters: int) -> None:
-        unlabelled = Described(Chosen(data.images, data.train), options, flips=options.recipe.mirror_images)
-        tested = unlabelled
+    def __init__(self, name: str, data: LabeledImages, options: Options, num_clusters: int) -> None:
+        unlabeled = Described(Chosen(data.images, data.train), options, flips=options.recipe.mirror_images)
+        tested = unlabeled
         if not np.array_equal(data.train, data.test):
-            tested = Described(Chosen(data.images, data.test), options, background=unlabelled)
-        super().__init__(name, options, unlabelled, tested)
+            tested = Described(Chosen(data.images, data.test), options, background=unlabeled)
+        super().__init__(name, options, unlabeled, tested)
         self.data, self.num_clusters = data, num_clusters
         self.labels = data.labels[data.test]
 
@@ -42,7 +42,7 @@ class LabelledTask(Task):
     def start(self) -> Start:
         """The first similarities of the images to learn from; supervised alone looks at the classes."""
         classes = np.unique(self.data.labels[self.data.train], return_inverse=True)[1]
-        return replace(self.unlabelled.start(), labels=classes, num_clusters=self.num_clusters)
+        return replace(self.unlabeled.start(), labels=classes, num_clusters=self.num_clusters)
 
     def plain(self, method: str) -> Score:
         """Pixels less the mean of those to learn from, or HOG in one of its kinds."""
@@ -52,7 +52,7 @@ class LabelledTask(Task):
         """(N, D) unit rows of the tested images without a network."""
         if method != "pixels":
             return self.tested.hog(method)[0]
-        rows = self.tested.pixels() - self.unlabelled.pixels().mean(axis=0)
+        rows = self.tested.pixels() - self.unlabeled.pixels().mean(axis=0)
         return unit_rows(rows.reshape(len(rows), -1))
 
     def origin(self) -> dict[str, Any]:

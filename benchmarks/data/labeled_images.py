@@ -18,10 +18,11 @@ from pml_posets.data.cache import digest
 from pml_posets.data.datasets import ImageList, image_files
 
 Split = Literal["images", "classes"]
+MISSING = "image missing or damaged"  # a reason to leave images out
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledImages:
+class LabeledImages:
     """Images, each of one class, split into those to learn from and those to test on.
 
     Args:
@@ -126,7 +127,7 @@ def check_known(
         raise ValueError(f"nothing to learn from in {root} is of the class {classes[unknown[0]]}")
 
 
-def load_folder(root: Path, split: Split, skip_unreadable: bool = False) -> LabelledImages:
+def load_folder(root: Path, split: Split, skip_unreadable: bool = False) -> LabeledImages:
     """A folder of images with classes.
 
     Its classes are its subfolders; or `labels.csv` has the columns file and class, the files being under the
@@ -162,7 +163,7 @@ def load_folder(root: Path, split: Split, skip_unreadable: bool = False) -> Labe
         raise ValueError(f"{root} has the class {', '.join(classes)} alone: at least two are needed")
     excluded: dict[str, tuple[str, ...]] = {}
     if unreadable:
-        excluded["image missing or damaged"] = tuple(_within(root, path) for path in sorted(unreadable))
+        excluded[MISSING] = tuple(within(root, path) for path in sorted(unreadable))
     if halves is not None:
         learned = halves[kept]
     elif split == "classes":
@@ -174,14 +175,14 @@ def load_folder(root: Path, split: Split, skip_unreadable: bool = False) -> Labe
             excluded["class of a single image, not tested"] = tuple(classes[c] for c in single)
     if split == "images":
         check_known(labels, learned, classes, root)
-    return LabelledImages(
+    return LabeledImages(
         name=root.resolve().name,
         images=images,
         labels=labels,
         classes=classes,
         train=np.flatnonzero(learned),
         test=np.flatnonzero(~learned),
-        names=tuple(_within(root, path) for path in images.paths),
+        names=tuple(within(root, path) for path in images.paths),
         excluded=excluded,
     )
 
@@ -206,7 +207,7 @@ def _listed(root: Path) -> tuple[list[Path], list[str]]:
                         f"{line} names {row['file'][:200]}, which is neither in {root} nor in images/"
                     )
                 if path in paths:
-                    raise ValueError(f"{table} names {_within(root, path)} more than once")
+                    raise ValueError(f"{table} names {within(root, path)} more than once")
                 paths[path] = row["class"]
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{table} is damaged or no table ({error}): write it as UTF-8 text") from error
@@ -221,7 +222,8 @@ def _by_folder(root: Path) -> tuple[list[Path], list[str]]:
     return paths, [path.relative_to(root).parts[0] for path in paths]
 
 
-def _within(root: Path, path: Path) -> str:
+def within(root: Path, path: Path) -> str:
+    """The name of a file: its path from the root."""
     return Path(os.path.relpath(path, root)).as_posix()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.data.labelled_images import Chosen, LabelledImages, load_folder
+from benchmarks.data.labeled_images import Chosen, LabeledImages, load_folder
 from pml_posets.data.datasets import ImageList, UnreadableImageError
 
 
@@ -252,14 +252,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
     images = ImageList(sorted(write(tmp_path, ["1.png", "2.png"]).iterdir()))
     sides = {"train": np.array([0]), "test": np.array([1])}
     given = {"name": "few", "images": images, "labels": np.array([0, 1]), "classes": ("a", "b"), **sides}
-    assert len(LabelledImages(**given)) == 2
+    assert len(LabeledImages(**given)) == 2
     with pytest.raises(ValueError, match=r"few has 2 images, labels of \(3,\)"):
-        LabelledImages(**{**given, "labels": np.zeros(3, np.int64)})
+        LabeledImages(**{**given, "labels": np.zeros(3, np.int64)})
     with pytest.raises(ValueError, match="few has 2 images, but 1 names"):
-        LabelledImages(**given, names=("1.png",))
+        LabeledImages(**given, names=("1.png",))
     for part in sides:
         with pytest.raises(ValueError, match=f"there are no images to {part} on in few"):
-            LabelledImages(**{**given, part: np.zeros(0, np.int64)})
+            LabeledImages(**{**given, part: np.zeros(0, np.int64)})
 
 
 # --- Real data
