@@ -171,7 +171,7 @@ def check_training_batch(joint: JointTrainer) -> None:
         got = tuple(embeddings.shape) if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
         count = len(indices)
         raise TypeError(f"trunk and embedder must return ({count}, D) for {count} images, got {got}")
-    if learned and not joint.sampler.is_grouped:  # else the first step is the trial
+    if learned and not getattr(joint.sampler, "is_grouped", True):  # else the first step is the trial
         _try_losses(joint, embeddings, torch.tensor(indices, device=joint.device))
 
 
