@@ -54,9 +54,7 @@ def check_neighbors(neighbors: Neighbors, num_samples: int, mirrored: bool) -> N
     if indices.min() < -1 or indices.max() >= num_samples:
         raise ValueError(f"neighbors must hold indices in -1..{num_samples - 1}: they are of another dataset")
     if (indices == np.arange(num_samples)[:, None]).any():
-        raise ValueError(
-            "neighbors must not list a sample as its own neighbor: search with exclude_self=True"
-        )
+        raise ValueError("neighbors must not hold a sample as its own neighbor: give exclude_self=True")
     if mirrored != (neighbors.flips is not None):
         raise ValueError("neighbors and mirrored do not match: give both with mirror images, or neither")
 

@@ -29,21 +29,13 @@ _BLOCK = 512  # photos
 
 @dataclass(frozen=True)
 class Added:
-    """What `Gallery.add` did.
-
-    Attributes:
-        new: photos embedded for the first time.
-        changed: photos embedded again because their file had changed.
-        unchanged: photos left as they were.
-        gone: photos dropped because their file is no longer in the folder.
-        unreadable: (path, reason) of files that could not be read; they are left out.
-    """
+    """What `Gallery.add` did: numbers of photos by what became of their files."""
 
     new: int
     changed: int
     unchanged: int
     gone: int
-    unreadable: list[tuple[Path, str]]
+    unreadable: list[tuple[Path, str]]  # and why; they are left out
 
 
 class Gallery:
@@ -224,11 +216,7 @@ class Gallery:
         return np.where(labels >= 0, rank[labels], -1)
 
     def save(self) -> None:
-        """Write all files of the gallery.
-
-        Raises:
-            OSError: if they cannot be written; the older ones stay as they were.
-        """
+        """Write all files; after an OSError the older ones are as they were."""
         import faiss
 
         arrays = {"photos": np.array(str(self.photos)), "names": np.array(self.names)}

@@ -55,8 +55,7 @@ def medoids(
         (C,) int64 dataset indices; empty without classes.
 
     Raises:
-        TypeError: for labels or flips of the wrong kind.
-        ValueError: for shapes that do not match, NaN features, gaps in the labels.
+        TypeError, ValueError: for labels or flips of the wrong kind, shapes that do not match, NaN features.
 
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.2.
     Differs from the paper: the mirror images (the authors' code has them, the text does not).
@@ -271,11 +270,7 @@ class Posets:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Any]) -> Posets:
-        """From what `to_arrays` gave; checked like the constructor's arguments.
-
-        Raises:
-            ValueError: if a field is missing or they do not fit each other.
-        """
+        """From what `to_arrays` gave; a ValueError if a field is missing or they do not fit each other."""
         missing = [name for name in cls.__dataclass_fields__ if name not in arrays]
         if missing:
             raise ValueError(f"posets lack the fields {', '.join(missing)}")

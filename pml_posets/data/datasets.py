@@ -149,11 +149,10 @@ class IndexedDataset(_Wrapper):
             processes see the change when the next iterator over the data loader starts.
 
     Raises:
-        TypeError: if the dataset has no length or flips are no booleans; when a sample is read, if the key is
-            neither an index nor (index, seed), or the sample is a dict (wrap the dataset so that the image
-            comes first).
+        TypeError: for a dataset without a length, flips that are no booleans, a key that is neither an index
+            nor (index, seed), or a sample that is a dict.
         ValueError: if there are no samples, or not as many flips as samples.
-        IndexError: when a sample is read, for an index outside 0..N-1.
+        IndexError: for an index outside 0..N-1.
 
     Source: the flip flags are those of the authors' public code (CVPR 2017 and CliqueCNN).
     Differs from the paper: its text does not speak of flips.

@@ -25,8 +25,7 @@ class ImageList(Dataset[Any]):
         paths: image files; their order is the order of the samples.
         transform: applied to each PIL image (RGB); None (default): the PIL image itself.
         skip_unreadable: False (default): an unreadable file raises when it is read. True: every file is
-            decoded once now (in threads) and the unreadable ones are left out; indices, features and labels
-            are then those of the remaining `paths`.
+            decoded once now (in threads) and the unreadable ones are left out of `paths`.
         num_threads: for that check. Default: one a core.
 
     Attributes:

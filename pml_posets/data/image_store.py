@@ -30,10 +30,9 @@ LEFT_OVER = 24 * 3600  # seconds: an unfinished file that was not written to for
 class ImageStore(Dataset[torch.Tensor]):
     """A dataset's images, decoded and resized once, then read from a memory-mapped file.
 
-    Training reads every image many times; decoding it each time costs more than a small network's step. The
-    file takes N x 3 x S x S bytes, and the operating system keeps as much of it in memory as there is room.
-    It is named after its size and the identity of the data, so that a data set that changed makes a new one
-    (the old one stays until it is deleted). It appears under its name only when it is whole.
+    Decoding an image each time it is read costs more than a small network's step. The file takes 3 N S S
+    bytes. It is named after its size and the identity of the data, so that a data set that changed makes a
+    new one (the old one stays until it is deleted). It appears under its name only when it is whole.
 
     Args:
         dataset: yields PIL images, or tuples whose first element is one. What they become is told in

@@ -44,11 +44,7 @@ class UnreadableImageError(OSError):
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
-    """The image in a file: upright, RGB, 8 bits a channel.
-
-    Raises:
-        UnreadableImageError: if the file is missing, truncated, no image or of a mode that is not supported.
-    """
+    """The image in a file: upright, RGB, 8 bits a channel; an UnreadableImageError if there is none."""
     from PIL import Image
 
     try:
@@ -154,11 +150,7 @@ def mirror(image: Any) -> Any:
 
 
 def scale_pixels(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Cast images to a floating dtype; integers become [0, 1] on the way.
-
-    Args:
-        images: a tensor of any shape. uint8 is divided by 255, uint16 by 65535; bool and floats are cast.
-        dtype: the floating dtype. Default float32.
+    """Cast images of any shape to a floating dtype; uint8 is divided by 255, uint16 by 65535 on the way.
 
     Raises:
         TypeError: for another integer dtype, or a dtype that is not floating.
@@ -179,11 +171,7 @@ def scale_pixels(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> to
 
 
 def check_pixels(images: torch.Tensor, name: str = "images") -> None:
-    """Refuse floating images that are not in [0, 1], such as bytes that were cast.
-
-    Args:
-        images: floating, of any shape, on any device; an overshoot of 0.25, as of bicubic resizing, passes.
-        name: what the error calls them.
+    """Refuse floating images that are not in [0, 1]; an overshoot of 0.25, as of bicubic resizing, passes.
 
     Raises:
         ValueError: naming the range that was found.

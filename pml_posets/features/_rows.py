@@ -1,4 +1,4 @@
-"""Rows of features, filled a batch at a time, and shared by the ranks where a script says so."""
+"""Rows of features: filled a batch at a time, shared by ranks where a script says so; linear maps of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,32 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
 
+from .._validation import as_features, unit_rows
 from ..distributed.process_group import all_gather_rows, is_main
 from ..distributed.sharing import shard, share_errors, shares_work
 
 Rows = NDArray[np.float32]
+
+
+class LinearStep(TransformerMixin, BaseEstimator):
+    """Base of steps that learn f(x) = W (x - mu)."""
+
+    normalize: bool
+    mean_: Rows
+    weight_: Rows
+
+    def transform(self, features: ArrayLike) -> Rows:
+        """(N, D) features to (N, K) float32."""
+        check_is_fitted(self)
+        rows = as_features(features)
+        if rows.shape[1] != len(self.mean_):
+            raise ValueError(f"features must have {len(self.mean_)} columns, as fitted, got {rows.shape}")
+        embedded = np.asarray((rows - self.mean_) @ self.weight_.T, np.float32)
+        return unit_rows(embedded) if self.normalize else embedded
 
 
 def shows_progress(progress: bool) -> bool:

@@ -41,12 +41,6 @@ _CHUNK = 2**19  # pixels of all channels held at once: on a CPU they fit its cac
 class HogGrid:
     """A square grid of HOG blocks, which overlap and lie one cell apart.
 
-    Args:
-        image_size: side of the images, pixels, a multiple of cell_size.
-        cell_size: side of a cell, pixels.
-        block_size: side of a block, cells.
-        num_orientations: bins of a cell's histogram over 180 degrees.
-
     Raises:
         TypeError, ValueError: if a value is no integer from 1, the cells do not tile the image or a block
             does not fit into it.
@@ -57,10 +51,10 @@ class HogGrid:
         (11, 36, 4356)
     """
 
-    image_size: int = 96
-    cell_size: int = 8
-    block_size: int = 2
-    num_orientations: int = 9
+    image_size: int = 96  # side of the images, pixels, a multiple of cell_size
+    cell_size: int = 8  # side of a cell, pixels
+    block_size: int = 2  # side of a block, cells
+    num_orientations: int = 9  # bins of a cell's histogram over 180 degrees
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -106,9 +100,6 @@ class HogGrid:
 
         Returns:
             (B, D) float32, in the order row, column, channel of the block.
-
-        Raises:
-            ValueError: for images of another shape or dtype, or a backend that is not known.
         """
         if images.ndim != 4 or images.shape[1:3] != 2 * (self.image_size,) or images.dtype != np.uint8:
             raise ValueError(

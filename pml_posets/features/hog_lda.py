@@ -269,16 +269,10 @@ class HOGLDA(ImageStep):
             raise ValueError(f"{path} is damaged: its statistics do not fit its settings")
 
     def finish(self, centered: np.ndarray) -> np.ndarray:
-        """Features of HOGs from which mu is taken already: whitened, windowed and scaled as the settings say.
+        """Features of HOGs h - mu, (N, D) to (N, D) float32: whitened, windowed, scaled as the settings say.
 
         One description then serves several settings: transform with whiten=False, normalize=False and no
         window, then change the attributes `whiten`, `ridge`, `window` and `normalize` and finish.
-
-        Args:
-            centered: (N, D) float32, h - mu.
-
-        Returns:
-            (N, D) float32, a new array.
 
         Raises:
             ValueError: for another number of columns, or before `fit_background` or `load`.

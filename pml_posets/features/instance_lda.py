@@ -40,8 +40,7 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     the largest l: those in which images differ most for how much their views do. In f the views of an image
     scatter alike in all directions. Of HOG 8 views were much better than 4. Features may be of any kind.
 
-    Unlike scikit-learn's `LinearDiscriminantAnalysis` it goes through all images at once, not through the
-    covariances of thousands of classes, and shrinks S_w alone.
+    scikit-learn's `LinearDiscriminantAnalysis` goes through thousands of classes one by one.
 
     Args:
         num_components: K, columns of the embedding, from 1; at most one less than images, and no more than
@@ -157,13 +156,7 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return rows, owners
 
     def transform(self, X: ArrayLike) -> Rows:
-        """The embedding of features.
-
-        Args:
-            X: (N, D) float32.
-
-        Returns:
-            (N, K) float32.
+        """(N, D) features to (N, K) float32.
 
         Raises:
             NotFittedError: before `fit`.

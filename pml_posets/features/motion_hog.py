@@ -26,9 +26,8 @@ _SIGMA = 4.0 / 96  # of the blur of what moves, as part of the image's side
 class MotionHOG(BaseEstimator):
     r"""Describe each frame of a video by HOG, by the motion about it, and by its neighbors in time.
 
-    A network that sees single frames and is trained (by `FeatureLoss`, or on groups made of them) to tell
-    these features learns what moves from how it looks: person from background. That is knowledge that HOG of
-    single frames does not have.
+    A network that sees single frames and is trained on these features (by `FeatureLoss`, or on groups made of
+    them) learns what moves from how it looks, which HOG of single frames does not know.
 
     1. Motion: the affine motion of the background from each frame to the one before and the one after it in
        its clip is estimated (`background_motion`) and undone. The lesser of both absolute differences of gray

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
 
-from .._validation import as_count, as_features, as_real, unit_rows
+from .._validation import as_count, as_features, as_real
 from ..neighbors.nearest import search
+from ._rows import LinearStep
 
 __all__ = ["NeighborWhitening"]
 
 
-class NeighborWhitening(BaseEstimator, TransformerMixin):
+@dataclass(eq=False, repr=False)
+class NeighborWhitening(LinearStep):
     """Whitening by how mutual nearest neighbors differ, as if each pair of them were a class.
 
         f(x) = S^(-p/2) (x - mu),    S = S_w + share S_t,    tr S_w = tr S_t
@@ -34,8 +36,6 @@ class NeighborWhitening(BaseEstimator, TransformerMixin):
         weight_: (D, D) float32, symmetric.
         num_pairs_: mutual neighbors that were found.
 
-    Source: none, an addition.
-
     Example:
         >>> rng = np.random.default_rng(0)
         >>> kinds = np.repeat(rng.normal(size=(40, 1)), 3, axis=0)
@@ -46,11 +46,10 @@ class NeighborWhitening(BaseEstimator, TransformerMixin):
         True
     """
 
-    def __init__(
-        self, num_neighbors: int = 5, share: float = 0.2, power: float = 0.5, normalize: bool = True
-    ) -> None:
-        self.num_neighbors, self.share = num_neighbors, share
-        self.power, self.normalize = power, normalize
+    num_neighbors: int = 5
+    share: float = 0.2
+    power: float = 0.5
+    normalize: bool = True
 
     def fit(self, features: ArrayLike, y: Any = None) -> NeighborWhitening:
         """Learn from (N, D) features; y is ignored.
@@ -72,23 +71,9 @@ class NeighborWhitening(BaseEstimator, TransformerMixin):
         scale = np.trace(total) / np.trace(within) if np.trace(within) > 0 else 0.0  # 0: copies only
         values, vectors = np.linalg.eigh(scale * within + share * total)
         values = np.maximum(values, 1e-4 * values[-1])
-        self.mean_: NDArray[np.float32] = mean
-        self.weight_: NDArray[np.float32] = ((vectors * values ** (-power / 2)) @ vectors.T).astype(
-            np.float32
-        )
+        self.mean_ = mean
+        self.weight_ = ((vectors * values ** (-power / 2)) @ vectors.T).astype(np.float32)
         return self
-
-    def transform(self, features: ArrayLike) -> NDArray[np.float32]:
-        """(N, D) features to (N, D) float32."""
-        if not hasattr(self, "weight_"):
-            from sklearn.exceptions import NotFittedError
-
-            raise NotFittedError("NeighborWhitening has learned nothing yet: call fit(features) first")
-        rows = as_features(features)
-        if rows.shape[1] != len(self.mean_):
-            raise ValueError(f"features must have {len(self.mean_)} columns, as fitted, got {rows.shape}")
-        embedded = np.asarray((rows - self.mean_) @ self.weight_, np.float32)
-        return unit_rows(embedded) if self.normalize else embedded
 
 
 def _scatter(rows: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted
+from numpy.typing import ArrayLike
 from torch import nn
 
-from .._validation import as_count, as_features, as_real, unit_rows
+from .._validation import as_count, as_features, as_real
 from ._layers import hooked, in_eval_mode, submodules
+from ._rows import LinearStep
 
 __all__ = ["LayerOutputs", "PartialWhitening", "choose_layers"]
 
@@ -66,7 +65,7 @@ class LayerOutputs(nn.Module):
 
 
 @dataclass(eq=False, repr=False)
-class PartialWhitening(BaseEstimator, TransformerMixin):
+class PartialWhitening(LinearStep):
     """Principal directions, each coordinate divided by its standard deviation to a power p.
 
         f(x) = diag(s)^-p V^T (x - mu),    covariance of x = V diag(s^2) V^T
@@ -109,19 +108,10 @@ class PartialWhitening(BaseEstimator, TransformerMixin):
         if len(rows) < 2 or values[0] <= 0 or rank == 0:
             raise ValueError(f"features must be two different rows at least, got {len(rows)} rows")
         kept = min(as_count(self.num_components, "num_components"), rank, len(rows) - 1)
-        self.mean_: NDArray[np.float32] = mean.astype(np.float32)
+        self.mean_ = mean.astype(np.float32)
         weight = (vectors[:, :kept] * values[:kept] ** (-power / 2)).T
-        self.weight_: NDArray[np.float32] = np.ascontiguousarray(weight, np.float32)
+        self.weight_ = np.ascontiguousarray(weight, np.float32)
         return self
-
-    def transform(self, features: ArrayLike) -> NDArray[np.float32]:
-        """(N, D) features to (N, K) float32."""
-        check_is_fitted(self)
-        rows = as_features(features)
-        if rows.shape[1] != len(self.mean_):
-            raise ValueError(f"features must have {len(self.mean_)} columns, as fitted, got {rows.shape}")
-        embedded = np.asarray((rows - self.mean_) @ self.weight_.T, np.float32)
-        return unit_rows(embedded) if self.normalize else embedded
 
 
 def choose_layers(network: nn.Module, image_size: int, num_blocks: int = 4) -> list[str]:

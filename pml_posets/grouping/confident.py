@@ -118,17 +118,13 @@ class ConfidentGrouping(NeighborGrouping):
         max_neighbors: candidates of a sample, from 1. Default 32.
         max_step: samples of one source whose times lie farther apart belong to two clips, above 0; None
             (default): twice the median step between successive times of a source.
-        method: of the neighbor search, "exact" (default) or "approximate".
-        backend: of the neighbor search, "auto" (default), "faiss" or "torch".
-        device: where neighbors are searched. Default "cpu".
+        method, backend, device: of the neighbor search, as for `search`. Default "exact", "auto", "cpu".
 
     Nothing in it is random: the same input gives the same labels.
 
     Attributes:
-        labels_: (N,) int64, -1 for unassigned, else 0..num_classes_ - 1, numbered by each class's lowest
-            index.
-        flips_: (N,) bool, True where a sample stands in its class mirrored; all False without mirrored
-            features. At most half of a class is mirrored.
+        labels_: (N,) int64, -1 for unassigned, else 0..num_classes_ - 1, by each class's lowest index.
+        flips_: (N,) bool, True where a sample stands in its class mirrored, at most half of a class.
         num_classes_: C. It is 0, and all labels are -1, if no link is sure.
         threshold_: the similarity from which a link is sure.
         nearest_similarity_: (N,) float32, similarity of each sample and its most similar candidate, -inf

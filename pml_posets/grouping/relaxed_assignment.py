@@ -66,7 +66,7 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         max_references: samples of a class's candidates that similarities to it are estimated on, if it has
             more, drawn at random. Memory is at most N x num_candidates x max_references floats. Default 128.
         scale: of the similarity, above 0. Default and paper: 1.0.
-        backend: of the candidate search, "auto" (default), "faiss" or "torch".
+        backend: of the candidate search, as for `search`. Default "auto".
         device: where all but the final check is computed. Default "cpu".
         random_state: seed, from 0. Default 0. The same seed and input give the same labels.
 
@@ -317,11 +317,9 @@ def compactness(
     mirrored: ArrayLike | None = None,
     flips: Any = None,
 ) -> float:
-    """G of Eq. 7: the sum over classes of the mean similarity of their pairs, a sample's pair with itself
-    included.
+    """G of Eq. 7: the sum over classes of the mean similarity of their pairs, a sample with itself too.
 
-    G = sum_c sum_{i in c} sum_{j in c} exp(-||x_i - x_j|| / scale) / |c|^2; each class counts for 1 at most,
-    which it reaches when all its members are equal or when it has one alone.
+    G = sum_c sum_{i in c} sum_{j in c} exp(-||x_i - x_j|| / scale) / |c|^2; each class counts for 1 at most.
 
     Args:
         features: (N, D) float32, in dataset order.

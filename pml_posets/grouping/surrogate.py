@@ -53,28 +53,22 @@ class SurrogateGrouping(NeighborGrouping):
         max_neighbors: neighbors that are candidates for a sample's group, from min_size - 1. Default 32.
         merge_overlap: share of the smaller group from which two groups overlap highly, in (0, 1]. Default
             0.5.
-        max_widening: how much wider than a group its union with the next sample or group may be, from 1: a
-            group stops growing at the first step, from min_size on, that multiplies its diameter by more,
-            and two groups stay apart whose union has a mean distance more than max_widening times that of the
-            tighter one. Default 2.0; np.inf leaves the paper's rules alone. Real features rarely come near
-            it: it keeps strangers out of tight clusters that are smaller than max_size.
+        max_widening: how much wider than a group its union with the next sample (by diameter, from min_size
+            on) or group (by mean distance, of the tighter one) may be, from 1. Default 2.0; np.inf leaves the
+            paper's rules alone. It keeps strangers out of tight clusters that are smaller than max_size.
         scale: of the similarity, above 0. Default and paper: 1.0.
         one_per_source: heed sources, if given. Default True; False ignores them.
-        method: of the neighbor search, "exact" (default), "approximate" or "auto".
-        backend: of the neighbor search, "auto" (default), "faiss" or "torch".
+        method, backend: of the neighbor search, as for `search`. Default "exact", "auto".
         device: where all of it is computed. Default "cpu".
         random_state: seed, from 0. Default 0. The same seed and input give the same labels.
 
     Attributes:
-        labels_: (N,) int64, -1 for unassigned, else 0..num_classes_ - 1, numbered by each class's lowest
-            index.
-        flips_: (N,) bool, True where a sample stands in its class mirrored; all False without mirrored
-            features. At most half of a class is mirrored.
+        labels_: (N,) int64, -1 for unassigned, else 0..num_classes_ - 1, by each class's lowest index.
+        flips_: (N,) bool, True where a sample stands in its class mirrored, at most half of a class.
         num_classes_: C. It is 0, and all labels are -1, if no group of min_size forms.
         compactness_: (C,) float64, mean similarity over the pairs of each class.
         radii_: (N,) float32, r_i.
-        max_size_: the size of groups that was used, below max_size where num_classes or mean_size asked for
-            it.
+        max_size_: the size of groups that was used, below max_size where step 6 asked for it.
         neighbors_: the Neighbors of step 1, to be passed on.
         n_features_in_: D.
 

@@ -61,7 +61,7 @@ def test_copies_and_few_rows_do_not_break_it():
 
 
 def test_wrong_use_is_named():
-    with pytest.raises(NotFittedError, match="call fit"):
+    with pytest.raises(NotFittedError, match=r"Call .fit"):
         NeighborWhitening().transform(groups(2))
     with pytest.raises(ValueError, match="three rows at least, not all equal"):
         NeighborWhitening().fit(np.ones((5, 3)))
