@@ -6,17 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from ._validation import check_shape
+
 
 class Clips:
-    """Samples in their order in time: a clip is a run of one source without a long gap.
+    """Samples in their order in time: a clip is a run of one source whose steps are max_step at most.
 
-    Args:
-        codes: (N,) int64, source of each sample.
-        times: (N,) float64.
-        max_step: between successive samples of a clip; None: twice the median step within sources.
-
-    Raises:
-        ValueError: without sources, or for two samples of a source at one time.
+    Without max_step they are twice the median step within sources.
     """
 
     def __init__(self, codes: np.ndarray | None, times: np.ndarray, max_step: float | None) -> None:
@@ -55,8 +51,7 @@ def as_times(times: Any, num_samples: int) -> np.ndarray:
     array = np.asarray(times)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"times must be numbers, got dtype {array.dtype}")
-    if array.shape != (num_samples,):
-        raise ValueError(f"times must have shape ({num_samples},) to match the samples, got {array.shape}")
+    check_shape(array, "times", (num_samples,), " to match the samples")
     if not np.isfinite(array).all():
         raise ValueError("times must be finite")
     return array.astype(np.float64)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._validation import as_real
-from .images import check_pixels, scale_pixels
+from .._validation import as_real, check_shape
+from .images import normalized, per_channel
 
 __all__ = ["BatchAugmentation"]
 
@@ -87,27 +87,19 @@ class BatchAugmentation(nn.Module):
         as_real(color, "color", low=0)
         for name, value in (("translation", translation), ("brightness", brightness), ("gray", gray)):
             as_real(value, name, low=0, high=1)
+        self.scale, self.rotation, self.shear, self.translation = scale, rotation, shear, translation
+        self.brightness, self.color, self.gray = brightness, color, gray
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3:
                 raise ValueError(f"{name} must be three numbers, one a channel, got {values}")
-            for value in values:
-                as_real(value, name, low=0 if name == "std" else -math.inf, open_low=name == "std")
-        self.scale, self.rotation, self.shear, self.translation = scale, rotation, shear, translation
-        self.brightness, self.color, self.gray = brightness, color, gray
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(name, per_channel(values, name, positive=name == "std"), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalize, and in training mode augment: (B, 3, H, W) -> (B, 3, H, W) float32."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"images must have shape (B, 3, H, W), got {tuple(images.shape)}: convert them to RGB"
-            )
+        check_shape(images, "images", ("B", 3, "H", "W"), advice=": convert them to RGB")
         if images.dtype == torch.bool:
             raise TypeError("images must be uint8 in 0..255 or floating point in [0, 1], got torch.bool")
-        if images.is_floating_point():
-            check_pixels(images)
-        images = (scale_pixels(images) - self.mean) / self.std
+        images = normalized(images, self.mean, self.std)
         if not self.training or len(images) == 0:
             return images
         return self._recolor(self._move(images))

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .._random import derive_seeds, preserved_randomness, seed_everything
-from .._validation import as_count
+from .._validation import as_count, check_shape
 from .image_list import IMAGE_SUFFIXES, ImageList, image_files
 from .images import UnreadableImageError, image_of, mirror, upright
 
@@ -179,11 +179,8 @@ class IndexedDataset(_Wrapper):
             flips = np.asarray(flips)
             if flips.dtype != np.bool_:
                 raise TypeError(f"flips must be booleans, got dtype {flips.dtype}")
-            if flips.shape != (len(self),):
-                raise ValueError(
-                    f"flips must have shape ({len(self)},) to match the dataset, got {flips.shape}: "
-                    "was the dataset filtered after the features were extracted?"
-                )
+            filtered = ": was the dataset filtered after the features were extracted?"
+            check_shape(flips, "flips", (len(self),), " to match the dataset", filtered)
         self._flips: Any = flips
 
     def __getitem__(self, key: SampleKey) -> tuple[Any, int]:

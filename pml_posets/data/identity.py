@@ -62,7 +62,7 @@ def data_identity(images: Any, data_id: str | None = None) -> tuple[str, str]:
         chosen = digest([int(index) for index in images.indices])
         return digest(name, chosen), digest(state, chosen)
     try:
-        files = next((getattr(images, key) for key in _FILES if hasattr(images, key)), None)
+        files = files_of(images)
         if files is not None:
             if not isinstance(files, list | tuple | np.ndarray):
                 raise _UnknownError(f"its files are {kind_of(files)}, no list")
@@ -81,6 +81,11 @@ def data_identity(images: Any, data_id: str | None = None) -> tuple[str, str]:
             f"with the data ({error})"
         ) from None
     return digest(pixels.VERSION, len(files), how, names), digest(how, states)
+
+
+def files_of(dataset: Any) -> Any:
+    """The list of a dataset's files, as `ImageList` and torchvision's `ImageFolder` have one, or None."""
+    return next((getattr(dataset, key) for key in _FILES if hasattr(dataset, key)), None)
 
 
 def digest(*values: Any) -> str:

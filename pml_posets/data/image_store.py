@@ -19,7 +19,7 @@ from .._io import atomic_write
 from .._random import preserved_randomness
 from .._validation import as_count
 from .datasets import SeededDataset, check_dataset, read_batches
-from .identity import data_identity, digest
+from .identity import data_identity, digest, files_of
 from .images import VERSION, UnreadableImageError, as_image, image_of, resized
 
 __all__ = ["ImageStore"]
@@ -173,8 +173,5 @@ class _Resized(Dataset[np.ndarray]):
         return np.asarray(resized(image, (self.size, self.size))).transpose(2, 0, 1)
 
     def _name(self, index: int) -> str:
-        for key in ("paths", "samples", "imgs"):
-            if hasattr(self.dataset, key):
-                file = getattr(self.dataset, key)[index]
-                return str(file[0] if isinstance(file, tuple) else file)
-        return f"number {index}"
+        files = files_of(self.dataset)
+        return f"number {index}" if files is None else str(image_of(files[index]))

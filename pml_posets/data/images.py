@@ -5,14 +5,17 @@ Pixels are 8-bit gray or RGB, upright, without alpha. What cannot be converted w
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from .._validation import as_real
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,6 +28,8 @@ __all__ = [
     "image_of",
     "mirror",
     "needs_floats",
+    "normalized",
+    "per_channel",
     "read_image",
     "resized",
     "scale_pixels",
@@ -192,23 +197,35 @@ def check_pixels(images: torch.Tensor, name: str = "images") -> None:
         )
 
 
+def per_channel(values: float | Sequence[float], name: str, positive: bool = False) -> torch.Tensor:
+    """(1, C, 1, 1) from a number a channel, or (1, 1, 1, 1) from one for all."""
+    each = [values] if isinstance(values, int | float) else list(values)
+    low = 0.0 if positive else -math.inf
+    return torch.tensor([as_real(value, name, low=low, open_low=positive) for value in each]).view(
+        1, -1, 1, 1
+    )
+
+
+def normalized(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / std of pixels x in [0, 1], float32."""
+    if images.is_floating_point():
+        check_pixels(images)
+    return (scale_pixels(images) - mean) / std
+
+
 @contextmanager
 def needs_floats(images: torch.Tensor) -> Iterator[None]:
     """A TypeError in place of torch's RuntimeError when a network does not take images of this dtype."""
     try:
         yield
     except RuntimeError as error:
-        if not _ABOUT_DTYPES.search(str(error)) or (
-            images.is_floating_point() and images.dtype != torch.float64
-        ):
+        floating = images.is_floating_point()
+        if not _ABOUT_DTYPES.search(str(error)) or (floating and images.dtype != torch.float64):
             raise
-        wanted, remedy = "float32", "convert them with .float()"
-        if not images.is_floating_point():
-            wanted = "floating ones"
-            remedy = "put BatchAugmentation() in front of it, or give features.extract mean= and std="
-        raise TypeError(
-            f"the images are {images.dtype} and the network wants {wanted}: {remedy} ({error})"
-        ) from error
+        wanted = "float32: convert them with .float()"
+        if not floating:
+            wanted = "floating ones: put BatchAugmentation() first, or give features.extract mean= and std="
+        raise TypeError(f"the images are {images.dtype} and the network wants {wanted} ({error})") from error
 
 
 def _from_pil(image: Image, name: str) -> Image:

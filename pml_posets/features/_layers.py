@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._validation import as_count, as_real
-from ..data.images import check_pixels, needs_floats, scale_pixels
+from ..data.images import needs_floats, normalized, per_channel
 from ._rows import Rows
 
 
@@ -84,16 +83,13 @@ class LayerReader:
         if window is not None:
             both = window if isinstance(window, tuple) else (window, window)
             self.window = [as_real(sigma, "window", low=0, open_low=True) for sigma in both]
-        self.mean = _channels(0.0 if mean is None else mean, "mean").to(device)
-        self.std = _channels(1.0 if std is None else std, "std").to(device)
+        self.mean = per_channel(0.0 if mean is None else mean, "mean").to(device)
+        self.std = per_channel(1.0 if std is None else std, "std", positive=True).to(device)
         self.scales = mean is not None or std is not None
 
     def __call__(self, images: torch.Tensor, start: int) -> Rows:
         """(B, D) float32 of one batch; `start` is the index of its first sample."""
-        if self.scales:
-            if images.is_floating_point():
-                check_pixels(images)
-            images = (scale_pixels(images) - self.mean) / self.std
+        images = normalized(images, self.mean, self.std) if self.scales else images
         return self._rows(images, start, self.half)
 
     def _rows(self, images: torch.Tensor, start: int, half: torch.dtype | None) -> Rows:
@@ -169,11 +165,3 @@ def as_pair(value: int | tuple[int, int] | None, name: str) -> tuple[int, int] |
         return None
     height, width = value if isinstance(value, tuple) else (value, value)
     return as_count(height, name), as_count(width, name)
-
-
-def _channels(values: float | Sequence[float], name: str) -> torch.Tensor:
-    """(1, C, 1, 1), or one number for all channels."""
-    each = [values] if isinstance(values, int | float) else list(values)
-    low = 0.0 if name == "std" else -math.inf
-    numbers = [as_real(value, name, low=low, open_low=name == "std") for value in each]
-    return torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1, 1)

@@ -184,18 +184,15 @@ class SurrogateGrouping(NeighborGrouping):
         return sources is None or self.one_per_source
 
     def _check(self) -> None:
-        as_count(self.min_size, "min_size", least=2)
-        as_count(self.max_size, "max_size", least=self.min_size)
-        as_count(self.min_neighbors, "min_neighbors")
-        as_count(self.max_neighbors, "max_neighbors", least=self.min_size - 1)
-        as_count(self.random_state, "random_state", least=0)
+        least = {"min_size": 2, "max_size": self.min_size, "min_neighbors": 1, "random_state": 0}
+        for name, low in {**least, "max_neighbors": self.min_size - 1}.items():
+            as_count(getattr(self, name), name, low)
         if self.num_classes is not None:
             as_count(self.num_classes, "num_classes")
         if not np.isposinf(self.max_widening):
             as_real(self.max_widening, "max_widening", low=1)
-        as_real(self.top_fraction, "top_fraction", low=0, high=1, open_low=True)
-        as_real(self.merge_overlap, "merge_overlap", low=0, high=1, open_low=True)
-        as_real(self.scale, "scale", low=0, open_low=True)
+        for name, high in {"top_fraction": 1, "merge_overlap": 1, "scale": np.inf}.items():
+            as_real(getattr(self, name), name, low=0, high=high, open_low=True)
         if self.mean_size is not None and not self.min_size <= self.mean_size <= self.max_size:
             raise ValueError(
                 f"mean_size must lie between min_size={self.min_size} and max_size={self.max_size}, "

@@ -37,7 +37,8 @@ class PseudoLabelProvider(Protocol):
     (N,), those of the round before for a warm start; it is given those that its signature names. If the
     provider then has an attribute `flips_`, (N,) bool, these are the samples that are in their class
     mirrored. If it has a method `find_neighbors(features, *, sources, mirrored)`, its answer is computed once
-    a round and shared with the assignment and the posets, as the keyword `neighbors`.
+    a round and shared with the assignment and the posets, as the keyword `neighbors`; with the grouping
+    alone, if its `lists_nearest(features, sources)` says that medoids cannot be looked up in it.
     """
 
     def fit_predict(self, features: np.ndarray) -> Any:
