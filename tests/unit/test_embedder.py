@@ -69,9 +69,10 @@ def test_network_rows_are_whitened_layers_of_both_orientations(photos):
                                expected @ expected.T, atol=2e-3)  # fmt: skip
 
 
-def test_mutual_neighbors_whiten_the_whole(photos):
-    plain = network_embedder(neighbors=0).fit_transform(list(photos))
-    embedder = network_embedder(neighbors=3)
+@pytest.mark.parametrize("make", [hog_embedder, network_embedder])
+def test_mutual_neighbors_whiten_the_whole(make, photos):
+    plain = make(neighbors=0).fit_transform(list(photos))
+    embedder = make(neighbors=3)
     expected = NeighborWhitening(3).fit_transform(plain)
     np.testing.assert_allclose(embedder.fit_transform(list(photos)), expected, atol=1e-4)
 
