@@ -203,8 +203,7 @@ class Gallery:
         if count is None:
             from .grouping import SurrogateGrouping
 
-            grouping = SurrogateGrouping(top_fraction=min(0.05, max(0.003, 12 / len(self))))
-            labels = np.asarray(grouping.fit_predict(self.embeddings))
+            labels = np.asarray(SurrogateGrouping().fit_predict(self.embeddings))
         else:
             from sklearn.cluster import KMeans
 

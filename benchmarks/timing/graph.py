@@ -65,7 +65,9 @@ def time_graph(num_nodes: int, num_neighbors: int, num_dims: int, seed: int, qui
         bar.update()
         forget_peak()
         top = max(PER_CLASS, num_neighbors // 4) / num_nodes
-        grouping = SurrogateGrouping(top_fraction=top, max_neighbors=num_neighbors, min_neighbors=PER_CLASS)
+        grouping = SurrogateGrouping(
+            top_fraction=top, max_size=16, max_neighbors=num_neighbors, min_neighbors=PER_CLASS
+        )
         clock = [time.perf_counter()]
         grouping.fit(features, neighbors=neighbors)
         bar.update()

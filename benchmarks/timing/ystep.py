@@ -47,7 +47,12 @@ class Answer:
 def y_step(planted: Planted, method: Method) -> Callable[[], Answer]:
     """A sampler that has not grouped yet; the call is its first y-step."""
     grouping = SurrogateGrouping(
-        planted.num_classes, mean_size=8.0, top_fraction=0.01, max_neighbors=NEIGHBORS, method=method
+        planted.num_classes,
+        max_size=16,
+        mean_size=8.0,
+        top_fraction=0.01,
+        max_neighbors=NEIGHBORS,
+        method=method,
     )
     assignment, answer = RelaxedAssignment(), Answer()
     for part, name, phase in (

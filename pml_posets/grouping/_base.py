@@ -17,7 +17,8 @@ from ..neighbors.nearest import Backend, Method, Neighbors, search
 class NeighborGrouping(ClusterMixin, BaseEstimator):
     """Base of groupings that begin with the `max_neighbors` nearest samples of each sample."""
 
-    max_neighbors: int
+    max_size: int
+    max_neighbors: int | None
     method: Method
     backend: Backend
     device: str | torch.device
@@ -55,12 +56,13 @@ class NeighborGrouping(ClusterMixin, BaseEstimator):
             check_neighbors(neighbors, num_samples, mirror is not None)
             return neighbors
         what = f"a y-step of {num_samples} x {num_dims} features"
-        needed = y_step_bytes(num_samples, num_dims, self.max_neighbors)
-        warn_if_short(needed, what, certain=list_bytes(num_samples, self.max_neighbors))
+        most = max(32, self.max_size) if self.max_neighbors is None else self.max_neighbors
+        needed = y_step_bytes(num_samples, num_dims, most)
+        warn_if_short(needed, what, certain=list_bytes(num_samples, most))
         with checked(table, mirror):
             return search(
                 table,
-                min(self.max_neighbors, max(1, num_samples - 1)),
+                min(most, max(1, num_samples - 1)),
                 mirrored=mirror,
                 sources=codes,
                 method=self.method,

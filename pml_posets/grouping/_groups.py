@@ -15,6 +15,7 @@ from ..neighbors._measuring import product
 from ..neighbors.nearest import Neighbors
 
 _ROW_BYTES = 1 << 22  # rows gathered at a time, to stay in the cache
+_SMALLEST = np.finfo(np.float32).tiny
 _BLOCK_NUMBERS = 1 << 23  # distances or comparisons held at a time
 _ROUNDING = 1e-4  # by how much a distance from a matrix product may miss the radius that it defines
 
@@ -195,6 +196,27 @@ def top_radii(
         chosen = np.sort(np.random.default_rng(seed).choice(num_samples, size, replace=False))
     radii[far] = np.maximum(radii[far], quantile_distances(space, far, chosen, top_fraction, codes))
     return radii
+
+
+def clear_radii(radii: np.ndarray, neighbors: Neighbors, min_size: int, contrast: float) -> np.ndarray:
+    """(N,) float32, the radii, but ended by the widest gap between neighbors or kept near their median.
+
+    Args:
+        radii: (N,) of `top_radii`.
+        neighbors: (N, k), nearest first.
+        min_size: of a class: gaps before its last member do not count.
+        contrast: ratio of two distances that is clear; inf changes nothing.
+    """
+    if np.isposinf(contrast):
+        return radii
+    distances, listed = neighbors.distances, neighbors.indices >= 0
+    gaps = np.zeros(distances.shape, np.float32)  # between each neighbor and the next
+    gaps[:, :-1] = np.where(listed, distances, 0)[:, 1:] / np.maximum(distances[:, :-1], _SMALLEST)
+    gaps[:, : min_size - 2] = 0
+    row, last = np.arange(len(gaps)), gaps.argmax(axis=1)
+    clear = gaps[row, last] >= contrast
+    ended = np.where(clear, distances[row, last], radii)
+    return np.where(clear, ended, np.minimum(ended, np.float32(contrast) * np.median(ended)))
 
 
 def quantile_distances(

@@ -12,7 +12,7 @@ import torch
 from .._validation import ArrayLike, as_codes, as_count, as_features, as_mirrored, as_real
 from ..neighbors.nearest import Backend, Method, Neighbors
 from ._base import NeighborGrouping
-from ._groups import Groups, Space, grow, top_radii
+from ._groups import Groups, Space, clear_radii, grow, top_radii
 from ._merging import disjoint, merge, unique_groups
 
 __all__ = ["SurrogateGrouping"]
@@ -25,6 +25,8 @@ class SurrogateGrouping(NeighborGrouping):
     1. Neighbors: the `max_neighbors` nearest of each sample x_i, of other sources if sources are given,
        each in the better of its two orientations if mirrored features are given.
     2. Radius r_i: the distance within which the nearest `top_fraction` of all (other sources') samples lie.
+       Where the distances of the neighbors show a clear gap, r_i ends there; elsewhere it is bounded by the
+       median radius (see `contrast`).
     3. Growth: a group begins at each x_i and takes, one at a time, the neighbor whose farthest member of
        the group is nearest, in units of the smaller of both radii, as long as every pair (j, k) of the group
        is mutually similar: ||x_j - x_k|| <= min(r_j, r_k). It never takes two samples of one source.
@@ -43,19 +45,25 @@ class SurrogateGrouping(NeighborGrouping):
         num_classes: classes to keep, from 1; None (default) keeps all. The paper: 20,000. Fewer come out
             where the samples do not make as many.
         min_size: t, members of a class at least, from 2. Default 3.
-        max_size: members of a group at most, while growing and when merged. Default 16.
+        max_size: members of a group at most, while growing and when merged. Default 32.
         mean_size: members of a class on average, between min_size and max_size; None (default) leaves what
             comes out. The paper: 8. If both are given and cannot both be had, num_classes comes first.
-        top_fraction: share of the samples that count as similar to a sample, in (0, 1]. Default and paper:
-            0.05. Smaller is more compact: fewer, smaller, purer classes.
+        top_fraction: share of the samples that count as similar to a sample, in (0, 1]. Default 0.003, the
+            paper: 0.05. Smaller is more compact: fewer, smaller, purer classes.
         min_neighbors: nearest samples that count as similar at least, from 1, which matters for small sets
-            (below 240 samples with the defaults). Default 12.
-        max_neighbors: neighbors that are candidates for a sample's group, from min_size - 1. Default 32.
+            (below 4,000 samples with the defaults). Default 12.
+        max_neighbors: neighbors that are candidates for a sample's group, from min_size - 1. None
+            (default): 32, or max_size if that is more.
         merge_overlap: share of the smaller group from which two groups overlap highly, in (0, 1]. Default
             0.5.
         max_widening: how much wider than a group its union with the next sample (by diameter, from min_size
             on) or group (by mean distance, of the tighter one) may be, from 1. Default 2.0; np.inf leaves the
             paper's rules alone. It keeps strangers out of tight clusters that are smaller than max_size.
+        contrast: ratio of two distances that is clear, from 1. A radius ends at the widest gap in the list of
+            neighbors, behind min_size - 1 of them or more, if the next one is at least this many times as
+            far; it then holds a whole cluster that is no larger than the list, and nothing else. All other
+            radii are at most contrast times the median radius, which leaves out noise between clear clusters.
+            Features without such gaps come out as without it. Default 1.25; np.inf: the paper's rule alone.
         scale: of the similarity, above 0. Default and paper: 1.0.
         one_per_source: heed sources, if given. Default True; False ignores them.
         method, backend: of the neighbor search, as for `search`. Default "exact", "auto".
@@ -81,11 +89,12 @@ class SurrogateGrouping(NeighborGrouping):
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.1;
         sources and mirror images are in the authors' code only.
 
-    Differs from the paper: neighborhoods hold at most max_neighbors; groups at most max_size; merging in
-        passes of many pairs at once; the text leaves open how overlapping groups come to one label a sample
-        (step 5), how the number and size of classes were set (step 6) and which of two constituents the
-        stopping rule means (here the tighter one: with the looser one it hardly ever holds groups apart that
-        overlap by half).
+    Differs from the paper: top_fraction is smaller and contrast is an addition, without which classes hold
+        more strangers (measured by benchmarks/grouping.py); neighborhoods hold at most max_neighbors; groups
+        at most max_size; merging in passes of many pairs at once; the text leaves open how overlapping groups
+        come to one label a sample (step 5), how the number and size of classes were set (step 6) and which of
+        two constituents the stopping rule means (here the tighter one: with the looser one it hardly ever
+        holds groups apart that overlap by half).
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -98,13 +107,14 @@ class SurrogateGrouping(NeighborGrouping):
 
     num_classes: int | None = None
     min_size: int = 3
-    max_size: int = 16
+    max_size: int = 32
     mean_size: float | None = None
-    top_fraction: float = 0.05
+    top_fraction: float = 0.003
     min_neighbors: int = 12
-    max_neighbors: int = 32
+    max_neighbors: int | None = None
     merge_overlap: float = 0.5
     max_widening: float = 2.0
+    contrast: float = 1.25
     scale: float = 1.0
     one_per_source: bool = True
     method: Method = "exact"
@@ -140,7 +150,8 @@ class SurrogateGrouping(NeighborGrouping):
         space = Space.of(table, mirror, self.scale, self.device)
         with torch.no_grad(), torch.autocast(space.table.device.type, enabled=False):
             options = (self.top_fraction, self.min_neighbors, self.random_state)
-            self.radii_ = top_radii(space, neighbors, codes, *options)
+            radii = top_radii(space, neighbors, codes, *options)
+            self.radii_ = clear_radii(radii, neighbors, self.min_size, self.contrast)
             limits = (self.min_size, self.max_size, self.max_widening)
             grown = grow(space, neighbors, self.radii_, codes, *limits)
             classes = self._trim(self._most_compact(self._steered(grown, space, codes), space), space)
@@ -185,12 +196,15 @@ class SurrogateGrouping(NeighborGrouping):
 
     def _check(self) -> None:
         least = {"min_size": 2, "max_size": self.min_size, "min_neighbors": 1, "random_state": 0}
-        for name, low in {**least, "max_neighbors": self.min_size - 1}.items():
+        for name, low in least.items():
             as_count(getattr(self, name), name, low)
+        if self.max_neighbors is not None:
+            as_count(self.max_neighbors, "max_neighbors", self.min_size - 1)
         if self.num_classes is not None:
             as_count(self.num_classes, "num_classes")
-        if not np.isposinf(self.max_widening):
-            as_real(self.max_widening, "max_widening", low=1)
+        for name in ("max_widening", "contrast"):
+            if not np.isposinf(getattr(self, name)):
+                as_real(getattr(self, name), name, low=1)
         for name, high in {"top_fraction": 1, "merge_overlap": 1, "scale": np.inf}.items():
             as_real(getattr(self, name), name, low=0, high=high, open_low=True)
         if self.mean_size is not None and not self.min_size <= self.mean_size <= self.max_size:

@@ -8,10 +8,12 @@ import torch
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 
-from pml_posets.grouping._groups import Groups, Space, grow, quantile_distances
+from pml_posets.grouping._groups import Groups, Space, clear_radii, grow, quantile_distances
 from pml_posets.grouping._merging import disjoint, merge, unique_groups
 from pml_posets.grouping.surrogate import SurrogateGrouping
 from pml_posets.neighbors.nearest import Neighbors, search
+
+PAPER = {"top_fraction": 0.05, "contrast": np.inf, "max_size": 16}
 
 
 def planted(num_clusters, size, noise=0, num_dims=16, spread=0.1, seed=0):
@@ -85,10 +87,47 @@ def test_large_clusters_need_a_large_max_size():
     assert grouping.num_classes_ == 20
 
 
+@pytest.mark.parametrize(
+    ("clusters", "size", "noise"), [(60, 25, 400), (200, 8, 400), (300, 5, 1000), (40, 31, 0)]
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_clear_clusters_come_out_whole_and_without_noise(clusters, size, noise, seed):
+    features, truth = planted(clusters, size, noise, num_dims=32, spread=0.3, seed=seed)
+    labels = SurrogateGrouping().fit_predict(features)
+    assert labels.max() + 1 == clusters
+    assert (labels[truth < 0] >= 0).sum() <= 1
+    assert adjusted_rand_score(truth[truth >= 0], labels[truth >= 0]) >= 0.999
+    paper = SurrogateGrouping(**PAPER).fit_predict(features)
+    assert noise == 0 or (paper[truth < 0] >= 0).sum() > noise / 4
+
+
+def test_radii_end_at_the_widest_gap_or_near_the_median():
+    """Against plain loops; where there is no gap and no radius sticks out nothing changes."""
+    features, _ = planted(9, 7, 40, num_dims=5, spread=0.2)
+    sources = np.arange(len(features)) % 40
+    neighbors = search(features, 20, sources=sources)
+    given = neighbors.distances[:, 11]
+    expected = np.array(given)
+    clear = np.zeros(len(given), bool)
+    for i, row in enumerate(neighbors.distances):
+        ratios = {j: row[j + 1] / row[j] for j in range(2, 19) if np.isfinite(row[j + 1])}
+        last = max(ratios, key=ratios.get)
+        if ratios[last] >= 1.3:
+            clear[i], expected[i] = True, row[last]
+    assert 20 < clear.sum() < 100
+    limit = 1.3 * np.median(expected)
+    expected = np.where(clear, expected, np.minimum(expected, limit))
+    np.testing.assert_allclose(clear_radii(given, neighbors, 4, 1.3), expected, rtol=1e-6)
+    np.testing.assert_array_equal(clear_radii(given, neighbors, 4, np.inf), given)
+    smooth = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
+    even = SurrogateGrouping(contrast=np.inf).fit(smooth)
+    np.testing.assert_array_equal(SurrogateGrouping().fit(smooth).radii_, even.radii_)
+
+
 @pytest.mark.parametrize("max_widening", [2.0, np.inf])
 def test_widening_keeps_strangers_out(max_widening):
     features, truth = planted(100, 5, 400, spread=0.05)
-    labels = SurrogateGrouping(max_widening=max_widening).fit_predict(features)
+    labels = SurrogateGrouping(max_widening=max_widening, **PAPER).fit_predict(features)
     classes = [truth[labels == c] for c in range(labels.max() + 1)]
     strangers = sum((inside < 0).any() and (inside >= 0).any() for inside in classes)
     assert strangers == 0 if max_widening == 2.0 else strangers > 20
@@ -149,11 +188,11 @@ def test_radii_hold_the_top_fraction_of_other_sources():
         others = np.sort(distance[i][sources != sources[i]])
         expected.append(others[math.ceil(0.15 * others.size) - 1])
     for k in (8, 60):  # too short a list for the 15 %, and one long enough
-        grouping = SurrogateGrouping(top_fraction=0.15, max_neighbors=k).fit(
+        grouping = SurrogateGrouping(top_fraction=0.15, max_neighbors=k, contrast=np.inf).fit(
             features, sources=sources, mirrored=mirrored
         )
         np.testing.assert_allclose(grouping.radii_, expected, rtol=1e-4)
-    few = SurrogateGrouping(top_fraction=0.001, min_neighbors=5).fit(features)
+    few = SurrogateGrouping(top_fraction=0.001, min_neighbors=5, contrast=np.inf).fit(features)
     np.testing.assert_allclose(few.radii_, search(features, 5).distances[:, 4])
 
 
@@ -163,7 +202,7 @@ def test_radii_from_a_sample_are_close_to_those_from_all():
     exact = np.quantile(np.linalg.norm(features[rows, None] - features[None], axis=2), 0.05, axis=1)
     chosen = np.sort(np.random.default_rng(0).choice(3000, 1024, replace=False))
     assert np.abs(quantile_distances(space_of(features), rows, chosen, 0.05, None) / exact - 1).mean() < 0.03
-    grouping = SurrogateGrouping(max_neighbors=16, random_state=3).fit(features)
+    grouping = SurrogateGrouping(max_neighbors=16, random_state=3, **PAPER).fit(features)
     assert np.abs(grouping.radii_[rows] / exact - 1).mean() < 0.03
 
 
@@ -262,12 +301,12 @@ def test_the_number_of_classes_is_steered_down():
 def test_the_number_of_classes_is_steered_up():
     rng = np.random.default_rng(0)
     walk = np.cumsum(rng.normal(size=(600, 8)), axis=0).astype(np.float32)  # no clusters at all
-    free = SurrogateGrouping().fit(walk)
-    more = SurrogateGrouping(num_classes=round(1.5 * free.num_classes_)).fit(walk)
+    free = SurrogateGrouping(**PAPER).fit(walk)
+    more = SurrogateGrouping(num_classes=round(1.5 * free.num_classes_), **PAPER).fit(walk)
     check_invariants(more, walk)
     assert more.num_classes_ == round(1.5 * free.num_classes_)
     assert more.max_size_ < free.max_size_ == 16
-    most = SurrogateGrouping(num_classes=10_000).fit(walk)
+    most = SurrogateGrouping(num_classes=10_000, **PAPER).fit(walk)
     assert more.num_classes_ <= most.num_classes_ <= 200
 
 
@@ -425,10 +464,11 @@ def test_scikit_learn_can_handle_it():
         ({"min_size": 1}, ValueError, "min_size must be at least 2"),
         ({"min_size": 3.0}, TypeError, "min_size must be an integer"),
         ({"max_size": 2}, ValueError, "max_size must be at least 3, got 2"),
-        ({"mean_size": 2.5}, ValueError, "mean_size must lie between min_size=3 and max_size=16"),
-        ({"mean_size": 20}, ValueError, "mean_size must lie between"),
+        ({"mean_size": 2.5}, ValueError, "mean_size must lie between min_size=3 and max_size=32"),
+        ({"mean_size": 40}, ValueError, "mean_size must lie between"),
         ({"top_fraction": 0.0}, ValueError, r"top_fraction must be in \(0, 1\]"),
         ({"top_fraction": 5}, ValueError, "top_fraction must be in"),
+        ({"contrast": 0.9}, ValueError, "contrast must be at least 1"),
         ({"merge_overlap": 0}, ValueError, "merge_overlap must be in"),
         ({"max_widening": 0.5}, ValueError, "max_widening must be at least 1"),
         ({"max_widening": np.nan}, ValueError, "max_widening must be at least 1"),
