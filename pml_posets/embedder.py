@@ -210,7 +210,6 @@ class Embedder(BaseEstimator):
 
         Raises:
             sklearn.exceptions.NotFittedError: before `fit`.
-            OSError: if it cannot be written; an older file stays as it was.
         """
         self._check_fitted()
         settings = {name: getattr(self, name) for name in _SETTINGS} | {"layers": self.layers_}

@@ -116,8 +116,7 @@ class Gallery:
             What was done.
 
         Raises:
-            NotADirectoryError, ValueError: if there is no such folder or it holds no image, or the gallery is
-                of another folder or another embedder.
+            NotADirectoryError, ValueError: for a folder without images, or another folder or embedder.
         """
         root = Path(photos).resolve()
         if self.photos not in (None, root):
@@ -162,7 +161,7 @@ class Gallery:
             count: photos for each, from 1; no more than there are.
 
         Returns:
-            (Q, count) int64 photo indices by falling similarity, and (Q, count) float32 cosine similarities.
+            (Q, count) int64 photos by falling cosine similarity, and (Q, count) float32 similarities.
         """
         count = min(as_count(count, "count"), len(self))
         similarities, indices = self._search_index().search(np.ascontiguousarray(queries, np.float32), count)

@@ -23,9 +23,8 @@ class BatchAugmentation(nn.Module):
 
     Put it in front of a trunk: `nn.Sequential(BatchAugmentation(), trunk)`. In evaluation mode the images are
     only normalized. Every amount is drawn evenly from its range, for each image on its own. About its center
-    an image is sheared, rotated and magnified; then the center is shifted. One bilinear resampling does all
-    of it, in pixels, so that angles hold on images that are not square. What comes in from outside the image
-    is 0 after normalization, the mean color.
+    an image is sheared, rotated and magnified; then the center is shifted. What comes in from outside the
+    image is 0 after normalization, the mean color.
 
     Args:
         scale: range of the magnification, both above 0. Default (1.0, 1.41).

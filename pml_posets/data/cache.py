@@ -65,8 +65,7 @@ class FeatureCache:
             data_id: what stands for the data instead; the caller changes it when the data change.
 
         Raises:
-            TypeError: if nothing says when the images change and no data_id is given.
-            UnreadableImageError: if a file is missing.
+            TypeError, UnreadableImageError: as `data_identity`.
         """
         name, state = data_identity(images, data_id)
         return CacheKey(digest(dict(settings), name), state)

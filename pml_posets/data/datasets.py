@@ -145,8 +145,8 @@ class IndexedDataset(_Wrapper):
         dataset: yields an image, or a tuple or list whose first element is the image (labels are left out).
             PIL images become upright, 8 bits a channel, see `images.as_image`.
         flips: which samples to mirror, after the dataset's own transforms: (N,) booleans, a function
-            index -> bool, or None (default): none. The attribute may be replaced at any time; worker
-            processes see the change when the next iterator over the data loader starts.
+            index -> bool, or None (default): none. The attribute may be replaced; worker processes see it
+            when the next iterator over the data loader starts.
 
     Raises:
         TypeError: for a dataset without a length, flips that are no booleans, a key that is neither an index
@@ -225,14 +225,12 @@ class IndexedDataset(_Wrapper):
 class WithMirrorImages(_Wrapper):
     """A dataset and its mirror images behind it: item N + i is item i, mirrored.
 
-    With it the mirror image of a sample is a sample of its own, with its own class and poset, and training
-    sees both. Stack the features to match: np.concatenate([features, mirrored]), and the sources twice, so
-    that a sample and its mirror image never share a class.
+    With it the mirror image of a sample is a sample of its own, with its own class and poset; in the paper a
+    sample has one orientation, that of its class. Stack the features to match: np.concatenate([features,
+    mirrored]), and the sources twice, so that a sample and its mirror image never share a class.
 
     Args:
         dataset: yields an image, or a tuple or list that starts with one.
-
-    In the paper a sample has one orientation, that of its class.
 
     Example:
         >>> both = WithMirrorImages([torch.tensor([[1, 2]]), torch.tensor([[3, 4]])])

@@ -167,8 +167,7 @@ def background_motion(
 ) -> torch.Tensor:
     """The affine motion of the background of images to others, whoever moves in the middle.
 
-    Gauss-Newton steps on the difference of gray values, with robust weights (large differences count little)
-    and less weight about the middle of the image.
+    Gauss-Newton steps on the difference of gray values; large ones and the middle of the image count less.
 
     Args:
         first, second: (B, S, S) float32 gray values, 0 to 255.

@@ -88,9 +88,8 @@ def extract(
 ) -> Rows | tuple[Rows, Rows]:
     """Features of a network or of one of its layers, in dataset order.
 
-    The network is put into eval mode meanwhile, and every submodule back into the mode it was in. No gradient
-    is kept. The global random generators are as before afterwards; random transforms of the dataset draw the
-    same for an item each time, whatever num_workers is.
+    The network is in eval mode meanwhile, and every submodule afterwards in the mode it was in, as are the
+    global random generators. Random transforms of the dataset draw the same for an item each time.
 
     Inside `pml_posets.distributed.shared_work` every rank takes whole batches of its own and gets the rows of
     all: on a CPU the very numbers of one process.
@@ -126,11 +125,10 @@ def extract(
         (N, D) float32, or two of them with mirror: of the images and of the mirrored images.
 
     Raises:
-        TypeError: if the dataset has no length or does not yield tensors, the model returns none, or wants
-            floats and is given bytes.
-        ValueError: if the dataset is empty, a layer is not in the model, a feature is NaN or infinite (the
-            message says whose), images differ in size or are not in [0, 1] where mean or std is given, or an
-            argument is out of range.
+        TypeError: if the dataset does not yield tensors, the model returns none, or wants floats and is given
+            bytes.
+        ValueError: if a layer is not in the model, a feature is NaN or infinite (the message says whose),
+            images differ in size or are not in [0, 1] where mean or std is given.
 
     Source: section 3.4 of the paper (features are extracted again in every round).
 

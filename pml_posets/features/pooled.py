@@ -70,8 +70,8 @@ class PartialWhitening(LinearStep):
 
         f(x) = diag(s)^-p V^T (x - mu),    covariance of x = V diag(s^2) V^T
 
-    p = 0 is PCA, p = 1 PCA whitening. Between lies what suits search with features of a pretrained network:
-    full whitening helps fine classes and amplifies noise, which hurts where queries come from elsewhere.
+    p = 0 is PCA, p = 1 PCA whitening, which helps fine classes and amplifies noise: what suits search with
+    features of a pretrained network lies between.
 
     Args:
         num_components: directions to keep, at most, from 1; no more than D or N - 1. Default 256.

@@ -40,7 +40,6 @@ def principal_components(
 
     The directions are those of the features as they are, not centered, taken from up to 20,000 rows by a
     randomized decomposition. HOG loses next to nothing at 256, and a neighbor search gains in proportion.
-    Centered and whitened directions are those of scikit-learn's `PCA(count, whiten=True)`.
 
     Args:
         features: (N, D) float32.

@@ -120,8 +120,6 @@ class ConfidentGrouping(NeighborGrouping):
             (default): twice the median step between successive times of a source.
         method, backend, device: of the neighbor search, as for `search`. Default "exact", "auto", "cpu".
 
-    Nothing in it is random: the same input gives the same labels.
-
     Attributes:
         labels_: (N,) int64, -1 for unassigned, else 0..num_classes_ - 1, by each class's lowest index.
         flips_: (N,) bool, True where a sample stands in its class mirrored, at most half of a class.

@@ -28,7 +28,7 @@ class KMeansGrouping(ClusterMixin, BaseEstimator):
     A provider of pseudo-labels for `pml_posets.samplers.PseudoLabelSampler`; no sample is unassigned. From
     the second round on it starts from the labels of the round before, so that class ids keep their meaning
     and the network's head can stay. faiss runs it on centered features, from scikit-learn's greedy k-means++
-    for up to 1,000 clusters and from its own k-means++ for more, where greed takes longer than all the rest.
+    for up to 1,000 clusters and from its own k-means++ for more.
 
     Args:
         num_clusters: K, 2 to N. Default 100. UDML-SS: 100 on CUB and Cars, 10,000 on SOP.
