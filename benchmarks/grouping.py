@@ -274,8 +274,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=4000, metavar="N", help="at most; default: 4000")
     parser.add_argument("--output", type=Path, default=Path("runs/grouping"), metavar="FOLDER")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), metavar="FOLDER", help="features")
-        "--cache", type=Path, default=Path("runs/cache"), metavar="FOLDER", help="of features"
-    )
     parser.add_argument("--resume", action="store_true", help="leave out the rows that are there")
     parser.add_argument("--seed", type=int, default=0, help="of the choice, the blobs and the methods")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
