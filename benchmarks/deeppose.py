@@ -148,7 +148,7 @@ def run(
     """
     import numpy as np
 
-    from benchmarks.core import common
+    from benchmarks.core import common, networks
     from benchmarks.regression.model import PoseRegressor
     from benchmarks.regression.report import home_of
     from benchmarks.regression.training import fit, predict
@@ -157,7 +157,8 @@ def run(
 
     recipe = options.recipe
     home = common.output_folder(folder / home_of(init.name, settings["label_fraction"], seed))
-    models = init.models(options.shape, options.init_layers, seed, recipe.dropout)
+    models = init.models(recipe.architecture, options.init_layers, seed, recipe.dropout)
+    networks.freeze(models["trunk"], recipe.freeze)
     begin = mean_pose(data, rows) - 0.5 if recipe.mean_pose else None
     model = PoseRegressor(models, len(data.skeleton.joints), derive_seeds(seed, _HEAD)[0], begin)
     training = fit(
@@ -252,8 +253,8 @@ def settings_of(
         "label_fraction": fraction,
         "num_labels": len(rows),
         "preset": options.preset,
-        **init.shape(options.shape).settings(),
         **options.recipe.settings(),
+        **init.shape(options.recipe.architecture).settings(),
         **measured,
         "device": options.device,
         "hardware": common.hardware(options.device),

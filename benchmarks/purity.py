@@ -329,7 +329,3 @@ def as_frame(results: Sequence[Result]) -> Any:
 
 if __name__ == "__main__":
     common.run_command(main, "purity.py")
-
-
-if __name__ == "__main__":
-    common.run_command(main, "purity.py")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.core.methods import METHODS, NETWORKS
-from benchmarks.core.recipes import PRESETS, Recipe, flag
+from benchmarks.core.recipes import PRESETS, flag
 
 LAYERS = ("pool5", "fc6", "fc7", "pooled", "embedding")
 FIRST = ("hog-lda", "hog", "hog-window", "hog-views")  # first similarities
@@ -68,14 +68,28 @@ class CommandLine:
         return "pooled" if self.layer == "pool5" else "embedding"
 
 
-def expand_set(arguments: Sequence[str]) -> list[str]:
+TRIALS = {  # of the first similarities, for --set
+    "hog_size": "side of the images that HOG sees, a multiple of 8; default: 96",
+    "window": "x,y: deviations of hog-window, as parts of the image's sides; default: 0.2,0.6",
+    "components": "principal directions of HOG that are kept, 0: all; default: 256, paper 0",
+}
+
+
+def expand_set(
+    arguments: Sequence[str], presets: Mapping[str, Any] = PRESETS, trials: Mapping[str, str] = TRIALS
+) -> list[str]:
     """`--set name=value other=value` as the options they stand for: --name value, --no-name for a bool.
+
+    Args:
+        arguments: of the command line.
+        presets: recipes, by name; their fields are the settings.
+        trials: further settings, and what they say.
 
     Raises:
         ValueError: for what is no name=value, or no setting; `--set help` ends with a list of all.
     """
-    known = {one.name: one for one in fields(Recipe)} | {flag(one.name)[2:]: one for one in fields(Recipe)}
-    known |= {name.replace("-", "_"): one for name, one in known.items()}
+    settings = fields(presets["small"])
+    known = {name.replace("-", "_"): one for one in settings for name in (one.name, flag(one.name)[2:])}
     found: list[str] = []
     rest = list(arguments)
     while rest:
@@ -86,12 +100,12 @@ def expand_set(arguments: Sequence[str]) -> list[str]:
         while rest and not rest[0].startswith("--"):
             setting = rest.pop(0)
             if setting == "help":
-                print(_all_settings())
+                print(_all_settings(presets, trials))
                 raise SystemExit(0)
             name, equals, value = setting.partition("=")
-            if not equals or name not in (*known, *_TRIALS):
+            if not equals or name.replace("-", "_") not in (*known, *trials):
                 raise ValueError(f"--set {setting}: give name=value; --set help lists the names")
-            one = known.get(name)
+            one = known.get(name.replace("-", "_"))
             option = f"--{name.replace('_', '-')}" if one is None else flag(one.name)
             if one is not None and isinstance(one.default, bool):
                 if value not in ("yes", "no"):
@@ -102,13 +116,15 @@ def expand_set(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def add_recipe_options(parser: argparse.ArgumentParser, names: Mapping[str, Any]) -> None:
-    """An option for each field of `Recipe`, without a default: the preset's is kept. Groups: by title."""
-    for one in fields(Recipe):
+def add_recipe_options(
+    parser: argparse.ArgumentParser, names: Mapping[str, Any], presets: Mapping[str, Any] = PRESETS
+) -> None:
+    """An option for each field of the recipes, without a default: the preset's is kept. Groups: by title."""
+    for one in fields(presets["small"]):
         about = one.metadata
         extra: dict[str, Any] = {"help": argparse.SUPPRESS}
         if about["group"]:
-            small, paper = (_shown(one, PRESETS[preset]) for preset in ("small", "paper"))
+            small, paper = (_shown(one, presets[preset]) for preset in ("small", "paper"))
             values = small if small == paper else f"{small}, paper {paper}"
             extra["help"] = about["says"] + (f" [{values}]" if values != "-" else "")
         if isinstance(one.default, bool):
@@ -124,9 +140,6 @@ def add_recipe_options(parser: argparse.ArgumentParser, names: Mapping[str, Any]
             extra |= {"type": kind, "metavar": {str: "NAME", float: "X", int: "N"}[kind]}
         target = names.get(about["group"], parser)
         target.add_argument(flag(one.name), dest=one.name, default=argparse.SUPPRESS, **extra)
-
-
-_TRIALS = ("hog_size", "hog-size", "window", "components")  # of the first similarities, for --set
 
 
 def build_parser(line: CommandLine, description: str) -> argparse.ArgumentParser:
@@ -198,23 +211,18 @@ def data_arguments(line: CommandLine) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _all_settings() -> str:
-    header = f"{'name':20s} {' '.join(f'{name:>12s}' for name in PRESETS)}  what it does"
+def _all_settings(presets: Mapping[str, Any], trials: Mapping[str, str]) -> str:
+    header = f"{'name':20s} {' '.join(f'{name:>12s}' for name in presets)}  what it does"
     lines = [
         f"{flag(one.name)[2:].replace('-', '_'):20s} "
-        f"{' '.join(f'{_shown(one, recipe):>12s}' for recipe in PRESETS.values())}  {one.metadata['says']}"
-        for one in fields(Recipe)
+        f"{' '.join(f'{_shown(one, recipe):>12s}' for recipe in presets.values())}  {one.metadata['says']}"
+        for one in fields(presets["small"])
     ]
-    trials = {
-        "hog_size": "side of the images that HOG sees, a multiple of 8; default: 96",
-        "window": "x,y: deviations of hog-window, as parts of the image's sides; default: 0.2,0.6",
-        "components": "principal directions of HOG that are kept, 0: all; default: 256, paper 0",
-    }
     more = [f"{name:20s} {'':51s}  {says}" for name, says in trials.items()]
     return "\n".join([header, *lines, *more])
 
 
-def _shown(one: Field[Any], recipe: Recipe) -> str:
+def _shown(one: Field[Any], recipe: Any) -> str:
     value = getattr(recipe, one.name)
     if isinstance(value, bool):
         return "yes" if value else "no"

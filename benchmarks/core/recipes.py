@@ -153,7 +153,7 @@ class HogConfig:
 Architecture: TypeAlias = AlexNetConfig | HogConfig | TrunkConfig
 
 
-def _choice(
+def choice(
     default: Any,
     says: str,
     low: float | None = None,
@@ -163,7 +163,7 @@ def _choice(
     excluded: float | None = None,
     values: tuple[str, ...] = (),
 ) -> Any:
-    """A field of `Recipe`: its range, and what it does to the result, for --help.
+    """A field of a recipe: its range, and what it does to the result, for --help.
 
     A field of no group is for trials and hidden behind --set.
     """
@@ -184,58 +184,58 @@ class Recipe:
         ValueError: for a value out of its range; the message names the option of the command line.
     """
 
-    trunk: str = _choice("alexnet", "alexnet, hog (begins as HOG), googlenet, resnet18, resnet50, efficientnet-lite0 (has ImageNet weights), or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
-    image_size: int = _choice(227, "pixels of a side; time grows with its square", group=NETWORK)
-    fc_dim: int = _choice(4096, "width of AlexNet's fc6 and fc7, or of the embedding", group=NETWORK)
-    batch_norm: bool = _choice(False, "AlexNet with batch normalization; the others have theirs")
-    dropout: float = _choice(0.5, "before fc6 and fc7, or the embedder", 0, 1, excluded=1)
-    freeze: tuple[str, ...] = _choice((), "parameters of the trunk that stay as they are, by pattern: '*', 'features.[0-4].*'", group=NETWORK)  # fmt: skip  # noqa: E501
-    rounds: int = _choice(10, "of grouping and training", 1, group=LEARNING)
-    iterations: int = _choice(20_000, "in each round", 1, group=LEARNING)
-    batch_size: int = _choice(128, "samples; half as many images, twice, for methods of two views", 2, group=LEARNING)  # fmt: skip  # noqa: E501
-    lr: float = _choice(1e-3, "learning rate, the same for all layers", 0, 1e6, excluded=0, group=LEARNING)
-    classification: float = _choice(1.0, "weight of the surrogate classification loss (1 in Eq. 2)", 0, 1e6, group=LEARNING)  # fmt: skip  # noqa: E501
-    lam: float = _choice(1.0, "weight of the poset loss (Eq. 2)", 0, 1e6, group=LEARNING)
-    feature: float = _choice(0.0, "weight of predicting the first similarities; not in the paper", 0, 1e6, group=LEARNING)  # fmt: skip  # noqa: E501
-    num_nearest: int = _choice(2, "Z, the classes whose posets a sample is in", 1, group=LEARNING)
-    num_classes: int | None = _choice(None, "surrogate classes; default: what comes out", 1, group=LEARNING)
-    groups: str = _choice("surrogate", "surrogate: those of section 3.1; sure: by one threshold for all, along clips where times are known", values=("surrogate", "sure"), group=LEARNING)  # fmt: skip  # noqa: E501
-    coverage: float = _choice(0.1, "share of samples whose nearest neighbor is sure, of --groups sure", 0, 1, excluded=0)  # fmt: skip  # noqa: E501
-    num_clusters: int | None = _choice(None, "K of k-means and concurl's prototypes", 2, group=LEARNING)
-    anchors: Literal["unassigned", "all"] = _choice("unassigned", "of the poset loss; the paper: the unassigned samples", values=("unassigned", "all"))  # fmt: skip  # noqa: E501
-    unassigned_fraction: float = _choice(0.5, "largest part of a batch for unassigned samples", 0, 1)
-    random_fraction: float = _choice(0.0, "part of a batch drawn from all samples alike (posets)", 0, 1)
-    mean_size: float | None = _choice(None, "of the surrogate classes; default: what comes out")
-    min_size: int = _choice(3, "of a surrogate class", 2)
-    max_size: int = _choice(16, "of a surrogate class", 2)
-    top_fraction: float = _choice(0.05, "of all pairs that count as similar", 0, 1, excluded=0)
-    mirror_images: bool = _choice(False, "each mirror image is a sample of its own; else a sample takes the orientation that fits its class")  # fmt: skip  # noqa: E501
-    regroup: str = _choice("network", "groups from round 2 on: by the network's features, those mixed with the first, or fixed", values=("network", "mixed", "fixed"))  # fmt: skip  # noqa: E501
-    mix: float = _choice(0.5, "share of the network's similarity in --regroup mixed", 0, 1)
-    refine: bool = _choice(True, "the relaxed assignment (Eq. 5) in each y-step")
-    optimizer: str = _choice("sgd", "of all layers", values=("sgd", "adamw"))
-    momentum: float = _choice(0.9, "of sgd", 0, 1, excluded=1)
-    weight_decay: float = _choice(5e-4, "of the optimizer", 0, 1e6)
-    schedule: str = _choice("constant", "of the learning rate; cosine has a short warm-up", values=("constant", "cosine"))  # fmt: skip  # noqa: E501
-    ema: float = _choice(0.0, "decay of the moving average of the weights; 0: none", 0, 1, excluded=1)
-    sigma: float | None = _choice(None, "of the poset loss; default: estimated", 0, 1e6, excluded=0)
-    samples_per_cluster: int = _choice(5, "of a cluster in a batch; nearest of a query of stml (published: 5)", 2)  # fmt: skip  # noqa: E501
-    rotation: float = _choice(0.1, "weight of the rotation loss (published: 0.1)", 0, 1e6)
-    attention: float | None = _choice(None, "weight of tac-ccl's attention loss; default: (H W)^2 of its maps, which sum to 1", 0, 1e12)  # fmt: skip  # noqa: E501
-    exemplar: float = _choice(1.0, "concurl's beta (published: 1)", 0, 1e6)
-    population: float = _choice(0.0, "concurl's alpha (published: 0); above 0 prototypes are trained", 0, 1e6)
-    consensus: float = _choice(1.0, "concurl's gamma (published: 1)", 0, 1e6)
-    num_transforms: int = _choice(64, "concurl's M (published: 1 to 64)", 1)
-    brightness: float = _choice(0.0, "augmentation; not in the paper", 0, 1)
-    color: float = _choice(0.0, "augmentation; not in the paper", 0, 1e6)
-    gray: float = _choice(0.0, "augmentation: share of images without color; not in the paper", 0, 1)
-    scale: tuple[float, float] = _choice((1.0, 1.41), "range of the magnification in augmentation")
-    movement: float = _choice(1.0, "rotation, shear and shift in augmentation, in units of the paper's", 0, 9)
-    precision: str = _choice("auto", "auto: what is fast here", values=("auto", "float32", "bfloat16"))
+    trunk: str = choice("alexnet", "alexnet, hog (begins as HOG), googlenet, resnet18, resnet50, efficientnet-lite0 (has ImageNet weights), or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
+    image_size: int = choice(227, "pixels of a side; time grows with its square", group=NETWORK)
+    fc_dim: int = choice(4096, "width of AlexNet's fc6 and fc7, or of the embedding", group=NETWORK)
+    batch_norm: bool = choice(False, "AlexNet with batch normalization; the others have theirs")
+    dropout: float = choice(0.5, "before fc6 and fc7, or the embedder", 0, 1, excluded=1)
+    freeze: tuple[str, ...] = choice((), "parameters of the trunk that stay as they are, by pattern: '*', 'features.[0-4].*'", group=NETWORK)  # fmt: skip  # noqa: E501
+    rounds: int = choice(10, "of grouping and training", 1, group=LEARNING)
+    iterations: int = choice(20_000, "in each round", 1, group=LEARNING)
+    batch_size: int = choice(128, "samples; half as many images, twice, for methods of two views", 2, group=LEARNING)  # fmt: skip  # noqa: E501
+    lr: float = choice(1e-3, "learning rate, the same for all layers", 0, 1e6, excluded=0, group=LEARNING)
+    classification: float = choice(1.0, "weight of the surrogate classification loss (1 in Eq. 2)", 0, 1e6, group=LEARNING)  # fmt: skip  # noqa: E501
+    lam: float = choice(1.0, "weight of the poset loss (Eq. 2)", 0, 1e6, group=LEARNING)
+    feature: float = choice(0.0, "weight of predicting the first similarities; not in the paper", 0, 1e6, group=LEARNING)  # fmt: skip  # noqa: E501
+    num_nearest: int = choice(2, "Z, the classes whose posets a sample is in", 1, group=LEARNING)
+    num_classes: int | None = choice(None, "surrogate classes; default: what comes out", 1, group=LEARNING)
+    groups: str = choice("surrogate", "surrogate: those of section 3.1; sure: by one threshold for all, along clips where times are known", values=("surrogate", "sure"), group=LEARNING)  # fmt: skip  # noqa: E501
+    coverage: float = choice(0.1, "share of samples whose nearest neighbor is sure, of --groups sure", 0, 1, excluded=0)  # fmt: skip  # noqa: E501
+    num_clusters: int | None = choice(None, "K of k-means and concurl's prototypes", 2, group=LEARNING)
+    anchors: Literal["unassigned", "all"] = choice("unassigned", "of the poset loss; the paper: the unassigned samples", values=("unassigned", "all"))  # fmt: skip  # noqa: E501
+    unassigned_fraction: float = choice(0.5, "largest part of a batch for unassigned samples", 0, 1)
+    random_fraction: float = choice(0.0, "part of a batch drawn from all samples alike (posets)", 0, 1)
+    mean_size: float | None = choice(None, "of the surrogate classes; default: what comes out")
+    min_size: int = choice(3, "of a surrogate class", 2)
+    max_size: int = choice(16, "of a surrogate class", 2)
+    top_fraction: float = choice(0.05, "of all pairs that count as similar", 0, 1, excluded=0)
+    mirror_images: bool = choice(False, "each mirror image is a sample of its own; else a sample takes the orientation that fits its class")  # fmt: skip  # noqa: E501
+    regroup: str = choice("network", "groups from round 2 on: by the network's features, those mixed with the first, or fixed", values=("network", "mixed", "fixed"))  # fmt: skip  # noqa: E501
+    mix: float = choice(0.5, "share of the network's similarity in --regroup mixed", 0, 1)
+    refine: bool = choice(True, "the relaxed assignment (Eq. 5) in each y-step")
+    optimizer: str = choice("sgd", "of all layers", values=("sgd", "adamw"))
+    momentum: float = choice(0.9, "of sgd", 0, 1, excluded=1)
+    weight_decay: float = choice(5e-4, "of the optimizer", 0, 1e6)
+    schedule: str = choice("constant", "of the learning rate; cosine has a short warm-up", values=("constant", "cosine"))  # fmt: skip  # noqa: E501
+    ema: float = choice(0.0, "decay of the moving average of the weights; 0: none", 0, 1, excluded=1)
+    sigma: float | None = choice(None, "of the poset loss; default: estimated", 0, 1e6, excluded=0)
+    samples_per_cluster: int = choice(5, "of a cluster in a batch; nearest of a query of stml (published: 5)", 2)  # fmt: skip  # noqa: E501
+    rotation: float = choice(0.1, "weight of the rotation loss (published: 0.1)", 0, 1e6)
+    attention: float | None = choice(None, "weight of tac-ccl's attention loss; default: (H W)^2 of its maps, which sum to 1", 0, 1e12)  # fmt: skip  # noqa: E501
+    exemplar: float = choice(1.0, "concurl's beta (published: 1)", 0, 1e6)
+    population: float = choice(0.0, "concurl's alpha (published: 0); above 0 prototypes are trained", 0, 1e6)
+    consensus: float = choice(1.0, "concurl's gamma (published: 1)", 0, 1e6)
+    num_transforms: int = choice(64, "concurl's M (published: 1 to 64)", 1)
+    brightness: float = choice(0.0, "augmentation; not in the paper", 0, 1)
+    color: float = choice(0.0, "augmentation; not in the paper", 0, 1e6)
+    gray: float = choice(0.0, "augmentation: share of images without color; not in the paper", 0, 1)
+    scale: tuple[float, float] = choice((1.0, 1.41), "range of the magnification in augmentation")
+    movement: float = choice(1.0, "rotation, shear and shift in augmentation, in units of the paper's", 0, 9)
+    precision: str = choice("auto", "auto: what is fast here", values=("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            _check(flag(one.name), getattr(self, one.name), one.metadata)
+            check_value(flag(one.name), getattr(self, one.name), one.metadata)
         if not self.min_size <= (self.mean_size or self.min_size) <= self.max_size:
             raise ValueError(
                 "--min-size, --mean-size and --max-size must not decrease, "
@@ -254,11 +254,7 @@ class Recipe:
     @property
     def architecture(self) -> Architecture:
         """The network's shapes."""
-        if self.trunk == "hog":
-            return HogConfig(self.image_size, self.fc_dim)
-        if self.trunk != "alexnet":
-            return TrunkConfig(self.trunk, self.image_size, self.fc_dim)
-        return AlexNetConfig(self.image_size, self.batch_norm, fc_dim=self.fc_dim)
+        return architecture_of(self)
 
     @property
     def brings_weights(self) -> bool:
@@ -270,12 +266,21 @@ class Recipe:
         return {**asdict(self), "freeze": list(self.freeze), **self.architecture.settings()}
 
 
+def architecture_of(recipe: Any) -> Architecture:
+    """The shapes of the network of a recipe with trunk, image_size, fc_dim and batch_norm."""
+    if recipe.trunk == "hog":
+        return HogConfig(recipe.image_size, recipe.fc_dim)
+    if recipe.trunk != "alexnet":
+        return TrunkConfig(recipe.trunk, recipe.image_size, recipe.fc_dim)
+    return AlexNetConfig(recipe.image_size, recipe.batch_norm, fc_dim=recipe.fc_dim)
+
+
 def flag(name: str) -> str:
     """The command line's option for a field of `Recipe`."""
     return "--lambda" if name == "lam" else "--" + name.replace("_", "-")
 
 
-def _check(option: str, value: Any, about: Mapping[str, Any]) -> None:
+def check_value(option: str, value: Any, about: Mapping[str, Any]) -> None:
     """See that a value is one of the values of its field, or in its range."""
     values, low, high = about["values"], about["low"], about["high"]
     if values and value not in values:
@@ -283,7 +288,8 @@ def _check(option: str, value: Any, about: Mapping[str, Any]) -> None:
     if low is None or value is None:
         return
     if not low <= value <= high:
-        bound = f"at least {low:g}" if value < low or high == math.inf else f"at most {high:g}"
+        below = "above" if about["excluded"] == low else "at least"
+        bound = f"{below} {low:g}" if value < low or high == math.inf else f"at most {high:g}"
         raise ValueError(f"{option} must be {bound}, got {value}")
     if value == about["excluded"]:
         raise ValueError(f"{option} must be {'above' if value == low else 'below'} {value:g}, got {value:g}")

@@ -1,4 +1,4 @@
-"""DeepPose, stage 1: an AlexNet that regresses joints, its loss, and its augmentation."""
+"""DeepPose, stage 1: a network that regresses joints, its loss, and its augmentation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from pml_posets._random import preserved_randomness, seed_everything
 
 
 class PoseRegressor(nn.Module):
-    """AlexNet with one more layer, which regresses the joints: x_j = W relu(fc7) + b in R^2 for each joint j.
+    """A network with one more layer, which regresses each joint j: x_j = W relu(fc7) + b in R^2.
+
+    Of another network than AlexNet the embedding stands for fc7.
 
     Joints are person-centric: shares of the person's crop about its middle, x and y in [-0.5, 0.5] inside.
 
     Args:
-        models: {"trunk", "embedder"} of `alexnet.build`.
+        models: {"trunk", "embedder"} of `networks.build`.
         num_joints: J.
         seed: of the last layer's weights, normal with deviation 0.01.
         pose: (J, 2) the last layer's biases b: a pose to begin from, say the mean of the labeled ones. None
@@ -43,7 +45,7 @@ class PoseRegressor(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk, self.embedder = models["trunk"], models["embedder"]
-        width = self.embedder.get_parameter("fc7.1.bias").numel()
+        width = [part for part in self.embedder.modules() if isinstance(part, nn.Linear)][-1].out_features
         with preserved_randomness(accelerators=False):
             seed_everything(seed, accelerators=False)
             self.head = nn.Linear(width, 2 * num_joints)

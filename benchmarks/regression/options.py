@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
-from benchmarks.regression.recipe import PRESETS, SHAPE, Init, PoseRecipe
+from benchmarks.core.cli import add_recipe_options, expand_set
+from benchmarks.regression.recipe import PRESETS, Init
 
 DESCRIPTION = """Supervised pose with few labels and with all, from different first weights (Tables 3 and 4).
 
@@ -22,19 +22,18 @@ EXAMPLES = """examples:
   python benchmarks/deeppose.py --data-root LSP --extra-root LSPET --init random --init posets CHECKPOINT
   python benchmarks/deeppose.py --mpii-annotations FILE.mat --mpii-images FOLDER --set iterations=5000 lr=5e-4
 """
-FORMS = {"random": "random", "posets": "posets FILE [NAME]", "imagenet": "imagenet FILE"}  # of --init
+FORMS = {  # of --init
+    "random": "random",
+    "pretrained": "pretrained",
+    "posets": "posets FILE [NAME]",
+    "imagenet": "imagenet FILE",
+}
 ABOUT = {
     "random": "fresh weights",
+    "pretrained": "those that --trunk has",
     "posets": "checkpoint.pt of a benchmark",
-    "imagenet": "torchvision's alexnet .pth, labels of ImageNet",
+    "imagenet": "torchvision's weights of --trunk, labels of ImageNet",
 }
-_CHOICES = {
-    "optimizer": ("adamw", "adagrad", "sgd"),
-    "schedule": ("constant", "cosine"),
-    "precision": ("auto", "float32", "bfloat16"),
-}
-_RECIPE = {one.name: one.default for one in fields(PoseRecipe)}
-_SETTINGS: dict[str, Any] = {**SHAPE["small"], **_RECIPE}  # names of --set, with the values of "small"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,64 +43,43 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         arguments: None: those of the process.
 
     Returns:
-        The options, and `inits`, `shape` (an `AlexNetConfig`), `recipe`.
+        The options, and `inits`, `recipe`.
 
     Raises:
         ValueError: for values that do not fit together, and files that are not there or do not fit.
         SystemExit: by argparse, for unknown options and for --help.
     """
-    got = _parser().parse_args(expand_set(sys.argv[1:] if arguments is None else arguments))
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    got = _parser().parse_args(expand_set(given, PRESETS, {}))
     _check(got)
     from benchmarks.core import common
-    from benchmarks.core.networks import config_of
+    from benchmarks.core.networks import architecture_of
     from benchmarks.core.options import fast_precision, new_folder
-    from benchmarks.core.recipes import AlexNetConfig
 
     drawn = got.data_root is None and got.mpii_annotations is None
     got.preset = got.preset or ("figures" if drawn else "small")
     got.figures = got.figures or "full"
     got.output = got.output or new_folder(Path("runs"), "deeppose")
     got.device = common.pick_device(got.device)
-    got.inits = _inits(got.init or [["random"]])
-    given = {name: getattr(got, name) for name in _SETTINGS if hasattr(got, name)}
-    trained = [config_of(init.path) for init in got.inits if init.kind == "posets" and init.path is not None]
-    shape = trained[0] if trained else AlexNetConfig(**SHAPE[got.preset])
-    got.shape = replace(shape, **{name: value for name, value in given.items() if name not in _RECIPE})
-    chosen = {name: tuple(v) if name == "scale" else v for name, v in given.items() if name in _RECIPE}
-    if chosen.get("precision", "auto") == "auto":
-        chosen["precision"] = fast_precision(got.device)
-    got.recipe = PoseRecipe(**{**PRESETS[got.preset], **chosen})
+    names = [one.name for one in fields(PRESETS[got.preset])]
+    chosen = {name: getattr(got, name) for name in names if hasattr(got, name)}
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
+    inits = _inits(got.init or [])
+    trained = [init.path for init in inits if init.kind == "posets" and init.path is not None]
+    if trained:
+        shape = {"trunk": "alexnet", **architecture_of(trained[0]).settings()}
+        chosen = {**{name: value for name, value in shape.items() if name in names}, **chosen}
+    got.recipe = replace(PRESETS[got.preset], **chosen)
+    if got.recipe.precision == "auto":
+        got.recipe = replace(got.recipe, precision=fast_precision(got.device))
+    begun = "pretrained" if got.recipe.brings_weights else "random"
+    got.inits = inits or _inits([[begun]])
+    got.init_layers = got.init_layers or ("fc7" if got.recipe.trunk == "alexnet" else "embedding")
+    _check_network(got, bool(trained), begun)
     for init in got.inits:
         if init.path is not None:  # does it fit?
-            init.models(got.shape, got.init_layers, seed=0, dropout=got.recipe.dropout)
+            init.models(got.recipe.architecture, got.init_layers, seed=0, dropout=got.recipe.dropout)
     return got
-
-
-def expand_set(arguments: Sequence[str]) -> list[str]:
-    """`--set name=value ...` as the options it stands for: --name value, --no-name for a bool.
-
-    Raises:
-        ValueError: for what is no name=value, or no name of a setting.
-    """
-    words: list[str] = []
-    inside = False
-    for word in arguments:
-        inside = word == "--set" or (inside and not word.startswith("--"))
-        if not inside or word == "--set":
-            words += [] if inside else [word]
-            continue
-        name, equals, value = word.partition("=")
-        name = name.replace("-", "_")
-        if not equals or name not in _SETTINGS:
-            raise ValueError(f"--set {word}: give name=value with a name of {', '.join(_SETTINGS)}")
-        option = "--" + name.replace("_", "-")
-        if not isinstance(_SETTINGS[name], bool):
-            words += [option, *value.split(",")]
-        elif value in ("yes", "no"):
-            words.append(option if value == "yes" else f"--no-{option[2:]}")
-        else:
-            raise ValueError(f"--set {name} must be yes or no, got {value!r}")
-    return words
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("run").add_argument
     forms = "; ".join(f"{form} ({ABOUT[kind]})" for kind, form in FORMS.items())
     add("--init", nargs="+", action="append", metavar=("KIND", "FILE"), help=f"once for each row: {forms}")
-    add("--init-layers", choices=("pool5", "fc6", "fc7"), default="fc7", help="last layer taken from FILE")
+    layers = ("pool5", "fc6", "fc7", "pooled", "embedding")
+    add("--init-layers", choices=layers, help="last layer taken from FILE; default: fc7, or embedding")
     add(
         "--label-fraction",
         type=float,
@@ -141,23 +120,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     add("--workers", type=int, metavar="N", default=min(2, os.cpu_count() or 1), help="that load images")
     add("--quiet", action="store_true", help="no progress bars")
-    recipe = parser.add_argument_group("recipe")
-    presets = ", ".join(f"{name} ({one.get('iterations', 1000)} steps)" for name, one in PRESETS.items())
-    recipe.add_argument("--preset", choices=tuple(PRESETS), help=f"{presets}; default: small or figures")
-    names = ", ".join(f"{name} {value}" for name, value in _SETTINGS.items())
-    recipe.add_argument(
-        "--set", metavar="NAME=VALUE", nargs="+", help=f"other than the preset; small: {names}"
+    network = parser.add_argument_group("network")
+    learning = parser.add_argument_group(
+        "learning", "in brackets the value of the preset small, and the paper's"
     )
-    for name, value in _SETTINGS.items():
-        extra: dict[str, Any] = {"type": type(value)}
-        if isinstance(value, bool):
-            extra = {"action": argparse.BooleanOptionalAction}
-        elif isinstance(value, tuple):
-            extra = {"type": float, "nargs": 2}
-        elif name in _CHOICES:
-            extra = {"choices": _CHOICES[name]}
-        option = "--" + name.replace("_", "-")
-        recipe.add_argument(option, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **extra)
+    presets = ", ".join(f"{name} ({one.iterations} steps)" for name, one in PRESETS.items())
+    learning.add_argument("--preset", choices=tuple(PRESETS), help=f"{presets}; default: small or figures")
+    learning.add_argument(
+        "--set", metavar="NAME=VALUE", nargs="+", help="settings for trials; --set help lists all"
+    )
+    add_recipe_options(parser, {"network": network, "learning": learning}, PRESETS)
     return parser
 
 
@@ -192,6 +164,19 @@ def _check(got: argparse.Namespace) -> None:
     for text, holds in wrong.items():
         if holds:
             raise ValueError(text)
+
+
+def _check_network(got: argparse.Namespace, trained: bool, begun: str) -> None:
+    """See that the first weights go with the trunk."""
+    trunk = got.recipe.trunk
+    if trunk == "hog" and not trained:
+        raise ValueError("--trunk hog is of a checkpoint alone: --init posets FILE")
+    if trunk != "alexnet" and got.init_layers in ("pool5", "fc6", "fc7"):
+        raise ValueError(f"--init-layers {got.init_layers} is AlexNet's: of {trunk} take pooled or embedding")
+    for init in got.inits:
+        if init.kind in ("random", "pretrained") and init.kind != begun:
+            has = "has weights of its own" if begun == "pretrained" else "has no weights of its own"
+            raise ValueError(f"--init {init.kind}: --trunk {trunk} {has}, use --init {begun}")
 
 
 def _inits(given: Sequence[Sequence[str]]) -> tuple[Init, ...]:

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from benchmarks.core.recipes import (
+    LEARNING,
+    NETWORK,
+    AlexNetConfig,
+    Architecture,
+    architecture_of,
+    check_value,
+    choice,
+    flag,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from benchmarks.core.recipes import AlexNetConfig
-
-SHAPE: dict[str, dict[str, Any]] = {  # of the network, by preset
-    "paper": {},
-    "small": {"image_size": 64, "batch_norm": True, "fc_dim": 1024},
-    "figures": {"image_size": 64, "batch_norm": True, "fc_dim": 1024},
-    "tiny": {"image_size": 64, "batch_norm": True, "fc_dim": 64},
-}
-
 
 @dataclass(frozen=True)
 class PoseRecipe:
-    """Every choice of a training, beside the network's shapes and its first weights.
-
-    Args:
-        iterations: steps.
-        batch_size: people in a batch, at least 2.
-        lr: learning rate of all layers, above 0.
-        optimizer: "adamw", "adagrad" or "sgd" (with momentum 0.9).
-        schedule: of the learning rate: "constant", or "cosine" with a short warm-up.
-        weight_decay: from 0.
-        dropout: before fc6 and fc7, in [0, 1).
-        freeze: iterations at the beginning in which the convolutions stay as they are.
-        scale: range of the magnification of a person, both above 0.
-        shift: largest shift of a person to any side, as a share of the image, in [0, 1].
-        mean_pose: begin from the mean of the labeled poses and their mirror images, not from the middle.
-        precision: "float32", or "bfloat16" (mixed).
+    """Every choice of a training, beside its first weights; each field says what it does.
 
     Raises:
         ValueError: for a value out of its range; the message names the option of the command line.
@@ -49,44 +37,64 @@ class PoseRecipe:
         of 1.3 is magnified as a whole. The presets but "paper" are ours, and so is the mean pose.
     """
 
-    iterations: int = 1000
-    batch_size: int = 128
-    lr: float = 1e-3
-    optimizer: Literal["adamw", "adagrad", "sgd"] = "adamw"
-    schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = 1e-4
-    dropout: float = 0.2
-    freeze: int = 0
-    scale: tuple[float, float] = (0.8, 1.1)
-    shift: float = 0.05
-    mean_pose: bool = True
-    precision: Literal["float32", "bfloat16"] = "float32"
+    trunk: str = choice("alexnet", "alexnet, googlenet, resnet18, resnet50, efficientnet-lite0 (has ImageNet weights), or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
+    image_size: int = choice(64, "pixels of a side", group=NETWORK)
+    fc_dim: int = choice(1024, "width of AlexNet's fc6 and fc7, or of the embedding", group=NETWORK)
+    batch_norm: bool = choice(True, "AlexNet with batch normalization; the others have theirs")
+    freeze: tuple[str, ...] = choice((), "parameters of the trunk that stay as they are, by pattern", group=NETWORK)  # fmt: skip  # noqa: E501
+    frozen_iterations: int = choice(0, "iterations at the beginning in which the whole trunk stays as it is", 0)  # fmt: skip  # noqa: E501
+    iterations: int = choice(1000, "steps", 1, group=LEARNING)
+    batch_size: int = choice(128, "people in a batch", 2, group=LEARNING)
+    lr: float = choice(1e-3, "learning rate, the same for all layers", 0, 1e6, excluded=0, group=LEARNING)
+    optimizer: str = choice("adamw", "of all layers; sgd has momentum 0.9", values=("adamw", "adagrad", "sgd"))  # fmt: skip  # noqa: E501
+    schedule: str = choice("cosine", "of the learning rate; cosine has a short warm-up", values=("constant", "cosine"))  # fmt: skip  # noqa: E501
+    weight_decay: float = choice(1e-4, "of the optimizer", 0, 1e6)
+    dropout: float = choice(0.2, "before fc6 and fc7, or the embedding", 0, 1, excluded=1)
+    scale: tuple[float, float] = choice((0.8, 1.1), "range of the magnification of a person")
+    shift: float = choice(0.05, "largest shift of a person to any side, as a share of the image", 0, 1)
+    mean_pose: bool = choice(True, "begin from the mean of the labeled poses and their mirror images, not from the middle")  # fmt: skip  # noqa: E501
+    precision: str = choice("auto", "auto: what is fast here", values=("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
-        from pml_posets._validation import as_count, as_real
-
-        for name, least in (("iterations", 1), ("batch_size", 2), ("freeze", 0)):
-            as_count(getattr(self, name), f"--{name.replace('_', '-')}", least)
-        as_real(self.lr, "--lr", low=0, open_low=True)
-        as_real(self.weight_decay, "--weight-decay", low=0)
-        as_real(self.dropout, "--dropout", low=0, high=1, open_high=True)
-        as_real(self.shift, "--shift", low=0, high=1)
+        for one in fields(self):
+            check_value(flag(one.name), getattr(self, one.name), one.metadata)
         if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ValueError(f"--scale must be two numbers above 0, LOW and HIGH, got {self.scale}")
+            raise ValueError(f"--scale must be two numbers above 0, got {self.scale}")
+        _ = self.architecture  # which checks the trunk, the image size and the width
+
+    @property
+    def architecture(self) -> Architecture:
+        """The network's shapes."""
+        return architecture_of(self)
+
+    @property
+    def brings_weights(self) -> bool:
+        """True for a trunk that a function makes: it does not begin at random."""
+        return bool(getattr(self.architecture, "function", ""))
 
     def settings(self) -> dict[str, Any]:
         """Every value, as plain ones, for results and checkpoints."""
-        return {**asdict(self), "scale": list(self.scale)}
+        return {**asdict(self), "scale": list(self.scale), "freeze": list(self.freeze)}
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        **{"iterations": 1_000_000, "lr": 5e-4, "optimizer": "adagrad", "schedule": "constant"},
-        **{"weight_decay": 0.0, "dropout": 0.6, "shift": 0.1, "mean_pose": False},
-    },
-    "small": {},
-    "figures": {"iterations": 200, "batch_size": 64},
-    "tiny": {"iterations": 4, "batch_size": 16},
+SMALL = PoseRecipe()
+PRESETS = {
+    "paper": PoseRecipe(
+        image_size=227,
+        batch_norm=False,
+        fc_dim=4096,
+        iterations=1_000_000,
+        lr=5e-4,
+        optimizer="adagrad",
+        schedule="constant",
+        weight_decay=0.0,
+        dropout=0.6,
+        shift=0.1,
+        mean_pose=False,
+    ),
+    "small": SMALL,
+    "figures": replace(SMALL, iterations=200, batch_size=64),
+    "tiny": replace(SMALL, fc_dim=64, iterations=4, batch_size=16),
 }
 
 
@@ -96,26 +104,28 @@ class Init:
 
     Args:
         name: in the tables and the folders.
-        kind: random weights, a checkpoint.pt of a benchmark, or torchvision's ImageNet weights.
-        path: of the file; None for random weights.
+        kind: random weights, those that the trunk brings, a checkpoint.pt of a benchmark, or torchvision's
+            ImageNet weights.
+        path: of the file, if any.
     """
 
     name: str
-    kind: Literal["random", "posets", "imagenet"]
+    kind: Literal["random", "pretrained", "posets", "imagenet"]
     path: Path | None = None
 
-    def shape(self, shape: AlexNetConfig) -> AlexNetConfig:
-        """The network's shapes: those of the run; torchvision's own for its weights."""
-        return type(shape)() if self.kind == "imagenet" else shape
+    def shape(self, shape: Architecture) -> Architecture:
+        """The network's shapes: those of the run; of an AlexNet torchvision's own for its weights."""
+        of_torchvision = self.kind == "imagenet" and isinstance(shape, AlexNetConfig)
+        return AlexNetConfig() if of_torchvision else shape
 
-    def models(self, shape: AlexNetConfig, layers: str, seed: int, dropout: float) -> dict[str, nn.Module]:
-        """An AlexNet whose layers up to `layers` are those of the file, and the others random.
+    def models(self, shape: Architecture, layers: str, seed: int, dropout: float) -> dict[str, nn.Module]:
+        """A network whose layers up to `layers` are those of the file, and the others random.
 
         Args:
             shape: of the run.
             layers: the last one that is taken from the file.
             seed: of the random weights.
-            dropout: before fc6 and fc7.
+            dropout: before fc6 and fc7, or the embedding.
 
         Raises:
             FileNotFoundError, ValueError: for a file that is not there, damaged, or of other shapes.
@@ -130,14 +140,16 @@ class Init:
         if self.kind == "imagenet":
             networks.load_imagenet(given, shape, self.path)
         else:
-            networks.load_trained(given if layers != "pool5" else {"trunk": given["trunk"]}, self.path)
+            trunk_alone = layers in ("pool5", "pooled")
+            networks.load_trained({"trunk": given["trunk"]} if trunk_alone else given, self.path)
         for part, theirs in zip(_up_to(models, layers), _up_to(given, layers), strict=True):
             part.load_state_dict(theirs.state_dict())
         return models
 
 
 def _up_to(models: Mapping[str, nn.Module], layers: str) -> list[nn.Module]:
-    """The parts of an AlexNet up to a layer."""
+    """The parts of a network up to a layer."""
     embedder = models["embedder"]
-    rest = {"pool5": [], "fc6": [embedder.get_submodule("fc6")], "fc7": [embedder]}
-    return [models["trunk"], *rest[layers]]
+    if layers in ("pool5", "pooled"):
+        return [models["trunk"]]
+    return [models["trunk"], embedder.get_submodule("fc6") if layers == "fc6" else embedder]

@@ -95,6 +95,7 @@ def fit(
     optimizer = _optimizer(model, recipe)
     run = _Run(checkpoint, {**(settings or {}), **recipe.settings(), "seed": seed}, model, Training())
     first = run.load(optimizer) if resume else 0
+    learned = [value for value in model.trunk.parameters() if value.requires_grad]
     before = run.done.seconds
     normalize = BatchAugmentation().eval().to(device)
     augment = PoseAugmentation(tuple(mirror), recipe.scale, recipe.shift)
@@ -115,7 +116,8 @@ def fit(
             indices = indices.to(device)
             inputs = normalize(batch.to(device, non_blocking=True))
             inputs, targets, shown = augment(inputs, centered[indices], seen[indices])
-            model.trunk.requires_grad_(iteration >= recipe.freeze)
+            for value in learned:
+                value.requires_grad_(iteration >= recipe.frozen_iterations)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * _factor(recipe, iteration)
             with _autocast(recipe, device):
@@ -132,7 +134,8 @@ def fit(
             if finished % save_every == 0 and finished < recipe.iterations:
                 run.done.seconds = before + time.perf_counter() - began
                 run.save(optimizer, finished)
-    model.trunk.requires_grad_(True)
+    for value in learned:
+        value.requires_grad_(True)
     run.done.seconds = before + time.perf_counter() - began
     if first < recipe.iterations:
         run.save(None, recipe.iterations)

@@ -27,7 +27,7 @@ from benchmarks.regression.recipe import Init, PoseRecipe
 from benchmarks.regression.training import batches, fit, predict
 
 SHAPE = AlexNetConfig(64, batch_norm=True, fc_dim=8)
-RECIPE = PoseRecipe(iterations=10, batch_size=3, dropout=0.3)
+RECIPE = PoseRecipe(iterations=10, batch_size=3, dropout=0.3, precision="float32")
 KEYS = ["method", "dataset", "metrics", "settings", "seed", "command", "commit", "versions", "seconds"]
 
 
@@ -243,15 +243,30 @@ def test_a_killed_run_goes_on_to_the_same_weights(crops, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "sgd"])
 def test_frozen_convolutions(crops, optimizer):
-    recipe = replace(RECIPE, iterations=2, freeze=2, optimizer=optimizer, schedule="constant", lr=0.01)
+    recipe = replace(
+        RECIPE, iterations=2, frozen_iterations=2, optimizer=optimizer, schedule="constant", lr=0.01
+    )
     model, _ = learn(crops, recipe)
     start = regressor()
     for key, value in start.trunk.named_parameters():
         assert torch.equal(value, model.trunk.get_parameter(key))
     assert not torch.equal(start.head.weight, model.head.weight)
     assert all(value.requires_grad for value in model.parameters())
-    model, _ = learn(crops, replace(recipe, freeze=1))
+    model, _ = learn(crops, replace(recipe, frozen_iterations=1))
     assert not torch.equal(start.trunk.features[0].weight, model.trunk.features[0].weight)
+
+
+def test_frozen_parameters(crops):
+    model = regressor()
+    core_networks.freeze(model.trunk, ("features.0.*",))
+    learn(crops, replace(RECIPE, iterations=2, frozen_iterations=1), model=model)
+    start = regressor()
+    same = [
+        torch.equal(a, b) for a, b in zip(start.trunk.parameters(), model.trunk.parameters(), strict=True)
+    ]
+    assert same[:2] == [True, True]
+    assert not any(same[2::2])  # the weights of the rest
+    assert [p.requires_grad for p in model.trunk.parameters()] == [False, False, *[True] * (len(same) - 2)]
 
 
 def test_bad_runs(crops):
@@ -294,10 +309,10 @@ def test_batches_are_passes_over_the_rows():
         ({"lr": -1}, "--lr must be above 0, got -1"),
         ({"lr": float("nan")}, "--lr must be"),
         ({"weight_decay": -1}, "--weight-decay must be at least 0"),
-        ({"dropout": 1}, r"--dropout must be in \[0, 1\), got 1"),
-        ({"dropout": 1.5}, r"--dropout must be in \[0, 1\), got 1.5"),
-        ({"freeze": -1}, "--freeze must be at least 0"),
-        ({"shift": 2}, r"--shift must be in \[0, 1\], got 2"),
+        ({"dropout": 1}, r"--dropout must be below 1, got 1"),
+        ({"dropout": 1.5}, r"--dropout must be at most 1, got 1.5"),
+        ({"frozen_iterations": -1}, "--frozen-iterations must be at least 0"),
+        ({"shift": 2}, r"--shift must be at most 1, got 2"),
         ({"scale": (0, 1)}, "--scale must be two numbers above 0"),
         ({"scale": (1.2, 1)}, "--scale must be two numbers above 0"),
     ],
@@ -556,13 +571,13 @@ def test_the_table_of_the_paper():
 
 def test_defaults(trained):
     options = parse(["--init", "posets", str(trained[0])])
-    assert options.shape == replace(SHAPE, stem_stride=2)  # of the checkpoint
+    assert options.recipe.architecture == SHAPE  # of the checkpoint
     assert options.preset == "figures"
     assert options.label_fraction == [0.01, 0.1, 1.0]
     wide = parse(["--init", "posets", str(trained[0]), "--init-layers", "pool5", "--fc-dim", "32"])
-    assert wide.shape.fc_dim == 32
+    assert wide.recipe.fc_dim == 32
     paper = parse(["--preset", "paper", "--data-root", "lsp", "--precision", "float32"])
-    assert paper.shape == AlexNetConfig()
+    assert paper.recipe.architecture == AlexNetConfig()
     assert (paper.recipe.optimizer, paper.recipe.lr, paper.recipe.batch_size) == ("adagrad", 5e-4, 128)
     assert parse(["--data-root", "lsp"]).preset == "small"
     assert [init.name for init in options.inits] == ["posets"]
@@ -572,10 +587,10 @@ def test_defaults(trained):
     ("options", "message"),
     [
         (["--set", "lr"], "--set lr: give name=value"),
-        (["--set", "pace=1"], "--set pace=1: give name=value with a name of image_size, "),
+        (["--set", "pace=1"], "--set pace=1: give name=value; --set help lists"),
         (["--set", "lr=1", "mean_pose=perhaps"], "--set mean_pose must be yes or no, got 'perhaps'"),
         (["--set", "iterations=0"], "--iterations must be at least 1, got 0"),
-        (["--init", "best"], "--init must be one of random, posets, imagenet, got 'best'"),
+        (["--init", "best"], "--init must be one of random, pretrained, posets, imagenet, got 'best'"),
         (["--init", "random", "x"], "--init random x: expected --init random"),
         (["--init", "posets"], r"--init posets: expected --init posets FILE \[NAME\]"),
         (["--init", "posets", "none.pt"], "--init posets: there is no file none.pt"),
@@ -585,6 +600,10 @@ def test_defaults(trained):
         (["--init", "posets", "FILE", "--fc-dim", "16"], "is of another architecture"),
         (["--init", "posets", "FILE", "--no-batch-norm"], "is of another architecture"),
         (["--init", "imagenet", "FILE"], "does not fit this AlexNet|holds no state_dict"),
+        (["--init", "pretrained"], "--trunk alexnet has no weights of its own, use --init random"),
+        (["--trunk", "resnet18", "--init-layers", "fc6"], "is AlexNet's: of resnet18 take pooled"),
+        (["--trunk", "hog"], "--trunk hog is of a checkpoint alone"),
+        (["--trunk", "resnet99"], "--trunk must be one of alexnet"),
         (["--label-fraction", "0"], "--label-fraction must lie above 0 and up to 1, got 0"),
         (["--label-fraction", "1.5"], "--label-fraction must lie above 0"),
         (["--mpii-images", "a"], "belong together"),
@@ -610,11 +629,24 @@ def test_settings_are_given_by_name():
     words = ["--set", "lr=0.5", "mean-pose=no", "scale=0.9,1.2", "--seed", "3", "--set", "fc_dim=32"]
     found = parse(["--data-root", "lsp", *words])
     assert (found.recipe.lr, found.recipe.mean_pose, found.recipe.scale) == (0.5, False, (0.9, 1.2))
-    assert (found.seed, found.shape.fc_dim) == ([3], 32)
-    assert (
-        found.recipe
-        == parse(["--data-root", "lsp", "--lr", "0.5", "--no-mean-pose", "--scale", "0.9", "1.2"]).recipe
-    )
+    assert (found.seed, found.recipe.fc_dim) == ([3], 32)
+    options = ["--lr", "0.5", "--no-mean-pose", "--scale", "0.9", "1.2", "--fc-dim", "32"]
+    assert found.recipe == parse(["--data-root", "lsp", *options]).recipe
+
+
+def test_a_trunk_that_brings_weights(leeds, tmp_path, monkeypatch):
+    def small():
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, 4), torch.nn.ReLU(), torch.nn.Conv2d(6, 5, 3))
+
+    monkeypatch.setattr(core_networks, "_function", lambda config: small)
+    more = ("--trunk", "mine:small", "--freeze", "features.0.*", "--label-fraction", "1")
+    assert main(arguments(leeds, tmp_path, *more)) == 0
+    ((key, row),) = rows_of(tmp_path).items()
+    assert key == ("pretrained", 21, 0)
+    settings = row["settings"]
+    assert (settings["trunk"], settings["freeze"], settings["fc_dim"]) == ("mine:small", ["features.0.*"], 8)
+    with pytest.raises(ValueError, match="has weights of its own, use --init pretrained"):
+        parse(["--trunk", "mine:small", "--init", "random"])
 
 
 def test_what_fails_leaves_no_folder(tmp_path):

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from benchmark_runs import LEARNED, RECIPE, assert_picture, quick, rows_of, weights
 
 from benchmarks import olympic
 from benchmarks.core import common, described, networks, options, results
@@ -31,19 +31,6 @@ FIGURES = {
     "size": 48,
     "num_anchors": 9,
 }
-RECIPE = [
-    "--preset",
-    "tiny",
-    "--iterations",
-    "2",
-    "--batch-size",
-    "16",
-    "--fc-dim",
-    "8",
-    "--top-fraction",
-    "0.3",
-]
-LEARNED = ["posets", "cliques", "triplet", "ntxent", "posets-fixed"]
 KEYS = ["method", "dataset", "metrics", "settings", "seed", "command", "commit", "versions", "seconds"]
 
 
@@ -57,9 +44,7 @@ def data(tmp_path_factory):
 
 def arguments(data, output, *more):
     tree = [] if "--figures" in more else ["--data-root", data / "tree"]
-    shared = ["--cache", data / "cache", "--workers", 0, "--quiet", "--hog-size", 32, "--components", 32]
-    precision = ["--precision", "float32"]  # bit for bit
-    return [str(a) for a in (*tree, "--output", output, *shared, *RECIPE, *precision, *more)]
+    return quick(data / "cache", output, *tree, "--iterations", 2, *more)
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +53,6 @@ def whole(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     assert main(arguments(data, folder, "--method", "all")) == 0
     return folder
-
-
-def rows_of(folder):
-    return {(row["method"], row["seed"]): row for row in json.loads((folder / "results.json").read_text())}
-
-
-def weights(folder):
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)["parts"]["models"]
-    return {f"{name} {key}": value for name, part in state.items() for key, value in part.items()}
 
 
 # --- A whole run
@@ -113,7 +89,7 @@ def test_settings_are_those_that_the_numbers_depend_on(whole):
         "device": "cpu", "precision": "float32", "regroup": "mixed", "init": None,
     }  # fmt: skip
     assert {name: posets[name] for name in expected} == expected
-    assert set(olympic.parse(RECIPE).recipe.settings()) <= set(posets)
+    assert set(olympic.parse([*map(str, RECIPE)]).recipe.settings()) <= set(posets)
     assert rows["posets-fixed", 0]["settings"]["regroup"] == "fixed"
     assert sorted(rows["hog", 0]["settings"]) == ["data", "frame_names", "frames", "hog_size", "left_out"]
     assert "window" in rows["start", 0]["settings"]
@@ -186,10 +162,7 @@ def test_tables(whole):
 
 @pytest.mark.parametrize("name", ["loss", "roc", "neighbors", "posets"])
 def test_pictures(whole, name):
-    with Image.open(whole / f"{name}.png") as image:
-        pixels = np.asarray(image.convert("L"))
-    assert min(pixels.shape) > 100
-    assert len(np.unique(pixels)) > 20
+    assert_picture(whole / f"{name}.png")
 
 
 @pytest.mark.parametrize("method", LEARNED)

@@ -1,11 +1,11 @@
 """retrieval.py as a command on small made images: its layouts, its rows, its resuming, bad input."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from benchmark_runs import rows_of
 from class_trees import write_cars, write_cub, write_folder, write_omniglot, write_sop
 from PIL import Image
 from torchvision import models as torchvision_models
@@ -38,10 +38,6 @@ def arguments(data, output, *more, root="shapes"):
     shared = ["--cache", data / "cache", "--workers", 0, "--quiet", "--hog-size", 32, "--components", 8]
     tree = [] if root is None else ["--data-root", data / root]
     return [str(a) for a in (*tree, "--output", output, *shared, *RECIPE.split(), *CLUSTERS.split(), *more)]
-
-
-def rows_of(folder):
-    return {(row["method"], row["seed"]): row for row in json.loads((folder / "results.json").read_text())}
 
 
 # --- Layouts

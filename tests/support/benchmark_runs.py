@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.core import described
 
@@ -50,3 +52,11 @@ def weights(folder):
     """Every weight in a checkpoint, by name."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["parts"]["models"]
     return {f"{name} {key}": value for name, part in state.items() for key, value in part.items()}
+
+
+def assert_picture(path):
+    """It is large enough, and something is on it."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels.shape) > 100
+    assert len(np.unique(pixels)) > 20
