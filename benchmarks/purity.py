@@ -324,7 +324,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
 def as_frame(results: Sequence[Result]) -> Any:
     """The rows as a pandas DataFrame."""
     rows = [{"loss": r.method, "exchanged": r.settings["exchanged"], **r.metrics} for r in results]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values("loss", key=lambda names: names.map(LOSSES.index), kind="stable")
 
 
 if __name__ == "__main__":
