@@ -71,7 +71,9 @@ class FromLayer(nn.Module):
 
         hook = target.register_forward_hook(replace)
         try:
-            return self.network(self._images(1, maps.device))
+            out = self.network(self._images(1, maps.device))
+            by_count = isinstance(out, torch.Tensor) and len(out) != len(maps)  # out.view(len(images), -1)
+            return out.reshape(len(maps), -1) if by_count else out
         finally:
             hook.remove()
 

@@ -42,6 +42,20 @@ def test_maps_say_all_that_images_do():
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_a_network_may_flatten_by_the_number_of_images():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.behind = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1)
+
+        def forward(self, images):
+            return self.behind(self.layer(images)).mean((2, 3)).view(images.size(0), -1)
+
+    net, images = Flat().eval(), torch.rand(5, 3, 8, 8)
+    tail = FromLayer(net, "layer", image_size=8)
+    torch.testing.assert_close(tail(tail.front(images)), net(images))
+
+
 def test_only_what_lies_behind_is_trained():
     net = network()
     tail = FromLayer(net, "2", image_size=8).train()
