@@ -111,7 +111,7 @@ class Postures(Task):
         found = self.extract(network, Subset(self.tested.images_of(image_size), needed.tolist()))
         both = np.zeros((2, len(self.tree), found[0].shape[1]), np.float32)
         both[:, needed] = found
-        return self.measured((both[0], both[1]))
+        return self.measured(self.with_start((both[0], both[1])))
 
     def measured(self, features: Pair) -> Score:
         """The AUC of each category, and their mean."""

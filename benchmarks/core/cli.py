@@ -166,6 +166,11 @@ def build_parser(line: CommandLine, description: str) -> argparse.ArgumentParser
     other = line.layer_of("resnet18")
     add("--layer", choices=LAYERS, help=f"whose features are scored; default: {line.layer}, or {other}")
     add("--instance-lda", action="store_true", help="score an InstanceLDA of that layer, learned from views")
+    add(
+        "--with-start",
+        action="store_true",
+        help="score it together with the first similarities, half and half",
+    )
     add("--no-round-scores", action="store_true", help="score after the last round only, which is quicker")
     add("--checkpoint", type=Path, metavar="FILE", help="checkpoint.pt of a run, for --method checkpoint")
     add("--imagenet-weights", type=Path, metavar="FILE", help="for --method alexnet-imagenet")

@@ -63,6 +63,7 @@ class Options:
     methods: tuple[str, ...]
     layer: str
     instance_lda: bool
+    with_start: bool
     first: str
     window: tuple[float, float] | None
     hog_size: int
@@ -158,6 +159,7 @@ def read_arguments(
         methods=methods,
         layer=got.layer or line.layer_of(recipe.trunk),
         instance_lda=got.instance_lda,
+        with_start=got.with_start,
         first=first,
         window=tuple(got.window or WINDOW) if first == "hog-window" else None,
         hog_size=got.hog_size,

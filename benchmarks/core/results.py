@@ -183,7 +183,16 @@ def check_alike(
     """
     options = {one.name: flag(one.name) for one in fields(Recipe)}
     options["num_votes"] = "--votes"
-    names = ("preset", "layer", "instance_lda", "init", "num_starts", "first_similarities", "window")
+    names = (
+        "preset",
+        "layer",
+        "instance_lda",
+        "with_start",
+        "init",
+        "num_starts",
+        "first_similarities",
+        "window",
+    )
     options |= {name: flag(name) for name in (*names, "components", "hog_size")}
     differ: dict[str, list[str]] = {}
     for row in results:

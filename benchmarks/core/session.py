@@ -339,4 +339,5 @@ def shared_settings(task: Task, method: str) -> dict[str, Any]:
 
 def layer_settings(options: Options) -> dict[str, Any]:
     """Which features of a network are scored."""
-    return {"layer": options.layer, "instance_lda": VIEWS if options.instance_lda else None}
+    also = {"with_start": True} if options.with_start else {}
+    return {"layer": options.layer, "instance_lda": VIEWS if options.instance_lda else None, **also}

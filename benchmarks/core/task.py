@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.core import common, methods
@@ -101,7 +102,16 @@ class Task:
     def score(self, network: torch.nn.Module, image_size: int) -> Score:
         """A network, (B, 3, S, S) uint8 images to (B, D) features, in evaluation mode."""
         images = self.tested.images_of(image_size)
-        return self.measured(self.extract(network, images))
+        return self.measured(self.with_start(self.extract(network, images)))
+
+    def with_start(self, features: Any) -> Any:
+        """Unit features of a network, and beside them the first similarities where that was asked for."""
+        if not self.options.with_start:
+            return features
+        first = self.tested.hog("start")
+        if not self.mirror:
+            return np.hstack([features, first[0]])
+        return tuple(np.hstack([mine, theirs]) for mine, theirs in zip(features, first, strict=True))
 
     def extract(self, network: torch.nn.Module, images: Any) -> Any:
         """The network's features of images; with `mirror` a pair."""
@@ -125,6 +135,7 @@ class Task:
         begin = "random" if options.init is None else "ImageNet"
         begin = f"{options.recipe.trunk}'s own" if options.recipe.brings_weights else begin
         scored = f"InstanceLDA of {options.layer}" if options.instance_lda else options.layer
+        scored += " and the first similarities" if options.with_start else ""
         return f"{options.recipe.image_size} px, {begin} weights at the beginning, {scored} scored."
 
 

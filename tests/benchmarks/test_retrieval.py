@@ -268,6 +268,22 @@ def test_a_trunk_of_torchvision_and_weights_to_begin_from(data, tmp_path):
     assert [scored["metrics"][name] for name in kept] == [rows["kmeans", 0]["metrics"][name] for name in kept]
 
 
+def test_a_network_is_scored_together_with_the_first_similarities(data, tmp_path):
+    given = arguments(data, tmp_path, "--method", "random", "--with-start")
+    main(given)
+    row = rows_of(tmp_path)["random", 0]
+    assert row["settings"]["with_start"] is True
+    assert "and the first similarities scored" in (tmp_path / "table.md").read_text()
+
+    chosen = parse(given).settled("cpu")
+    task = retrieval.prepare(chosen)
+    models = networks.build(chosen.recipe.architecture, 0)
+    network = torch.nn.Sequential(BatchAugmentation(), models["trunk"], models["embedder"])
+    mine = extract(network, task.tested.images_of(chosen.recipe.image_size), progress=False)
+    expected = task.measured(np.hstack([mine, task.tested.hog("start")[0]])).metrics
+    assert row["metrics"] == pytest.approx(expected)
+
+
 def test_an_instance_lda_of_a_network_s_features_is_scored(data, tmp_path, monkeypatch):
     given = arguments(data, tmp_path, "--method", "random", "--layer", "pooled", "--instance-lda")
     main(given)
