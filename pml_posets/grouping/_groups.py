@@ -171,24 +171,24 @@ def top_radii(
     space: Space,
     neighbors: Neighbors,
     codes: np.ndarray | None,
-    top_fraction: float,
+    top_fraction: float | None,
     min_neighbors: int,
     seed: int,
 ) -> np.ndarray:
-    """(N,) float32, distance within which the top fraction of the samples of other sources lies.
+    """(N,) float32, distance within which the top fraction of other sources' samples lies, or min_neighbors.
 
     From the list of neighbors where that is long enough, else from a sample of all.
     """
     num_samples, k = neighbors.indices.shape
     counts = np.ones(num_samples, np.int64) if codes is None else np.bincount(codes)[codes]
     available = num_samples - counts  # samples that may be neighbors
-    rank = np.ceil(top_fraction * available - 1e-9).astype(np.int64)
+    rank = np.ceil((top_fraction or 0) * available - 1e-9).astype(np.int64)
     rank = np.minimum(np.maximum(rank, min_neighbors), available)
     listed = np.minimum(rank, (neighbors.indices >= 0).sum(axis=1))  # 0: it has no neighbor
     radii = neighbors.distances[np.arange(num_samples), np.maximum(listed, 1) - 1].copy()
     radii[listed == 0] = 0
     far = np.flatnonzero(rank > k)
-    if not far.size:
+    if not far.size or top_fraction is None:
         return radii
     size = int(np.clip(np.ceil(16 / top_fraction), 1024, 8192))
     chosen = np.arange(num_samples)

@@ -24,9 +24,9 @@ class SurrogateGrouping(NeighborGrouping):
 
     1. Neighbors: the `max_neighbors` nearest of each sample x_i, of other sources if sources are given,
        each in the better of its two orientations if mirrored features are given.
-    2. Radius r_i: the distance within which the nearest `top_fraction` of all (other sources') samples lie.
-       Where the distances of the neighbors show a clear gap, r_i ends there; elsewhere it is bounded by the
-       median radius (see `contrast`).
+    2. Radius r_i: the distance within which the nearest `top_fraction` of all (other sources') samples lie,
+       or the `min_neighbors` nearest, if these are more. Where the distances of the neighbors show a clear
+       gap, r_i ends there; elsewhere it is bounded by the median radius (see `contrast`).
     3. Growth: a group begins at each x_i and takes, one at a time, the neighbor whose farthest member of
        the group is nearest, in units of the smaller of both radii, as long as every pair (j, k) of the group
        is mutually similar: ||x_j - x_k|| <= min(r_j, r_k). It never takes two samples of one source.
@@ -48,10 +48,11 @@ class SurrogateGrouping(NeighborGrouping):
         max_size: members of a group at most, while growing and when merged. Default 32.
         mean_size: members of a class on average, between min_size and max_size; None (default) leaves what
             comes out. The paper: 8. If both are given and cannot both be had, num_classes comes first.
-        top_fraction: share of the samples that count as similar to a sample, in (0, 1]. Default 0.003, the
-            paper: 0.05. Smaller is more compact: fewer, smaller, purer classes.
-        min_neighbors: nearest samples that count as similar at least, from 1, which matters for small sets
-            (below 4,000 samples with the defaults). Default 12.
+        top_fraction: share of the samples that count as similar to a sample, in (0, 1]. None
+            (default): min_neighbors alone count; the paper: 0.05. Smaller is more compact: fewer, smaller,
+            purer classes.
+        min_neighbors: nearest samples that count as similar at least, from 1. Default 12. Fewer make purer
+            classes of fewer samples.
         max_neighbors: neighbors that are candidates for a sample's group, from min_size - 1. None
             (default): 32, or max_size if that is more.
         merge_overlap: share of the smaller group from which two groups overlap highly, in (0, 1]. Default
@@ -89,7 +90,7 @@ class SurrogateGrouping(NeighborGrouping):
     Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.1;
         sources and mirror images are in the authors' code only.
 
-    Differs from the paper: top_fraction is smaller and contrast is an addition, without which classes hold
+    Differs from the paper: 12 neighbors count, and contrast is an addition, without which classes hold
         more strangers (measured by benchmarks/grouping.py); neighborhoods hold at most max_neighbors; groups
         at most max_size; merging in passes of many pairs at once; the text leaves open how overlapping groups
         come to one label a sample (step 5), how the number and size of classes were set (step 6) and which of
@@ -109,7 +110,7 @@ class SurrogateGrouping(NeighborGrouping):
     min_size: int = 3
     max_size: int = 32
     mean_size: float | None = None
-    top_fraction: float = 0.003
+    top_fraction: float | None = None
     min_neighbors: int = 12
     max_neighbors: int | None = None
     merge_overlap: float = 0.5
@@ -206,7 +207,8 @@ class SurrogateGrouping(NeighborGrouping):
             if not np.isposinf(getattr(self, name)):
                 as_real(getattr(self, name), name, low=1)
         for name, high in {"top_fraction": 1, "merge_overlap": 1, "scale": np.inf}.items():
-            as_real(getattr(self, name), name, low=0, high=high, open_low=True)
+            if name != "top_fraction" or self.top_fraction is not None:
+                as_real(getattr(self, name), name, low=0, high=high, open_low=True)
         if self.mean_size is not None and not self.min_size <= self.mean_size <= self.max_size:
             raise ValueError(
                 f"mean_size must lie between min_size={self.min_size} and max_size={self.max_size}, "
