@@ -184,6 +184,8 @@ def top_radii(
     available = num_samples - counts  # samples that may be neighbors
     rank = np.ceil((top_fraction or 0) * available - 1e-9).astype(np.int64)
     rank = np.minimum(np.maximum(rank, min_neighbors), available)
+    if top_fraction is None and codes is not None:
+        rank = np.minimum(_rank_of_sources(neighbors, codes, min_neighbors), available)
     listed = np.minimum(rank, (neighbors.indices >= 0).sum(axis=1))  # 0: it has no neighbor
     radii = neighbors.distances[np.arange(num_samples), np.maximum(listed, 1) - 1].copy()
     radii[listed == 0] = 0
@@ -196,6 +198,18 @@ def top_radii(
         chosen = np.sort(np.random.default_rng(seed).choice(num_samples, size, replace=False))
     radii[far] = np.maximum(radii[far], quantile_distances(space, far, chosen, top_fraction, codes))
     return radii
+
+
+def _rank_of_sources(neighbors: Neighbors, codes: np.ndarray, wanted: int) -> np.ndarray:
+    """(N,) how many of the nearest it takes to see this many sources; k where the list shows fewer."""
+    sources = np.where(neighbors.indices >= 0, codes[neighbors.indices], -1)
+    order = np.argsort(sources, axis=1, kind="stable")
+    ordered = np.take_along_axis(sources, order, 1)
+    first = ordered >= 0  # of its source, in the order of the list
+    first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    fresh = np.zeros(first.shape, bool)
+    np.put_along_axis(fresh, order, first, 1)
+    return np.minimum((fresh.cumsum(axis=1) < wanted).sum(axis=1) + 1, sources.shape[1])
 
 
 def clear_radii(radii: np.ndarray, neighbors: Neighbors, min_size: int, contrast: float) -> np.ndarray:

@@ -52,7 +52,7 @@ class SurrogateGrouping(NeighborGrouping):
             (default): min_neighbors alone count; the paper: 0.05. Smaller is more compact: fewer, smaller,
             purer classes.
         min_neighbors: nearest samples that count as similar at least, from 1. Default 12. Fewer make purer
-            classes of fewer samples.
+            classes of fewer samples. With sources and no top_fraction as many as show this many sources.
         max_neighbors: neighbors that are candidates for a sample's group, from min_size - 1. None
             (default): 32, or max_size if that is more.
         merge_overlap: share of the smaller group from which two groups overlap highly, in (0, 1]. Default

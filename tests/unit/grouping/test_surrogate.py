@@ -196,6 +196,20 @@ def test_radii_hold_the_top_fraction_of_other_sources():
     np.testing.assert_allclose(few.radii_, search(features, 5).distances[:, 4])
 
 
+def test_radii_see_as_many_sources_as_neighbors_are_asked_for():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 4)).astype(np.float32)
+    sources = rng.integers(0, 25, 200)
+    found = SurrogateGrouping(min_neighbors=9, max_neighbors=20, contrast=np.inf).fit(
+        features, sources=sources
+    )
+    for row, index, radius in zip(
+        found.neighbors_.distances, found.neighbors_.indices, found.radii_, strict=True
+    ):
+        seen = [len(set(sources[index[: n + 1]].tolist())) for n in range(20)]
+        assert radius == row[seen.index(9) if 9 in seen else -1]
+
+
 def test_radii_from_a_sample_are_close_to_those_from_all():
     features = np.random.default_rng(1).normal(size=(3000, 8)).astype(np.float32)
     rows = np.arange(0, 3000, 100)
