@@ -190,7 +190,7 @@ class Clustering(LabeledTask):
             ]
             for cluster, members in shown[method].items()
         }
-        title = f"{method}: the images nearest to the centers of the largest clusters"
+        title = f"{method}: images nearest to the centers of the largest clusters; below each its class"
         return {"clusters": image_rows(rows, title)}
 
 

@@ -243,12 +243,13 @@ class Poses(Task):
             index = int(people.test[query])
             truth = with_pose(self._image(index), people.joints[index], people.skeleton)
             for method, found in shown.items():
-                row = [Tile(truth, "", "tab:red")]
+                row = [Tile(truth, people.names[index][-18:], "tab:red")]
                 for rank in range(min(k, found.indices.shape[1])):
                     which, flip = int(found.indices[query, rank]), bool(found.flips[query, rank])
-                    image = self._image(int(gallery[which % len(gallery)]), flip)
-                    pose = found.joints[query, rank]
-                    row.append(Tile(with_pose(image, pose, people.skeleton), "flip" if flip else ""))
+                    person = int(gallery[which % len(gallery)])
+                    posed = with_pose(self._image(person, flip), found.joints[query, rank], people.skeleton)
+                    caption = people.names[person][-18:] + ("\nmirrored" if flip else "")
+                    row.append(Tile(posed, caption))
                 rows[f"person {number}\n{method}"] = row
         return rows
 
@@ -260,7 +261,8 @@ class Poses(Task):
             for query in self._queries(8):
                 index = int(people.test[query])
                 image = heated(self._image(index), found.joints[query])
-                rows[method].append(Tile(with_pose(image, people.joints[index], people.skeleton)))
+                posed = with_pose(image, people.joints[index], people.skeleton)
+                rows[method].append(Tile(posed, people.names[index][-18:]))
         return rows
 
     def _image(self, index: int, flip: bool = False) -> Image.Image:

@@ -145,13 +145,13 @@ class Postures(Task):
     def pictures(self, shown: Mapping[str, Any]) -> dict[str, Any]:
         """ROC curves; nearest frames before and after training; posets, the paper's Fig. 5."""
         curves = {name: (roc.mean.fpr, roc.mean.tpr) for name, (_, roc) in shown.items()}
-        found = {"roc": roc_curves(curves, title=f"Posture retrieval, {self.name}")}
-        moments = {"random": "before", "posets": "after"}
+        found = {"roc": roc_curves(curves, title=f"Posture retrieval on {self.name}, mean of all categories")}
+        moments = {"random": "before training", "posets": "after training"}
         features = {moments[name]: shown[name][0] for name in moments if name in shown}
-        if "after" in features:
-            title = "Nearest frames of other sources (green: the same category)"
+        if "posets" in shown:
+            title = "Nearest frames of other sources, by cosine similarity (green: the same category)"
             found["neighbors"] = image_rows(self._neighbors(features), title)
-            rows = self._posets(features["after"][0])
+            rows = self._posets(shown["posets"][0][0])
             if rows:
                 title = "Posets: between two frames of a sequence (red), frames of other sequences in order"
                 found["posets"] = image_rows(rows, title)
@@ -162,7 +162,7 @@ class Postures(Task):
     ) -> dict[str, list[Tile]]:
         """Queries, and their nearest labeled frames of other sources before and after training."""
         tree = self.tree
-        used = np.flatnonzero(np.abs(features["after"][0]).sum(1) > 0)
+        used = np.flatnonzero(np.abs(features["after training"][0]).sum(1) > 0)
         names = sorted(self.labels)
         picked = [names[i] for i in np.linspace(0, len(names) - 1, min(num_queries, len(names))).astype(int)]
         rows: dict[str, list[Tile]] = {}
@@ -173,12 +173,13 @@ class Postures(Task):
                 scores = np.stack([plain[others] @ plain[query], mirrored[others] @ plain[query]])
                 best = np.argsort(-scores.max(0), kind="stable")
                 best = best[_first_of_each(tree.sources[others[best]])][:k]
-                row = [Tile(self.images[query], name, "tab:red")]
+                row = [Tile(self.images[query], f"query\n{self._named(query)}", "tab:red")]
                 for i in best:
                     image = self.images[int(others[i])]
                     flip = scores[1, i] > scores[0, i]
                     same = tree.frame_categories[others[i]] == tree.frame_categories[query]
-                    caption = f"{scores[:, i].max():.2f}{' flip' if flip else ''}"
+                    near = f"{'mirror image' if flip else 'similarity'} {scores[:, i].max():.2f}"
+                    caption = f"{near}\n{self._named(int(others[i]))}"
                     row.append(
                         Tile(image.flip(-1) if flip else image, caption, "tab:green" if same else None)
                     )
@@ -214,9 +215,15 @@ class Postures(Task):
                 ("the poset", [first, *between, last], "tab:green"),
             ):
                 rows[f"{name}\n{what}"] = [
-                    Tile(self.images[i], "", "tab:red" if i in (first, last) else color) for i in frames
+                    Tile(self.images[i], self._named(i), "tab:red" if i in (first, last) else color)
+                    for i in frames
                 ]
         return rows
+
+    def _named(self, index: int) -> str:
+        """The end of a sequence's name, and the number of the frame in it."""
+        sequence = self.tree.sequence_names[int(self.tree.sequences[index])]
+        return f"{sequence.rsplit('/', 1)[-1][-16:]}\nframe {self.tree.frame_numbers[index]}"
 
 
 def _first_of_each(values: np.ndarray) -> np.ndarray:

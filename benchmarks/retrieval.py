@@ -197,7 +197,7 @@ class Retrieval(LabeledTask):
                         same = "tab:green" if self.labels[found] == self.labels[query] else None
                         row.append(Tile(images[int(found)], names[found][:14], same))
                 rows[f"image {query}\n{method}"] = row
-        title = "Framed red: an image. Beside it the nearest (green: of its class)"
+        title = "Images (red) and those nearest to them; below each its class (green: the same)"
         return {"neighbors": image_rows(rows, title)}
 
 

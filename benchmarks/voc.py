@@ -174,7 +174,7 @@ class Objects(LabeledTask):
                     caption = data.classes[data.labels[found]][:14]
                     row.append(Tile(images[int(found)], caption, "tab:green" if same else None))
                 rows[f"object {query}\n{method}"] = row
-        title = "Framed red: an object. Beside it those that vote (green: the same class)"
+        title = "Objects (red) and those that vote on their class; below each its class (green: the same)"
         return {"neighbors": image_rows(rows, title)}
 
 

@@ -71,9 +71,9 @@ def search(options: argparse.Namespace) -> None:
         print(f"{query}:")
         for index, similarity in zip(nearest, close, strict=True):
             print(f"  {similarity:.3f}  {gallery.names[index]}")
-        captions = [f"{s:.2f} {gallery.names[i]}" for i, s in zip(nearest, close, strict=True)]
-        sheet.append((str(query), [(query, "query"), *_tiles(gallery, nearest, captions)]))
-    print(f"picture: {save_sheet(row_sheet(sheet), gallery.folder / 'search.png')}")
+        sheet.append((str(query), [(query, "query"), *_tiles(gallery, nearest, close)]))
+    title = "The photos most similar to each query (cosine similarity)"
+    print(f"picture: {save_sheet(row_sheet(title, sheet), gallery.folder / 'search.png')}")
 
 
 def clusters(options: argparse.Namespace) -> None:
@@ -91,7 +91,8 @@ def clusters(options: argparse.Namespace) -> None:
         order = members[np.argsort(-(gallery.embeddings[members] @ center), kind="stable")]
         sheet.append((f"cluster {cluster}: {len(members)} photos", _tiles(gallery, order[:8])))
     if sheet:
-        print(f"picture: {save_sheet(row_sheet(sheet), gallery.folder / 'clusters.png')}")
+        title = f"{len(sheet)} of {count} clusters: the photos nearest to their centers"
+        print(f"picture: {save_sheet(row_sheet(title, sheet), gallery.folder / 'clusters.png')}")
 
 
 def duplicates(options: argparse.Namespace) -> None:
@@ -101,9 +102,15 @@ def duplicates(options: argparse.Namespace) -> None:
     print(f"{len(groups)} groups of photos with a cosine similarity of {options.threshold} or more")
     rows = ((number, gallery.names[i]) for number, group in enumerate(groups) for i in group)
     print(f"table: {_write_table(gallery.folder / 'duplicates.csv', ('group', 'file'), rows)}")
-    if groups:
-        sheet = [(f"{len(group)} photos", _tiles(gallery, group[:8])) for group in groups[:20]]
-        print(f"picture: {save_sheet(row_sheet(sheet), gallery.folder / 'duplicates.png')}")
+    sheet = []
+    for number, group in enumerate(groups[:20]):
+        first, *others = group[:8]
+        close = gallery.embeddings[others] @ gallery.embeddings[first]
+        tiles = [*_tiles(gallery, [first]), *_tiles(gallery, others, close)]
+        sheet.append((f"group {number}: {len(group)} photos", tiles))
+    if sheet:
+        title = f"{len(sheet)} of {len(groups)} groups of near-duplicates (cosine similarity to the first)"
+        print(f"picture: {save_sheet(row_sheet(title, sheet), gallery.folder / 'duplicates.png')}")
 
 
 def picture(options: argparse.Namespace) -> None:
@@ -195,10 +202,12 @@ def _opened(folder: Path) -> Gallery:
     return Gallery(folder)
 
 
-def _tiles(gallery: Gallery, indices: Any, captions: Sequence[str] | None = None) -> list[tuple[Path, str]]:
-    """Photos with captions, by default their names."""
-    captions = [gallery.names[i] for i in indices] if captions is None else captions
-    return [(gallery.path(i), caption) for i, caption in zip(indices, captions, strict=True)]
+def _tiles(gallery: Gallery, indices: Any, similarities: Any = None) -> list[tuple[Path, str]]:
+    """Photos with their names, below their similarities if there are any."""
+    names = [gallery.names[i] for i in indices]
+    if similarities is not None:
+        names = [f"similarity {s:.2f}\n{name}" for s, name in zip(similarities, names, strict=True)]
+    return [(gallery.path(i), name) for i, name in zip(indices, names, strict=True)]
 
 
 def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> Path:
@@ -218,9 +227,10 @@ def _write_report(gallery: Gallery, embedder: Embedder, added: Added) -> Path:
     queries, rows = rng.permutation(len(gallery))[:6], []
     for query, found, close in zip(queries, *gallery.nearest(gallery.embeddings[queries], 8), strict=True):
         others = np.flatnonzero(found != query)[:7]
-        tiles = _tiles(gallery, found[others], [f"{s:.2f}" for s in close[others]])
+        tiles = _tiles(gallery, found[others], close[others])
         rows.append((gallery.names[query], [(gallery.path(query), "query"), *tiles]))
-    save_sheet(row_sheet(rows), gallery.folder / "nearest.png")
+    title = f"{len(rows)} photos and those most similar to them (cosine similarity)"
+    save_sheet(row_sheet(title, rows), gallery.folder / "nearest.png")
     path, method = _map_picture(gallery, "auto")
     paragraphs = [
         f"# {len(gallery)} photos of {gallery.photos}",
@@ -267,7 +277,8 @@ def _map_picture(gallery: Gallery, method: str) -> tuple[Path, str]:
         positions = np.pad(positions, ((0, 0), (0, 2 - positions.shape[1])))
         positions = np.argsort(np.argsort(positions, axis=0), axis=0).astype(np.float32)  # spread evenly
     shown = np.sort(np.random.default_rng(0).permutation(len(gallery))[:_MAP_PHOTOS])
-    sheet = map_sheet([gallery.path(i) for i in shown], positions[shown])
+    title = f"Map of {len(shown)} of {len(gallery)} photos by {name}: what is close looks alike"
+    sheet = map_sheet(title, [gallery.path(i) for i in shown], positions[shown])
     return save_sheet(sheet, gallery.folder / "map.png"), name
 
 

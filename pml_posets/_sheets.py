@@ -13,35 +13,51 @@ from ._io import atomic_write
 from .data.images import UnreadableImageError, read_image
 
 _BACKGROUND, _INK = "white", "black"
-_CAPTION, _GAP = 14, 4  # pixels
+_LINE, _TITLE, _GAP = 14, 24, 4  # heights of a line of text and of the title, space between tiles, pixels
 
-Tile = tuple[Path, str]  # photo and caption
+Tile = tuple[Path, str]  # photo and caption, which may have several lines
 
 
-def row_sheet(rows: Sequence[tuple[str, Sequence[Tile]]], side: int = 96) -> Image.Image:
+def row_sheet(title: str, rows: Sequence[tuple[str, Sequence[Tile]]], side: int = 112) -> Image.Image:
     """Rows (heading, tiles) of thumbnails with captions below and a heading above each row."""
-    width = max(len(tiles) for _, tiles in rows) * (side + _GAP) + _GAP
-    height = side + _CAPTION + _GAP
-    sheet = Image.new("RGB", (width, len(rows) * (height + _CAPTION) + _GAP), _BACKGROUND)
-    pen = ImageDraw.Draw(sheet)
+    lines = max(caption.count("\n") + 1 for _, tiles in rows for _, caption in tiles)
+    width, height = side + _GAP, _LINE + side + lines * _LINE + 2 * _GAP
+    columns = max(len(tiles) for _, tiles in rows)
+    sheet, pen = _titled(title, columns * width + _GAP, len(rows) * height)
     for line, (heading, tiles) in enumerate(rows):
-        top = line * (height + _CAPTION) + _GAP
-        pen.text((_GAP, top), _shortened(heading, width - 2 * _GAP), fill=_INK)
+        top = _TITLE + line * height
+        pen.text((_GAP, top), _shortened(heading, sheet.width - 2 * _GAP), fill=_INK)
         for column, (path, caption) in enumerate(tiles):
-            left = _GAP + column * (side + _GAP)
-            sheet.paste(_thumbnail(path, side), (left, top + _CAPTION))
-            pen.text((left, top + _CAPTION + side), _shortened(caption, side), fill=_INK)
+            left = _GAP + column * width
+            sheet.paste(_thumbnail(path, side), (left, top + _LINE))
+            text = "\n".join(_shortened(part, side) for part in caption.split("\n"))
+            pen.multiline_text((left, top + _LINE + side), text, fill=_INK, spacing=2)
     return sheet
 
 
-def map_sheet(paths: Sequence[Path], positions: NDArray[np.float32], side: int = 40) -> Image.Image:
-    """A map of thumbnails: each is in the free cell of a grid that is nearest to its position (N, 2)."""
+def map_sheet(
+    title: str, paths: Sequence[Path], positions: NDArray[np.float32], side: int = 56
+) -> Image.Image:
+    """A map of named thumbnails: each in the free cell of a grid that is nearest to its position (N, 2)."""
     cells = grid_cells(positions)
-    columns, rows = cells.max(0) + 1
-    sheet = Image.new("RGB", (int(columns) * side, int(rows) * side), _BACKGROUND)
+    columns, rows = (cells.max(0) + 1).tolist()
+    width, height = side + _GAP, side + _LINE
+    sheet, pen = _titled(title, columns * width + _GAP, rows * height)
     for path, (column, row) in zip(paths, cells.tolist(), strict=True):
-        sheet.paste(_thumbnail(path, side - 2), (column * side + 1, row * side + 1))
+        left, top = _GAP + column * width, _TITLE + row * height
+        sheet.paste(_thumbnail(path, side), (left, top))
+        pen.text((left, top + side), _shortened(path.name, side), fill=_INK)
     return sheet
+
+
+def _titled(title: str, width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """An empty sheet below a title, at least as wide as the title, and its pen."""
+    font = ImageFont.load_default(13)
+    wide = max(width, int(font.getlength(title)) + 2 * _GAP)
+    sheet = Image.new("RGB", (wide, _TITLE + height), _BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_GAP, _GAP), title, fill=_INK, font=font)
+    return sheet, pen
 
 
 def grid_cells(positions: NDArray[np.float32], slack: float = 1.6) -> NDArray[np.int64]:
@@ -73,7 +89,7 @@ def save_sheet(sheet: Image.Image, path: Path) -> Path:
 
 def _thumbnail(path: Path, side: int) -> Image.Image:
     try:
-        return ImageOps.pad(read_image(path), (side, side), color=_BACKGROUND)
+        return ImageOps.pad(read_image(path), (side, side), color=_BACKGROUND, centering=(0.5, 1))
     except UnreadableImageError:
         missing = Image.new("RGB", (side, side), "lightgray")
         ImageDraw.Draw(missing).line((0, 0, side, side), fill="red", width=2)

@@ -22,7 +22,7 @@ class Tile:
     Args:
         image: a PIL image, an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (H, W), (1, H, W) or
             (3, H, W). Arrays and tensors are uint8 in 0..255, or floating point and clipped to [0, 1].
-        caption: short text under it. Default none.
+        caption: short text under it, in one line or several. Default none.
         frame: color of its frame, any of matplotlib's; None (default): no frame.
     """
 
@@ -53,7 +53,8 @@ def image_rows(rows: Mapping[str, Sequence[Tile]], title: str = "") -> Any:
     width = max((len(row) for row in rows.values()), default=0)
     if width == 0:
         raise ValueError("there are no images to draw: every row is empty")
-    figure = _figure(0.9 * width + 1.6, 1.12 * len(rows) + (0.5 if title else 0.1))
+    lines = max(tile.caption.count("\n") for row in rows.values() for tile in row)
+    figure = _figure(0.9 * width + 1.6, (1.12 + 0.12 * lines) * len(rows) + (0.5 if title else 0.1))
     axes = figure.subplots(len(rows), width, squeeze=False)
     for line, (name, row) in zip(axes, rows.items(), strict=True):
         for axis in line:

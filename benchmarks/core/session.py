@@ -124,18 +124,19 @@ def write_report(task: Task, folder: Path, results: list[Result], outcomes: dict
 
 
 def losses(trainers: Mapping[str, JointTrainer]) -> Any:
-    """Fig. 4: the total loss of the methods that share an objective, else of every method."""
-    shared = [name for name in ("posets", "posets-fixed") if name in trainers]
-    chosen = shared or list(trainers)
-    names = {"posets": "joint groups", "posets-fixed": "fixed groups"}
+    """The total loss of every method that trained (Fig. 4 of the paper: posets by joint and fixed groups)."""
+    names = {"posets": "posets (groups of each round)", "posets-fixed": "posets-fixed (first groups)"}
     curves = {}
-    for name in chosen:
-        rows = trainers[name].history
+    for name, trainer in trainers.items():
+        rows = trainer.history
         iterations, values = (np.array([row[key] for row in rows]) for key in ("iteration", "total_loss"))
         curves[names.get(name, name)] = (iterations, values)
-    first = trainers[chosen[0]]
+    first = trainers.get("posets") or next(iter(trainers.values()))
     starts = [number * first.iterations_per_round for number in range(first.num_rounds)]
-    return loss_curves(curves, starts)
+    figure = loss_curves(curves, starts, "Training loss over the rounds")
+    if len(curves) > 1:
+        figure.axes[0].set_ylabel("loss (of each method its own)")
+    return figure
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def write(folder: Path, results: Sequence[Result], data: PoseData, seed: int) ->
         curves[name.replace("\n", ", ")] = (found["iterations"], found["losses"])
     if runs:
         save_figure(image_rows(_poses(runs, data), _TITLE), folder / "poses.png")
-        title = "Loss: mean squared distance of joints, in crops"
+        title = "Training loss: mean squared distance of joints, in sides of the crop"
         save_figure(loss_curves(curves, title=title), folder / "loss.png")
     return text
 
@@ -123,7 +123,10 @@ def notes(results: Sequence[Result], data: PoseData) -> list[str]:
     return lines
 
 
-_TITLE = "Predicted poses (first row: the truth; red: right limbs, blue: left)"
+_TITLE = (
+    "Predicted poses; below each the mean error in percent of the crop's side\n"
+    "(first row: the truth; red: right limbs, blue: left)"
+)
 
 
 def _poses(runs: dict[str, npt.NDArray[Any]], data: PoseData, num_people: int = 8) -> dict[str, list[Tile]]:
@@ -132,10 +135,13 @@ def _poses(runs: dict[str, npt.NDArray[Any]], data: PoseData, num_people: int = 
     chosen = np.unique(np.linspace(0, count - 1, min(num_people, count) + 2).astype(int)[1:-1]).tolist()
     images = {k: data.images[int(data.test[k])].convert("RGB").resize((SIDE, SIDE)) for k in chosen}
     truth = data.joints[data.test]
-    rows = {"truth": [Tile(with_pose(images[k], truth[k], data.skeleton), "", "tab:red") for k in chosen]}
+    names = {k: data.names[int(data.test[k])][-18:] for k in chosen}
+    rows = {
+        "truth": [Tile(with_pose(images[k], truth[k], data.skeleton), names[k], "tab:red") for k in chosen]
+    }
     for name, joints in runs.items():
         errors = 100 * np.nanmean(np.linalg.norm(joints - truth, axis=2), axis=1)
         rows[name] = [
-            Tile(with_pose(images[k], joints[k], data.skeleton), f"{errors[k]:.0f} % off") for k in chosen
+            Tile(with_pose(images[k], joints[k], data.skeleton), f"error {errors[k]:.0f} %") for k in chosen
         ]
     return rows
