@@ -1,7 +1,11 @@
-"""Draws the pictures of docs/concepts.md: python docs/draw.py"""
+"""Draws the pictures of the documentation: python docs/draw.py
+
+The learning curves are those of learning_curves.csv: a row more is a point more.
+"""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,11 @@ from pml_posets import Posets
 from pml_posets.plots import save_figure
 
 FOLDER = Path(__file__).parent / "pictures"
+START = 0.649  # mean AUC of HOG in a window on J-HMDB postures
+TEACHERS = {
+    "start": "AlexNet taught by its start (--teacher start, two rounds)",
+    "motion": "AlexNet taught by motion (--teacher motion, one round)",
+}
 
 
 def draw_posets() -> None:
@@ -33,10 +42,13 @@ def draw_posets() -> None:
     for place, label in enumerate(posets.nearest_classes[chosen]):
         end = points[posets.medoids[label]]
         axis.annotate("", end, points[chosen], arrowprops={"arrowstyle": "->", "lw": 1.6})
-        axis.annotate(str(place + 1), (0.5 * points[chosen] + 0.5 * end), fontsize=11, fontweight="bold")
+        axis.annotate(
+            str(place + 1), (0.5 * points[chosen] + 0.5 * end), fontsize=11, fontweight="bold",
+            ha="center", va="center", bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": "none"},
+        )  # fmt: skip
     axis.scatter(*points[chosen], s=160, marker="*", color="black", label="one unassigned sample", zorder=3)
     axis.set(xticks=[], yticks=[], title="Surrogate classes, and the poset of one sample")
-    axis.legend(loc="lower right", fontsize=8)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False)
     save_figure(figure, FOLDER / "posets.png")
 
 
@@ -44,7 +56,7 @@ def draw_rounds() -> None:
     """The loop of a round."""
     figure = Figure(figsize=(8, 1.9))
     axis = figure.add_axes((0, 0, 1, 1))
-    axis.set(xlim=(0, 10), ylim=(0, 2.4))
+    axis.set(xlim=(0, 9.75), ylim=(0, 2.6))
     axis.axis("off")
     steps = ("images", "features", "neighbors", "groups", "posets", "batches", "network")
     for place, name in enumerate(steps):
@@ -59,11 +71,45 @@ def draw_rounds() -> None:
         "", (2.1, 1.1), (9.1, 1.1), arrowprops={"arrowstyle": "->", "connectionstyle": "bar,fraction=-0.1"}
     )
     axis.text(5.6, 0.12, "the next round: features of the trained network", ha="center", fontsize=9)
-    axis.text(3.55, 2.12, "y-step", ha="center", fontsize=9, color="#3f51b5")
-    axis.text(8.45, 2.12, "theta-step", ha="center", fontsize=9, color="#3f51b5")
+    for name, left, right in (("y-step", 2.9, 6.85), ("theta-step", 7.1, 9.65)):
+        axis.plot([left, right], [2.12, 2.12], color="#3f51b5", linewidth=1)
+        axis.text((left + right) / 2, 2.22, name, ha="center", fontsize=9, color="#3f51b5")
     save_figure(figure, FOLDER / "rounds.png")
 
 
+def draw_learning_curves() -> None:
+    """Mean AUC on J-HMDB postures over iterations, a curve for each teacher, with the start."""
+    with open(Path(__file__).parent / "learning_curves.csv", encoding="utf-8", newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["iterations"]))
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for number, (teacher, name) in enumerate(TEACHERS.items()):
+        points = [row for row in rows if row["teacher"] == teacher]
+        iterations = [int(row["iterations"]) for row in points]
+        auc, deviation = ([float(row[key] or 0) for row in points] for key in ("auc", "deviation"))
+        axis.errorbar(iterations, auc, deviation, marker="o", capsize=3, color=f"C{number}", label=name)
+        for row, x, y, spread in zip(points, iterations, auc, deviation, strict=True):
+            seeds = "1 seed" if row["seeds"] == "1" else f"{row['seeds']} seeds"
+            axis.annotate(
+                f"{y:.3f}\n{seeds}", (x, y - spread), (0, -7), textcoords="offset points",
+                ha="center", va="top", fontsize=8, color=f"C{number}",
+            )  # fmt: skip
+    axis.axhline(START, color="0.4", linestyle="--", label=f"start: HOG in a window, no training ({START})")
+    ticks = sorted({int(row["iterations"]) for row in rows})
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.minorticks_off()
+    axis.margins(x=0.1, y=0.3)
+    axis.set(
+        xlabel="iterations of 128 images (log scale)",
+        ylabel="mean AUC over 21 actions",
+        title="Postures of J-HMDB: AlexNet from scratch at 64 px, no label",
+    )
+    axis.legend(loc="lower right", fontsize=8)
+    save_figure(figure, FOLDER / "learning_curves.png")
+
+
 if __name__ == "__main__":
+    draw_learning_curves()
     draw_posets()
     draw_rounds()
