@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import zipfile
@@ -58,11 +59,28 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         if isinstance(loaded, np.ndarray):
             raise ValueError("it is a single array")
         with loaded as file:
+            _check_sizes(file.zip, os.path.getsize(path))
             return {name: file[name] for name in file.files}
     except (OSError, *_DAMAGE) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a bad offset
             raise
         raise ValueError(f"{path} is damaged or no file of arrays ({error}): make it again") from error
+
+
+def _check_sizes(archive: zipfile.ZipFile, num_bytes: int) -> None:
+    """Refuse arrays that take more memory than the file, of `num_bytes`, has bytes, before they are read."""
+    for member in archive.infolist():
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read(file)
+        claimed = max(member.file_size, math.prod(shape) * dtype.itemsize)
+        if claimed > num_bytes:
+            raise ValueError(f"{member.filename} claims {claimed:,} bytes in a file of {num_bytes:,}")
 
 
 def check_folder(folder: str | os.PathLike[str], num_bytes: int = 0) -> Path:

@@ -28,7 +28,7 @@ class CacheKey:
 class FeatureCache:
     """A folder with one file for each pair of settings and data.
 
-    An entry is stale when a file of the data has another size or modification time, or data in memory other
+    An entry is stale when a file of the data has another size or time of change, or data in memory other
     contents; it is then computed again and replaced. Entries are written whole or not at all, and a damaged
     one counts as missing.
 

@@ -40,7 +40,7 @@ def data_identity(images: Any, data_id: str | None = None) -> tuple[str, str]:
         images: paths, arrays, tensors or PIL images (or tuples and lists that start with one); or a dataset
             with a `data_id` of its own, as `ImageStore` has; or one with a list of files in `paths`,
             `samples` or `imgs`, as `ImageList` and torchvision's `ImageFolder`; or a Subset of these. Files
-            count by their size and modification time, images in memory by their contents.
+            count by their size and times of change, images in memory by their contents.
         data_id: stands for the data instead; the caller changes it when the data change.
 
     Returns:
@@ -114,7 +114,7 @@ def weights_digest(module: torch.nn.Module | None) -> str | None:
 
 
 def _item_identity(item: Any) -> tuple[str | None, Any]:
-    """(path, size and time) of a file, (None, digest of the contents) of an image in memory."""
+    """(path, size and times) of a file, (None, digest of the contents) of an image in memory."""
     item = pixels.image_of(item)
     if isinstance(item, str | os.PathLike):
         path = os.path.abspath(os.fspath(item))
@@ -122,7 +122,7 @@ def _item_identity(item: Any) -> tuple[str | None, Any]:
             status = os.stat(path)
         except OSError as error:
             raise UnreadableImageError(f"cannot read the image {path}: {error}") from error
-        return path, (status.st_size, status.st_mtime_ns)
+        return path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if hasattr(item, "getbands"):
         try:
             item = np.asarray(pixels.as_image(item))
@@ -197,11 +197,12 @@ def _class_values(kind: type) -> list[Any]:
 
 def _code(function: types.FunctionType) -> list[Any]:
     """What a method computes: its code, defaults, and the globals and enclosing values it reads."""
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    enclosing = [cell for cell in cells if not isinstance(cell, type)]  # `super()` closes over the class
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    enclosing = [cell.cell_contents for name, cell in cells if name != "__class__"]  # that is `super()`
     instructions, names = _instructions(function.__code__)
     read = {name: function.__globals__[name] for name in names if name in function.__globals__}
-    return [instructions, _values(read), _values(enclosing), _values(function.__defaults__)]
+    defaults = [function.__defaults__, function.__kwdefaults__]
+    return [instructions, _values(read), _values(enclosing), _values(defaults)]
 
 
 def _instructions(code: types.CodeType) -> tuple[list[Any], list[str]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import inspect
 import os
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import partial
@@ -34,7 +36,7 @@ def describe_data(dataset: Any) -> dict[str, Any]:
     """What is known of a dataset: how many samples, names of files, and some of its images.
 
     Up to 32 samples are read, each under a fixed seed, so that their augmentation counts too; where that
-    changes from one reading to the next, the images are left out.
+    changes from one reading to the next, the images are left out. Settings of a `transform` count as well.
     """
     inner = dataset.dataset if isinstance(dataset, IndexedDataset) else dataset
     known: dict[str, Any] = {"samples": len(inner)}
@@ -45,6 +47,11 @@ def describe_data(dataset: Any) -> dict[str, Any]:
             if all(isinstance(path, str | os.PathLike) for path in paths):
                 known["file names"] = _digest("\n".join(os.path.basename(path) for path in paths).encode())
                 break
+    layer = inner
+    while layer is not None:
+        if (transform := getattr(layer, "transform", None)) is not None:
+            known |= {f"transform {key}": value for key, value in describe(transform).items()}
+        layer = getattr(layer, "dataset", None)
     indices = np.unique(np.linspace(0, len(inner) - 1, min(_SAMPLES, len(inner))).astype(int)).tolist()
     images, again = _images(inner, indices), _images(inner, indices[:4])
     if images is not None and again is not None and torch.equal(images[: len(again)], again):
@@ -68,9 +75,9 @@ def describe(thing: Any, sizes: bool = True) -> dict[str, Any]:
 
     Settings are the constructor's arguments that the object keeps under their names (as scikit-learn, torch
     and PML do), all its public attributes that are floats or strings, what `extra_repr` shows of a module,
-    the parameter groups of an optimizer, and the shapes of weights. Functions count by their names, the
-    numbers in their code and what they have closed over. Without `sizes`, for what is made for a number of
-    classes, whole numbers and shapes are left out.
+    the parameter groups of an optimizer, the shapes of weights and which are frozen. Functions count by the
+    constants and names in their code, and by plain values and functions that they read from around them.
+    Without `sizes`, for what is made for a number of classes, whole numbers and shapes are left out.
     """
     known: dict[str, Any] = {}
     pending = [*reversed(_parts_of(thing, sizes))] if _has_parts(thing) else [("value", thing)]
@@ -99,12 +106,18 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, _PLAIN)
 
 
+def _is_fixed(value: Any) -> bool:
+    """Whether a value that a function reads is a setting; a list or dict may be what it writes to."""
+    return _is_plain(value) or isinstance(value, tuple | frozenset)
+
+
 def _plain(value: Any) -> Any:
     """A leaf as a checkpoint holds it."""
     if isinstance(value, torch.nn.Parameter):
         if isinstance(value, torch.nn.parameter.UninitializedParameter):
             return "not made yet"
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        frozen = "" if value.requires_grad else ", frozen"
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{frozen}"
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple | set | frozenset):
@@ -166,14 +179,46 @@ def _parts_of_function(function: Any) -> list[tuple[str, Any]]:
     parts: list[tuple[str, Any]] = [("name", getattr(function, "__name__", type(function).__qualname__))]
     code = getattr(function, "__code__", None)
     if code is not None and str(function.__module__).partition(".")[0] not in _LIBRARIES:
-        numbers = [c for c in code.co_consts if isinstance(c, int | float) and not isinstance(c, bool)]
-        parts += [("numbers", numbers), ("defaults", function.__defaults__)]
+        used = _used_by(code)
+        parts += [(key, used[key]) for key in ("numbers", "constants", "names")]
+        parts += [("defaults", function.__defaults__), ("keyword defaults", function.__kwdefaults__)]
+        module = {key: function.__globals__.get(key) for key in used["globals"]}
+        parts += [
+            (key, value)
+            for key, value in module.items()
+            if _is_fixed(value) or getattr(value, "__module__", None) == function.__module__
+        ]
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             value = cell.cell_contents
-            if _is_plain(value) or inspect.isroutine(value) or is_dataclass(value):
+            if _is_fixed(value) or inspect.isroutine(value) or is_dataclass(value):
                 parts.append((name, value))
     owner = getattr(function, "__self__", None)
     return parts if owner is None or inspect.ismodule(owner) else [*parts, ("of", owner)]
+
+
+def _used_by(code: types.CodeType) -> dict[str, list[Any]]:
+    """What a function's code, and that of functions inside it, reads: constants, attributes, globals."""
+    used: dict[str, list[Any]] = {key: [] for key in ("numbers", "constants", "names", "globals")}
+    steps = list(dis.get_instructions(code))
+    written = {step.argval for step in steps if step.opname == "STORE_GLOBAL"}
+    for step in steps:
+        value = step.argval
+        if isinstance(value, types.CodeType):
+            for key, more in _used_by(value).items():
+                used[key] += more
+        elif step.opcode in dis.hasconst or step.opname == "LOAD_SMALL_INT":
+            if type(value) in (int, float):
+                used["numbers"].append(value)
+            elif isinstance(value, bool | complex | str | bytes | tuple | frozenset):
+                used["constants"].append(
+                    str(sorted(value, key=str) if isinstance(value, frozenset) else value)
+                )
+        elif step.opcode in dis.hasname:
+            used["globals" if step.opname == "LOAD_GLOBAL" and value not in written else "names"].append(
+                value
+            )
+    used["names"] += used["globals"]
+    return used
 
 
 def _arguments(kind: type) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from .._io import check_folder
 from ..distributed.process_group import RankError
@@ -106,7 +107,7 @@ class Saved(Rounds):
                 raise ValueError("resume=True needs an output_dir, where the checkpoint is")
             return
         weights = [w for model in self.models.values() for w in model.state_dict().values()]
-        size = 6 * sum(w.numel() * w.element_size() for w in weights)
+        size = 6 * sum(w.numel() * w.element_size() for w in weights if not is_lazy(w))
         from_main(lambda: check_folder(path.parent, num_bytes=size))
         if not self._owns_checkpoint and from_main(path.exists):
             if not resume:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from .._random import preserved_randomness
 from .._validation import as_count
@@ -254,6 +255,8 @@ class JointTrainer(Saved):
             ranks = f"there were {self._num_ranks} ranks when this was made, now there are {world_size()}"
             raise RuntimeError(f"{ranks}: start the process group first")
         with abort_on_error():
+            if any(is_lazy(w) for model in self.models.values() for w in model.parameters()):
+                check_training_batch(self)  # makes them, as the checkpoint has them
             self._open(resume)
             if not (self.finished or self._tried):
                 check_training_batch(self)

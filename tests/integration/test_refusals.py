@@ -15,6 +15,7 @@ from pytorch_metric_learning.trainers import (
     MetricLossOnly,
     TwoStreamMetricLoss,
 )
+from torchvision.transforms import v2
 
 from pml_posets import extract
 from pml_posets.grouping.relaxed_assignment import RelaxedAssignment
@@ -98,6 +99,25 @@ def neighbor_batches(**options):
     return NeighborBatches(features, 12, samples_per_query=3, grouping=GivenLabels(LABELS), **options)
 
 
+def mixture(weights, *, scale=1.0):
+    def features(joint, *, scale=scale):
+        return np.hstack([weight * scale * joint.extract(layer="1") for weight in weights])
+
+    return features
+
+
+def half_frozen():
+    network = trunk()
+    network[1].requires_grad_(False)
+    return network
+
+
+class Transformed(Augmented):
+    def __init__(self, p):
+        super().__init__(0.0)
+        self.transform = v2.RandomErasing(p)
+
+
 def surrogate(**options):
     return {"grouping": SurrogateGrouping(min_size=2, **options)}
 
@@ -158,6 +178,33 @@ OTHERS = {
         {"feature_fn": lambda joint: 0.9 * joint.extract()},
         "feature_fn numbers",
     ),
+    "order of a mixture": (
+        {"feature_fn": lambda joint: np.hstack([joint.extract(), joint.extract(layer="1")])},
+        {"feature_fn": lambda joint: np.hstack([joint.extract(), joint.extract(layer="3")])},
+        "feature_fn constants",
+    ),
+    "weights of a mixture": (
+        {"feature_fn": mixture((1.0, 0.5))},
+        {"feature_fn": mixture((1.0, 0.6))},
+        r"feature_fn weights='\[1.0, 0.5\]', here",
+    ),
+    "keyword default": (
+        {"feature_fn": mixture((1.0,))},
+        {"feature_fn": mixture((1.0,), scale=2.0)},
+        "feature_fn keyword defaults.scale=1.0, here 2.0",
+    ),
+    "another function": (
+        {"feature_fn": lambda joint: np.abs(joint.extract())},
+        {"feature_fn": lambda joint: np.square(joint.extract())},
+        "feature_fn names",
+    ),
+    "global": (
+        {"feature_fn": lambda joint: joint.extract()[:, :NUM]},
+        {"feature_fn": lambda joint: joint.extract()[:, : LABELS[0]]},
+        "feature_fn NUM=24, here None",
+    ),
+    "transform": ({"data": Transformed(0.5)}, {"data": Transformed(0.55)}, "dataset transform p=0.5, here"),
+    "frozen": ({}, {"models": {"trunk": half_frozen()}}, r"trunk 1.weight='\(8, 36\) float32', here"),
     "feature options": ({}, {"feature_options": {"normalize": False}}, "feature_options normalize=None"),
     "freezing": ({}, {"freeze_trunk_batchnorm": True}, "freeze_trunk_batchnorm=None, here True"),
 }  # fmt: skip
@@ -190,6 +237,14 @@ def test_one_message_lists_all_differences(tmp_path):
         "dataset images",
     ):
         assert text in str(error.value)
+
+
+def test_layers_that_are_not_made_yet_are_saved(tmp_path):
+    def lazy():
+        return {"trunk": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4))}
+
+    make(output_dir=tmp_path, models=lazy()).train()
+    make(output_dir=tmp_path, models=lazy(), num_rounds=3).train(resume=True)
 
 
 def test_heads_are_compared_though_functions_make_them(tmp_path):

@@ -1,5 +1,8 @@
 """Files are written whole or not at all."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -39,6 +42,16 @@ def test_arrays_come_back_and_damage_is_named(tmp_path):
         read_npz(path)
     with pytest.raises(FileNotFoundError):
         read_npz(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("shape", [(10**13,), (25_000_000,)])
+def test_a_file_claims_no_more_than_it_holds(shape, tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(4 * shape[0] if shape[0] < 10**9 else 8))
+    with pytest.raises(ValueError, match=r"is damaged .*x\.npy claims [\d,]+ bytes in a file of"):
+        read_npz(tmp_path / "a.npz")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

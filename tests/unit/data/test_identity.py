@@ -169,6 +169,41 @@ def test_a_dataset_counts_by_its_values_and_its_code(paths):
     assert data_identity(Cropped(paths)) == data_identity(Cropped(paths))
 
 
+def test_keyword_defaults_and_classes_around_a_dataset_count(paths):
+    def cropped(side):
+        class Sized(Cropped):
+            def __getitem__(self, index, *, side=side):
+                return super().__getitem__(index).crop((0, 0, side, side))
+
+        return Sized(paths)
+
+    assert data_identity(cropped(3)) == data_identity(cropped(3)) != data_identity(cropped(4))
+
+    class Options:
+        side = 3
+
+    class ReadsClass(Cropped):
+        def __getitem__(self, index):
+            return super().__getitem__(index).crop((0, 0, Options.side, Options.side))
+
+    with pytest.raises(TypeError, match=r"give data_id.*Options is code"):
+        data_identity(ReadsClass(paths))
+
+
+def test_files_that_changed_places_are_other_data(paths):
+    content = paths[0].read_bytes()
+    paths[1].write_bytes(content[:-1] + b"x")  # of the same size
+    for path in paths:
+        os.utime(path, ns=(1, 1))
+    before = data_identity(ImageList(paths))
+    paths[0].rename(paths[0].with_suffix(".tmp"))
+    paths[1].rename(paths[0])
+    paths[0].with_suffix(".tmp").rename(paths[1])
+    assert paths[0].stat().st_mtime_ns == 1
+    assert data_identity(ImageList(paths))[0] == before[0]
+    assert data_identity(ImageList(paths)) != before
+
+
 def test_code_and_globals_of_a_dataset_count(paths, monkeypatch):
     before = data_identity(ReadsGlobal(paths))
     monkeypatch.setitem(globals(), "BOX", (1, 0, 8, 8))
