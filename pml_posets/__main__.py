@@ -27,7 +27,6 @@ from .data.image_list import ImageList, image_files
 from .embedder import Embedder
 from .gallery import Added, Gallery
 
-_DUPLICATE = 0.85  # HOG: found 99 of 100 copies at half size, 100 of 100 saved at quality 40
 _MAP_PHOTOS = 1500
 _JUDGED = 800  # photos that the embedding is judged on
 
@@ -99,7 +98,7 @@ def duplicates(options: argparse.Namespace) -> None:
     """List groups of near-duplicates."""
     gallery = _opened(options.output)
     groups = gallery.duplicates(options.threshold)
-    print(f"{len(groups)} groups of photos with a cosine similarity of {options.threshold} or more")
+    print(f"{len(groups)} groups of photos whose thumbnails have a similarity of {options.threshold} or more")
     rows = ((number, gallery.names[i]) for number, group in enumerate(groups) for i in group)
     print(f"table: {_write_table(gallery.folder / 'duplicates.csv', ('group', 'file'), rows)}")
     sheet = []
@@ -318,8 +317,8 @@ def _parser() -> argparse.ArgumentParser:
     add = command(clusters)
     add("--count", type=int, help="clusters of k-means. Default: compact groups, as many as are clear")
     add = command(duplicates)
-    threshold = "cosine similarity from which. Default %(default)s"
-    add("--threshold", type=float, default=_DUPLICATE, help=threshold)
+    threshold = "cosine similarity of thumbnails from which. Default %(default)s"
+    add("--threshold", type=float, default=0.9, help=threshold)
     add = command(picture)
     methods = ("auto", "pca", "umap")
     add("--method", choices=methods, default="auto", help="Default auto: umap if installed")

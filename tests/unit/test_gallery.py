@@ -5,9 +5,11 @@ import os
 import faiss
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageEnhance
 
 from pml_posets import Embedder, Gallery
+from pml_posets._near_copies import linked_groups
 
 
 def draw(folder, numbers, seed=0):
@@ -97,13 +99,10 @@ def test_a_killed_run_goes_on_where_it_was(photos, embedder, tmp_path, monkeypat
     check_files(gallery)
 
 
-def test_duplicates_are_linked_by_pairs(photos, embedder, tmp_path):
-    gallery = Gallery(tmp_path / "out")
-    gallery.add(photos, embedder)
+def test_duplicates_are_linked_by_pairs():
     angles = np.radians([0, 20, 40, 120, 125, 200, 260, 300, 330, 345, 150, 180])
-    gallery.embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    gallery._index = None
-    similarity = gallery.embeddings @ gallery.embeddings.T
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    similarity = rows @ rows.T
     for threshold in (0.999, np.cos(np.radians(21)), np.cos(np.radians(9))):
         expected, seen = [], set()
         for i in range(12):
@@ -116,9 +115,43 @@ def test_duplicates_are_linked_by_pairs(photos, embedder, tmp_path):
             if len(group) > 1 and i not in seen:
                 expected.append(sorted(group))
                 seen |= group
-        found = gallery.duplicates(threshold)
+        found = linked_groups(rows, threshold)
         assert sorted(found) == sorted(expected)
         assert [len(group) for group in found] == sorted(map(len, expected), reverse=True)
+
+
+def picture(number):
+    """A smooth random picture with details, 160 x 120 px."""
+    rng = np.random.default_rng((7, number))
+    image = Image.fromarray(rng.integers(0, 200, (6, 8, 3), dtype=np.uint8)).resize((160, 120), 3)
+    noisy = np.asarray(image, np.float32) + rng.normal(0, 10, (120, 160, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("network", [None, torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5, 2), torch.nn.ReLU())])
+def test_copies_of_photos_are_found_with_any_embedder(network, tmp_path):
+    changes = {
+        "half": lambda image: image.resize((80, 60)),
+        "rough": lambda image: image,
+        "cut": lambda image: image.crop((4, 3, 156, 117)),
+        "bright": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
+    }
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        image = picture(number)
+        image.save(tmp_path / "photos" / f"{number:02d}.png")
+        for name, change in list(changes.items())[: number % 5]:
+            change(image).save(tmp_path / "photos" / f"{number:02d}-{name}.jpg", quality=40)
+    Image.new("RGB", (40, 40), "white").save(tmp_path / "photos" / "blank.png")
+    Image.new("RGB", (40, 40), "gray").save(tmp_path / "photos" / "gray.png")  # no copy of the blank one
+    embedder = Embedder(network, image_size=32, num_views=2).fit(tmp_path / "photos")
+    Gallery(tmp_path / "out").add(tmp_path / "photos", embedder)
+    (tmp_path / "photos" / "00.png").unlink()  # the rows behind it move
+    gallery = Gallery(tmp_path / "out")
+    gallery.add(tmp_path / "photos", embedder)
+    found = [[gallery.names[i][:2] for i in group] for group in Gallery(tmp_path / "out").duplicates()]
+    expected = [[f"{number:02d}"] * (1 + number % 5) for number in range(12) if number % 5]
+    assert sorted(found) == sorted(expected)
 
 
 def test_clusters_are_numbered_by_size(photos, embedder, tmp_path):
