@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
+import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
@@ -28,12 +30,16 @@ from .embedder import Embedder
 from .gallery import Added, Gallery
 
 _MAP_PHOTOS = 1500
+_OF_EMBEDDER = ("image_size", "layers", "mean", "std")
 _JUDGED = 800  # photos that the embedding is judged on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     try:
         options.run(options)
     except (OSError, ValueError, TypeError, ImportError, AttributeError) as error:
@@ -124,17 +130,28 @@ def _open_embedder(gallery: Gallery, options: argparse.Namespace) -> Embedder:
     path, settings_path = gallery.folder / "embedder.npz", gallery.folder / "settings.json"
     how = {"batch_size": options.batch_size, "num_workers": options.workers, "progress": True}
     if path.exists():
-        settings = json.loads(settings_path.read_text(encoding="utf-8"))
+        try:
+            settings = json.loads(settings_path.read_text(encoding="utf-8"))
+            settings = {name: settings[name] for name in ("network", "weights")}
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            advice = "embed the photos again, into another folder"
+            raise ValueError(f"{settings_path} is damaged or missing ({error}): {advice}") from error
         if options.network not in (None, settings["network"]):
             raise ValueError(
                 f"{gallery.folder} was embedded with {settings['network'] or 'HOG'}, not with "
                 f"{options.network}: choose another output folder"
             )
         network = _network(settings["network"], options.weights or settings["weights"])
-        return Embedder.load(path, network, **how)
+        embedder = Embedder.load(path, network, **how)
+        _check_same(embedder, options)
+        return embedder
     network = _network(options.network, options.weights)
-    given = {name: getattr(options, name) for name in ("image_size", "layers", "mean", "std")}
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: getattr(options, name) for name in _OF_EMBEDDER if getattr(options, name) is not None}
+    for name in ("weights", "layers", "mean", "std"):
+        if network is None and getattr(options, name) is not None:
+            raise ValueError(
+                f"--{name} is of a network, and none is given: give --network too, or leave it out"
+            )
     embedder = Embedder(network, mirror=not options.no_mirror, **chosen, **how)
     files = image_files(options.photos)
     order = np.random.default_rng(0).permutation(len(files))[:5000]
@@ -143,6 +160,18 @@ def _open_embedder(gallery: Gallery, options: argparse.Namespace) -> Embedder:
         json.dump({"network": options.network, "weights": options.weights}, file)
     embedder.save(path)
     return embedder
+
+
+def _check_same(embedder: Embedder, options: argparse.Namespace) -> None:
+    """Refuse options that differ from those the photos were embedded with."""
+    found = {"image_size": embedder.side, "layers": embedder.layers_, "no_mirror": not embedder.mirror}
+    for name in (*_OF_EMBEDDER, "no_mirror"):
+        given, known = getattr(options, name, None), found.get(name, getattr(embedder, name, None))
+        if given not in (None, False, known):
+            option, folder = name.replace("_", "-"), options.output
+            raise ValueError(
+                f"{folder} was embedded with {option} {known}, not {given}: choose another folder"
+            )
 
 
 def _network(name: str | None, weights: str | None) -> Any:
@@ -171,7 +200,11 @@ def _network(name: str | None, weights: str | None) -> Any:
     if not isinstance(network, torch.nn.Module):
         raise TypeError(f"--network {name} must return a torch module, got {type(network).__qualname__}")
     if weights is not None:
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        try:
+            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except (RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{weights} is no state dict of --network {name}: {reason}") from error
     return network
 
 
@@ -210,7 +243,7 @@ def _tiles(gallery: Gallery, indices: Any, similarities: Any = None) -> list[tup
 
 
 def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> Path:
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     return path
 
@@ -243,7 +276,7 @@ def _write_report(gallery: Gallery, embedder: Embedder, added: Added) -> Path:
         f"![map]({path.name})",
         "\n".join(f"- left out `{file}`: {reason}" for file, reason in added.unreadable),
     ]
-    with atomic_write(gallery.folder / "report.md", "w", encoding="utf-8") as file:
+    with atomic_write(gallery.folder / "report.md", "w", encoding="utf-8", errors="replace") as file:
         file.write("\n\n".join(filter(None, paragraphs)) + "\n")
     return gallery.folder / "report.md"
 

@@ -22,7 +22,7 @@ from ._random import derive_seeds, preserved_randomness, seed_everything
 from ._validation import as_count, as_real, unit_rows
 from .data.augmentation import BatchAugmentation
 from .data.datasets import check_dataset
-from .data.identity import weights_digest
+from .data.identity import digest, weights_digest
 from .data.image_list import ImageList, image_files
 from .evaluation.label_free import LabelFreeScore, label_free_score
 from .features.hog import HogGrid, HogItems, hog_batches
@@ -133,8 +133,8 @@ class Embedder(BaseEstimator):
         as_real(self.whitening, "whitening", low=0, high=1)
         as_count(self.num_views, "num_views", 2)
         default = 0 if self.network is None else _NEIGHBORS
-        neighbors = as_count(default if self.neighbors is None else self.neighbors, "neighbors", 0)
-        limit = self.num_images or (_HOG_IMAGES if self.network is None else _NETWORK_IMAGES)
+        neighbors = as_count(_given(self.neighbors, default), "neighbors", 0)
+        limit = _given(self.num_images, _HOG_IMAGES if self.network is None else _NETWORK_IMAGES)
         photos = self._photos(images)
         order = np.random.default_rng(seed).permutation(len(photos))[: as_count(limit, "num_images", 3)]
         if len(order) < 3:
@@ -146,13 +146,13 @@ class Embedder(BaseEstimator):
                 self._describe(self._changed(pixels, seed, number), f"view {number + 1}")[0]
                 for number in range(self.num_views)
             ]
-            lda = InstanceLDA(self.num_components or _HOG_COMPONENTS, random_state=seed)
+            lda = InstanceLDA(_given(self.num_components, _HOG_COMPONENTS), random_state=seed)
             lda.fit(np.concatenate(views), np.tile(np.arange(len(order)), len(views)))
             steps = [{"mean": np.asarray(lda.mean_), "weight": np.asarray(lda.weight_)}]
             described = self._describe(pixels, "photos to learn from") if neighbors else []
         else:
-            self.layers_ = list(self.layers or choose_layers(self.network, self._side()))
-            whitening = PartialWhitening(self.num_components or _LAYER_COMPONENTS, self.whitening)
+            self.layers_ = list(self.layers or choose_layers(self.network, self.side))
+            whitening = PartialWhitening(_given(self.num_components, _LAYER_COMPONENTS), self.whitening)
             steps = []
             described = self._describe(Subset(photos, order.tolist()), "photos to learn from")
             for rows in described:
@@ -205,6 +205,13 @@ class Embedder(BaseEstimator):
         middle = plain[0].mean(0) if self.network is None else np.float32(0)
         return embedded, label_free_score(*(rows - middle for rows in plain))
 
+    def digest(self) -> str:
+        """What tells embedders apart: a digest of settings, network and what was learned."""
+        self._check_fitted()
+        settings = {name: getattr(self, name) for name in _SETTINGS} | {"layers": self.layers_}
+        learned = [[step["mean"], step["weight"]] for step in self._steps]
+        return digest(json.dumps(settings, default=list), weights_digest(self.network), learned)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was learned and the settings to one .npz file; the network itself is not in it.
 
@@ -256,9 +263,11 @@ class Embedder(BaseEstimator):
         embedder._set_steps([steps[number] for number in sorted(steps)])
         return embedder
 
-    def _side(self) -> int:
+    @property
+    def side(self) -> int:
+        """The side that photos are resized to, pixels."""
         default = _HOG_SIZE if self.network is None else _NETWORK_SIZE
-        return as_count(self.image_size or default, "image_size", 8)
+        return as_count(_given(self.image_size, default), "image_size", 8)
 
     def _set_steps(self, steps: list[dict[str, NDArray[np.float32]]]) -> None:
         self._steps = steps
@@ -276,7 +285,7 @@ class Embedder(BaseEstimator):
 
     def _pixels(self, photos: Any, order: NDArray[np.int64]) -> torch.Tensor:
         """Some photos as they are described, (n, 3, S, S) uint8."""
-        items = HogItems(photos, self._side())
+        items = HogItems(photos, self.side)
         return torch.from_numpy(np.stack([items[int(i)] for i in order])).permute(0, 3, 1, 2)
 
     def _changed(self, pixels: torch.Tensor, seed: int, number: int) -> torch.Tensor:
@@ -296,7 +305,7 @@ class Embedder(BaseEstimator):
 
     def _describe(self, photos: Any, what: str) -> list[NDArray[np.float32]]:
         """The features of each part before any projection, (N, D) each."""
-        side, how = self._side(), dict[str, Any](progress=self.progress)
+        side, how = self.side, dict[str, Any](progress=self.progress)
         how["batch_size"] = as_count(self.batch_size, "batch_size")
         how["num_workers"] = as_count(self.num_workers, "num_workers", 0)
         if self.network is None:
@@ -318,3 +327,7 @@ class Embedder(BaseEstimator):
         for step in self._steps[len(parts) :]:
             rows = unit_rows((rows - step["mean"]) @ step["weight"].T)
         return rows
+
+
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value

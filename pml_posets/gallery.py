@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ._io import atomic_write, check_folder, read_npz, write_npz
 from ._near_copies import linked_groups, thumbnail, thumbnail_rows
-from ._validation import as_count, as_real
+from ._validation import as_count, as_features, as_real, check_shape
 from .data.image_list import ImageList, image_files, reason_unreadable
 from .data.images import UnreadableImageError
 from .embedder import Embedder
@@ -26,6 +26,7 @@ __all__ = ["Added", "Gallery"]
 
 _SAVE_EVERY = 60.0  # seconds of work that a killed run loses at most
 _BLOCK = 512  # photos
+_LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Gallery:
     """The embeddings of a folder of photos, kept in an output folder.
 
     The folder holds `gallery.npz` (names, file sizes and times, thumbnails, embeddings), `embeddings.npy` and
-    `names.txt` for use elsewhere, `index.faiss` (exact, by inner product of unit rows) and `embedder.npz`.
-    Every file is written whole or not at all. Row i of each belongs to photo i.
+    `names.txt` for use elsewhere (one name a line, line breaks in it escaped), `index.faiss` (exact, by inner
+    product of unit rows) and `embedder.npz`. Every file is written whole or not at all. Row i of each belongs
+    to photo i.
 
     Args:
         folder: the output folder; made if missing.
@@ -78,8 +80,9 @@ class Gallery:
         self.photos: Path | None = None
         self.names: list[str] = []
         self.embeddings: NDArray[np.float32] = np.zeros((0, 0), np.float32)
-        self._stamps: NDArray[np.int64] = np.zeros((0, 2), np.int64)
+        self._stamps: NDArray[np.int64] = np.zeros((0, 3), np.int64)
         self._thumbnails: NDArray[np.uint8] = np.zeros((0, 8, 8, 3), np.uint8)
+        self._embedder = ""
         self._index: faiss.IndexFlatIP | None = None
         if (self.folder / "gallery.npz").exists():
             arrays = read_npz(self.folder / "gallery.npz")
@@ -87,6 +90,7 @@ class Gallery:
                 self.photos, self.names = Path(str(arrays["photos"])), arrays["names"].tolist()
                 self.embeddings, self._stamps = arrays["embeddings"], arrays["stamps"]
                 self._thumbnails = arrays["thumbnails"]
+                self._embedder = str(arrays["embedder"])
             except KeyError as error:
                 raise ValueError(
                     f"{self.folder / 'gallery.npz'} is no gallery of this version ({error} is missing): "
@@ -119,17 +123,24 @@ class Gallery:
             What was done.
 
         Raises:
-            NotADirectoryError, ValueError: for a folder without images, or another folder or embedder.
+            NotADirectoryError, ValueError: for a folder without images or around the output folder, or for
+                another folder or embedder than before.
         """
         root = Path(photos).resolve()
         if self.photos not in (None, root):
             raise ValueError(f"{self.folder} holds photos of {self.photos}, not of {root}: choose another")
-        if len(self) and self.embeddings.shape[1] != embedder.num_features_:
+        if self.folder.resolve().is_relative_to(root):
             raise ValueError(
-                f"{self.folder} holds embeddings of {self.embeddings.shape[1]} columns, the embedder gives "
-                f"{embedder.num_features_}: embed into another folder"
+                f"the output folder {self.folder} lies in the folder of photos {root}, which would take the "
+                "pictures there for photos: choose an output folder beside it"
             )
-        self.photos = root
+        known_by = embedder.digest()
+        if len(self) and known_by != self._embedder:
+            raise ValueError(
+                f"{self.folder} holds {self.embeddings.shape[1]} columns of an embedder with other settings, "
+                f"photos or weights, the embedder gives {embedder.num_features_}: embed into another folder"
+            )
+        self.photos, self._embedder = root, known_by
         stamps = {path.relative_to(root).as_posix(): _stamp(path) for path in image_files(root)}
         before = dict(zip(self.names, map(tuple, self._stamps.tolist()), strict=True))
         kept = [i for i, name in enumerate(self.names) if stamps.get(name) == before[name]]
@@ -166,9 +177,18 @@ class Gallery:
 
         Returns:
             (Q, count) int64 photos by falling cosine similarity, and (Q, count) float32 similarities.
+
+        Raises:
+            ValueError: for queries of another width or that are not finite, or a gallery without photos.
         """
         count = min(as_count(count, "count"), len(self))
-        similarities, indices = self._search_index().search(np.ascontiguousarray(queries, np.float32), count)
+        if not len(self):
+            raise ValueError(f"{self.folder} holds no photos: add some first")
+        rows = as_features(queries, "queries")
+        check_shape(
+            rows, "queries", ("Q", self.embeddings.shape[1]), advice=": embed them by the same embedder"
+        )
+        similarities, indices = self._search_index().search(rows, count)
         return indices, similarities
 
     def duplicates(self, threshold: float = 0.9) -> list[list[int]]:
@@ -220,16 +240,17 @@ class Gallery:
 
         arrays = {"photos": np.array(str(self.photos)), "names": np.array(self.names)}
         arrays |= {"stamps": self._stamps, "embeddings": self.embeddings, "thumbnails": self._thumbnails}
+        arrays["embedder"] = np.array(self._embedder)
         write_npz(self.folder / "gallery.npz", arrays)
         with atomic_write(self.folder / "embeddings.npy") as file:
             np.save(file, self.embeddings)
         with atomic_write(self.folder / "names.txt", "w", encoding="utf-8") as file:
-            file.write("".join(f"{name}\n" for name in self.names))
+            file.write("".join(f"{on_a_line(name)}\n" for name in self.names))
         with atomic_write(self.folder / "index.faiss") as file:
             file.write(faiss.serialize_index(self._search_index()).tobytes())
 
     def _append(
-        self, names: Sequence[str], embedder: Embedder, stamps: dict[str, tuple[int, int]]
+        self, names: Sequence[str], embedder: Embedder, stamps: dict[str, tuple[int, int, int]]
     ) -> list[tuple[Path, str]]:
         """Embed some photos; returns those that cannot be read, which are left out."""
         root, unreadable = self.photos or Path(), []
@@ -262,7 +283,13 @@ class Gallery:
         return self._index
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of change: another pair means another content."""
+def on_a_line(name: str) -> str:
+    """A file's name as text in one line: line breaks, and bytes that are no UTF-8, are escaped."""
+    name = "".join(repr(c)[1:-1] if c in _LINE_BREAKS else c for c in name)
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Size and times of change: others mean another content."""
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

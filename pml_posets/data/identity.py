@@ -103,10 +103,12 @@ def digest(*values: Any) -> str:
 
 
 def weights_digest(module: torch.nn.Module | None) -> str | None:
-    """A SHA-256 hex digest of a network's weights, names and shapes; None for None."""
+    """A SHA-256 hex digest of a network's kinds of layers, weights, names and shapes; None for None."""
     if module is None:
         return None
     state = hashlib.sha256()
+    for name, part in module.named_modules():
+        state.update(f"{name} {type(part).__qualname__}".encode())
     for name, value in module.state_dict().items():
         state.update(f"{name} {tuple(value.shape)}".encode())
         state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,6 +1,7 @@
 """python -m pml_posets on a small drawn folder: every command, twice, and what it says when it cannot."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -141,6 +142,50 @@ def test_errors_are_said_in_one_line(arguments, message, embedded, tmp_path, cap
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--image-size", 64), "was embedded with image-size 96, not 64: choose another folder"),
+        (("--no-mirror",), "was embedded with no-mirror False, not True"),
+        (("--layers", "x"), r"was embedded with layers [], not ['x']"),
+    ],
+)
+def test_other_options_than_before_are_refused(options, message, embedded, capsys):
+    status, _, err = run(capsys, "embed", embedded / "photos", "--output", embedded / "out", *options)
+    assert status == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--layers", "x"), "--layers is of a network, and none is given: give --network too"),
+        (("--weights", "x"), "--weights is of a network"),
+        (
+            ("--network", "alexnet", "--weights", "photo.png"),
+            "photo.png is no state dict of --network alexnet",
+        ),
+        (("--network", "alexnet", "--weights", "other.pt"), "other.pt is no state dict of --network alexnet"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options, message, embedded, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.zeros(1)}, "other.pt")
+    Image.new("RGB", (8, 8)).save("photo.png")
+    status, _, err = run(capsys, "embed", embedded / "photos", "--output", tmp_path / "new", *options)
+    assert status == 1
+    assert message in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]"])
+def test_damaged_settings_are_named(text, embedded, capsys, tmp_path):
+    shutil.copytree(embedded / "out", tmp_path / "out")
+    (tmp_path / "out" / "settings.json").write_text(text)
+    status, _, err = run(capsys, "search", tmp_path / "out", embedded / "photos" / "2-4.png")
+    assert status == 1
+    assert "settings.json is damaged or missing" in err
 
 
 def test_a_broken_query_is_named(embedded, capsys):

@@ -165,6 +165,27 @@ def test_clusters_are_numbered_by_size(photos, embedder, tmp_path):
     assert set(gallery.clusters().tolist()) <= {-1, *range(12)}
 
 
+def test_names_of_any_bytes_stand_in_a_line(photos, embedder, tmp_path):
+    (photos / "000.png").rename(photos / "a\nb\u2028.png")
+    os.rename(photos / "001.png", os.fsencode(photos) + b"/\xff.png")
+    gallery = Gallery(tmp_path / "out")
+    gallery.add(photos, embedder)
+    names = (tmp_path / "out" / "names.txt").read_text(encoding="utf-8").splitlines()
+    assert len(names) == 12
+    assert {"a\\nb\\u2028.png", "\\udcff.png"} < set(names)
+    assert Gallery(tmp_path / "out").names == gallery.names
+
+
+def test_a_photo_replaced_at_one_size_and_time_is_embedded(photos, embedder, tmp_path):
+    gallery = Gallery(tmp_path / "out")
+    for name in ("000.png", "001.png"):
+        (photos / name).write_bytes((photos / name).read_bytes().ljust(4000, b"x"))
+        os.utime(photos / name, ns=(1, 1))
+    gallery.add(photos, embedder)
+    (photos / "000.png").rename(photos / "001.png")
+    assert gallery.add(photos, embedder).changed == 1
+
+
 def test_wrong_use_is_named(photos, embedder, tmp_path):
     gallery = Gallery(tmp_path / "out")
     gallery.add(photos, embedder)
@@ -174,6 +195,18 @@ def test_wrong_use_is_named(photos, embedder, tmp_path):
     narrow = Embedder(image_size=32, num_views=2, num_components=2).fit(photos)
     with pytest.raises(ValueError, match="the embedder gives 2: embed into another folder"):
         gallery.add(photos, narrow)
+    other = Embedder(image_size=32, num_views=2, random_state=1).fit(photos)
+    assert other.num_features_ == embedder.num_features_
+    with pytest.raises(ValueError, match="columns of an embedder with other settings, photos or weights"):
+        Gallery(tmp_path / "out").add(photos, other)
+    with pytest.raises(ValueError, match=r"the output folder .*out lies in the folder of photos"):
+        Gallery(photos / "out").add(photos, embedder)
+    queries = np.zeros((1, embedder.num_features_), np.float32)
+    for wrong in (queries[:, 1:], queries[0], queries + np.nan):
+        with pytest.raises(ValueError, match="queries must"):
+            gallery.nearest(wrong, 1)
+    with pytest.raises(ValueError, match="holds no photos: add some first"):
+        Gallery(tmp_path / "empty").nearest(queries, 1)
     with pytest.raises(ValueError, match=r"threshold must be in \(0, 1\]"):
         gallery.duplicates(0)
     for path in (tmp_path / "other").iterdir():
