@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -129,6 +130,7 @@ def as_features(features: Any, name: str = "features") -> NDArray[np.float32]:
             f"{name} must hold at least one sample of one dimension, found {len(array)} sample(s) and "
             f"{array.shape[1]} feature(s) (shape={array.shape}) while a minimum of 1 is required: give some"
         )
+    _warn_if_rounded(array[:: -(-len(array) // 1000)], name)
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
     step = max(1, 2**24 // array.shape[1])
@@ -140,6 +142,20 @@ def as_features(features: Any, name: str = "features") -> NDArray[np.float32]:
                 "check the model or the images they come from"
             )
     return array
+
+
+def _warn_if_rounded(sample: NDArray[Any], name: str) -> None:
+    """Warn of rows, far from the origin, that float32 cannot tell apart."""
+    if sample.dtype.itemsize < 8:
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost, spread = np.abs(sample.astype(np.float32) - sample).max(), np.ptp(sample, axis=0).max()
+    if 0 < spread < 100 * lost < math.inf:
+        warnings.warn(
+            f"{name} lie so far from the origin that float32 cannot tell them apart (they differ by "
+            f"{spread:g} at most, rounded by {lost:g}): subtract their mean first",
+            stacklevel=4,
+        )
 
 
 def unit_rows(features: Any, name: str = "features") -> NDArray[np.float32]:

@@ -72,7 +72,8 @@ def read_batches(
 def as_index(key: Any, length: int) -> int:
     """A sample's number in 0..length - 1; lists, slices, floats and negative numbers are refused."""
     try:
-        if isinstance(key, bool | np.bool_):
+        is_array = isinstance(key, np.ndarray | torch.Tensor) and (key.ndim or key.dtype == torch.bool)
+        if isinstance(key, bool | np.bool_) or is_array:
             raise TypeError
         index = operator.index(key)
     except TypeError:

@@ -208,6 +208,11 @@ def per_channel(values: float | Sequence[float], name: str, positive: bool = Fal
 
 def normalized(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """(x - mean) / std of pixels x in [0, 1], float32."""
+    for name, values in (("mean", mean), ("std", std)):
+        if values.shape[1] not in (1, images.shape[1]) and images.shape[1] != 1:
+            raise ValueError(
+                f"{name} must hold one number, or one a channel ({images.shape[1]}), got {values.shape[1]}"
+            )
     if images.is_floating_point():
         check_pixels(images)
     return (scale_pixels(images) - mean) / std
@@ -220,11 +225,13 @@ def needs_floats(images: torch.Tensor) -> Iterator[None]:
         yield
     except RuntimeError as error:
         floating = images.is_floating_point()
-        if not _ABOUT_DTYPES.search(str(error)) or (floating and images.dtype != torch.float64):
+        if not _ABOUT_DTYPES.search(str(error)):
             raise
         wanted = "float32: convert them with .float()"
+        if images.dtype == torch.float32:
+            wanted = "others: convert it with .float(), or give amp= its dtype"
         if not floating:
-            wanted = "floating ones: put BatchAugmentation() first, or give features.extract mean= and std="
+            wanted = "floating ones: put BatchAugmentation() in front, or give extract mean= and std="
         raise TypeError(f"the images are {images.dtype} and the network wants {wanted} ({error})") from error
 
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from .._validation import as_features, unit_rows
@@ -17,12 +17,16 @@ from ..distributed.sharing import shard, share_errors, shares_work
 Rows = NDArray[np.float32]
 
 
-class LinearStep(TransformerMixin, BaseEstimator):
+class LinearStep(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base of steps that learn f(x) = W (x - mu)."""
 
     normalize: bool
     mean_: Rows
     weight_: Rows
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.weight_)
 
     def transform(self, features: ArrayLike) -> Rows:
         """(N, D) features to (N, K) float32."""

@@ -22,6 +22,7 @@ _FORMAT = 2
 _CLASSES = {
     "HOGLDA": "pml_posets.features.hog_lda",
     "InstanceLDA": "pml_posets.features.instance_lda",
+    "NeighborWhitening": "pml_posets.features.neighbor_whitening",
     "NetworkFeatures": "pml_posets.features.network",
     "FeatureUnion": "sklearn.pipeline",
     "Normalizer": "sklearn.preprocessing",
@@ -38,8 +39,9 @@ def save(step: Any, path: str | os.PathLike[str]) -> None:
     """Write a step or a pipeline to one .npz file, whole or not at all.
 
     Args:
-        step: HOGLDA, InstanceLDA, NetworkFeatures (without its network), or scikit-learn's PCA, TruncatedSVD,
-            Normalizer or StandardScaler, or a Pipeline or FeatureUnion of these, fitted or not.
+        step: HOGLDA, InstanceLDA, NeighborWhitening, PartialWhitening, NetworkFeatures (without its network),
+            scikit-learn's PCA, TruncatedSVD, Normalizer or StandardScaler, or a Pipeline or FeatureUnion of
+            these, fitted or not.
         path: the file, replaced if it exists.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -246,6 +247,12 @@ class ConfidentGrouping(NeighborGrouping):
                     f"row {filled.argmin()} of {name} holds zeros only, so its cosine with others is not "
                     "defined: leave that sample out"
                 )
+        if 1 - np.square(rows.mean(0, dtype=np.float64)).sum() < 1e-6 and (rows != rows[0]).any():
+            warnings.warn(
+                "all features point in one direction, so that their cosines are equal but for rounding: "
+                "subtract their mean first",
+                stacklevel=4,
+            )
         if len(rows) < 2:
             raise ValueError(f"features hold {len(rows)} sample: give at least 2, or there is no pair")
         return rows, turned, as_codes(sources, len(rows))

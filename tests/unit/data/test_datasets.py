@@ -163,6 +163,8 @@ def test_bad_samples():
         (np.array([5, 6]), TypeError, "batch_sampler"),
         (torch.tensor([5, 6]), TypeError, "batch_sampler"),
         (slice(0, 2), TypeError, "must be an integer, got slice"),
+        (torch.tensor(True), TypeError, "must be an integer, got tensor"),
+        (torch.tensor([1]), TypeError, "must be an integer, got tensor"),
         (1.0, TypeError, "must be an integer, got 1.0"),
         (True, TypeError, "must be an integer, got True"),
         ((5, 6, 7), TypeError, r"an index or \(index, seed\), got \(5, 6, 7\)"),

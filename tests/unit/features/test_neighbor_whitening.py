@@ -5,7 +5,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from pml_posets.features import NeighborWhitening
+from pml_posets.features import NeighborWhitening, PartialWhitening, load, save
 
 
 def groups(num=40, each=4, seed=0):
@@ -69,3 +69,14 @@ def test_wrong_use_is_named():
         NeighborWhitening(share=0).fit(groups(2))
     with pytest.raises(ValueError, match="must have 12 columns"):
         NeighborWhitening().fit(groups(3)).transform(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("step", [NeighborWhitening(3), PartialWhitening(4)])
+def test_linear_steps_name_their_columns_and_are_saved(step, tmp_path):
+    step = clone(step).fit(groups())
+    columns = step.get_feature_names_out()
+    assert len(columns) == step.transform(groups()).shape[1]
+    assert columns[0] == f"{type(step).__name__.lower()}0"
+    step.set_output(transform="default")
+    save(step, tmp_path / "step.npz")
+    np.testing.assert_array_equal(load(tmp_path / "step.npz").transform(groups()), step.transform(groups()))

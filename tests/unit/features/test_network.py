@@ -193,3 +193,19 @@ def test_progress_bar(capfd):
     assert "11/11" in capfd.readouterr().err
     extract(nn.Flatten(), images(), progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_images_and_networks_of_other_dtypes_are_named(dtype):
+    network, images = nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), torch.rand(3, 3, 4, 4)
+    with pytest.raises(TypeError, match=rf"the images are {dtype} and the network wants float32"):
+        extract(network, list(images.to(dtype)), progress=False)
+    with pytest.raises(
+        TypeError, match=r"the images are torch\.float32 and the network wants others: convert"
+    ):
+        extract(network.to(dtype), list(images), progress=False)
+
+
+def test_a_mean_for_other_channels_is_refused():
+    with pytest.raises(ValueError, match=r"mean must hold one number, or one a channel \(3\), got 2"):
+        extract(nn.Flatten(), list(torch.rand(3, 3, 4, 4)), mean=(0.1, 0.2), progress=False)

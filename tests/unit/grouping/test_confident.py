@@ -286,3 +286,9 @@ def test_refuses_data_that_do_not_fit():
     rows[7] = 0
     with pytest.raises(ValueError, match="row 7 of features holds zeros"):
         ConfidentGrouping().fit(rows, sources=sources)
+
+
+def test_features_of_one_direction_are_warned_of():
+    rows = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    with pytest.warns(UserWarning, match="all features point in one direction.*subtract their mean"):
+        ConfidentGrouping().fit(rows + np.float32(1e4))
