@@ -184,9 +184,9 @@ class Rounds:
     def _check_classes(self, posets: Posets) -> None:
         if posets.num_classes > 1 or any(map(_learns_without_classes, self.loss_funcs.values())):
             return
-        formed, advice = "no class", "loosen it (smaller min_size, larger top_fraction)"
+        formed, advice = "no class", "loosen it (smaller min_size, larger min_neighbors)"
         if posets.num_classes == 1:
-            formed, advice = "a single class", "tighten it (more clusters, smaller top_fraction)"
+            formed, advice = "a single class", "tighten it (more clusters, smaller max_size)"
         raise ValueError(
             f"the grouping formed {formed} of {posets.num_samples} samples in round {self.round}, so "
             f"there is nothing to learn: {advice}"
