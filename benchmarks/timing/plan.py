@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import graph, loss, small, training, ystep
+from benchmarks.timing import extraction, graph, loss, small, training, ystep
 from benchmarks.timing.clock import in_child
 from pml_posets._memory import available_bytes
 
@@ -45,6 +45,7 @@ def jobs(got: argparse.Namespace) -> Iterator[Job]:
         "hog": _hog,
         "training": _training,
         "feeding": _feeding,
+        "extraction": _extraction,
         "ystep": _ystep,
         "graph": _graph,
     }
@@ -124,6 +125,14 @@ def _training(got: argparse.Namespace) -> Iterator[Job]:
 
 def _feeding(got: argparse.Namespace) -> Iterator[Job]:
     yield _networks(got, "feeding", "image store", training.time_feeding, 0)
+
+
+def _extraction(got: argparse.Namespace) -> Iterator[Job]:
+    arguments = (got.image_size, got.images, got.seed, got.repeats, got.quiet)
+    name = f"ResNet-18, {got.images} images, {got.image_size} px"
+    yield _job(
+        got, "extraction", name, "extract", {"repeats": got.repeats}, extraction.time_extraction, *arguments
+    )
 
 
 def _hog(got: argparse.Namespace) -> Iterator[Job]:

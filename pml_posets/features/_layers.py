@@ -75,6 +75,7 @@ class LayerReader:
         names = [] if layer is None else [layer]
         self.target = submodules(model, names, "layer must be a submodule of the model")
         self.called_once = False  # known after a whole forward pass
+        self.channels_last = any(isinstance(part, nn.Conv2d) for part in model.modules())  # faster: speed.py
         self.half = amp if isinstance(amp, torch.dtype) else None
         if amp is True and device.type == "cuda":
             self.half = torch.float16
@@ -93,8 +94,16 @@ class LayerReader:
         return self._rows(images, start, self.half)
 
     def _rows(self, images: torch.Tensor, start: int, half: torch.dtype | None) -> Rows:
-        with torch.autocast(self.device.type, dtype=half, enabled=half is not None), needs_floats(images):
-            out = self._forward(images)
+        if self.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        try:
+            with torch.autocast(self.device.type, dtype=half, enabled=half is not None), needs_floats(images):
+                out = self._forward(images)
+        except RuntimeError as error:
+            if not self.channels_last or "view size" not in str(error):
+                raise
+            self.channels_last = False  # a network that views its maps as rows
+            return self._rows(images.contiguous(), start, half)
         if not isinstance(out, torch.Tensor) or out.ndim < 2 or len(out) != len(images):
             found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__qualname__
             raise TypeError(

@@ -209,3 +209,24 @@ def test_images_and_networks_of_other_dtypes_are_named(dtype):
 def test_a_mean_for_other_channels_is_refused():
     with pytest.raises(ValueError, match=r"mean must hold one number, or one a channel \(3\), got 2"):
         extract(nn.Flatten(), list(torch.rand(3, 3, 4, 4)), mean=(0.1, 0.2), progress=False)
+
+
+class Viewing(torch.nn.Module):
+    """Old code: a view of maps as rows, which fails where maps are stored channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        return self.conv(images).view(len(images), -1)
+
+
+def test_a_network_that_views_its_maps_gives_the_same_rows():
+    images, network = torch.rand(5, 3, 8, 8), Viewing()
+    with torch.no_grad():
+        expected = network(images).numpy()
+        with pytest.raises(RuntimeError, match="view size"):
+            network(images.contiguous(memory_format=torch.channels_last))
+    rows = extract(network, images, batch_size=2, normalize=False, progress=False)
+    np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
