@@ -187,13 +187,14 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 def fast_precision(device: str) -> Literal["float32", "bfloat16"]:
-    """bfloat16 where the hardware multiplies it fast (a GPU, a CPU with AMX), else float32."""
+    """bfloat16 where the hardware multiplies it fast (a GPU, a CPU with AMX or AVX-512), else float32."""
     if device.startswith("cuda"):
         import torch
 
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     flags = Path("/proc/cpuinfo")
-    return "bfloat16" if flags.is_file() and " amx_bf16" in flags.read_text() else "float32"
+    known = flags.read_text() if flags.is_file() else ""
+    return "bfloat16" if " amx_bf16" in known or " avx512_bf16" in known else "float32"
 
 
 def _name(option: str) -> str:

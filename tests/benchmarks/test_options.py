@@ -242,8 +242,9 @@ def test_precision_follows_the_hardware(monkeypatch, tmp_path):
     assert fast_precision("cpu") in ("float32", "bfloat16")
     monkeypatch.setattr(options, "Path", lambda name: tmp_path / "cpuinfo")
     assert fast_precision("cpu") == "float32"
-    (tmp_path / "cpuinfo").write_text("flags : fpu amx_bf16 sse\n")
-    assert fast_precision("cpu") == "bfloat16"
+    for known, expected in (("amx_bf16", "bfloat16"), ("avx512_bf16", "bfloat16"), ("avx512f", "float32")):
+        (tmp_path / "cpuinfo").write_text(f"flags : fpu {known} sse\n")
+        assert fast_precision("cpu") == expected
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert fast_precision("cuda:0") == "float32"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
