@@ -73,7 +73,7 @@ from PIL import Image
 
 from benchmarks.core import session
 from benchmarks.core.described import PIXELS, Described, Pair
-from benchmarks.core.drawn_poses import heated, with_pose
+from benchmarks.core.drawn_poses import caption, heated, with_pose
 from benchmarks.core.groupings import Start
 from benchmarks.core.pool import Pool, pool_name, read_pool
 from benchmarks.core.results import Result
@@ -243,13 +243,13 @@ class Poses(Task):
             index = int(people.test[query])
             truth = with_pose(self._image(index), people.joints[index], people.skeleton)
             for method, found in shown.items():
-                row = [Tile(truth, people.names[index][-18:], "tab:red")]
+                row = [Tile(truth, caption(people.names[index]), "tab:red")]
                 for rank in range(min(k, found.indices.shape[1])):
                     which, flip = int(found.indices[query, rank]), bool(found.flips[query, rank])
                     person = int(gallery[which % len(gallery)])
                     posed = with_pose(self._image(person, flip), found.joints[query, rank], people.skeleton)
-                    caption = people.names[person][-18:] + ("\nmirrored" if flip else "")
-                    row.append(Tile(posed, caption))
+                    below = caption(people.names[person]) + ("\nmirrored" if flip else "")
+                    row.append(Tile(posed, below))
                 rows[f"person {number}\n{method}"] = row
         return rows
 
@@ -262,7 +262,7 @@ class Poses(Task):
                 index = int(people.test[query])
                 image = heated(self._image(index), found.joints[query])
                 posed = with_pose(image, people.joints[index], people.skeleton)
-                rows[method].append(Tile(posed, people.names[index][-18:]))
+                rows[method].append(Tile(posed, caption(people.names[index])))
         return rows
 
     def _image(self, index: int, flip: bool = False) -> Image.Image:

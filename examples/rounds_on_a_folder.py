@@ -80,8 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = search(after, min(8, len(images)), query_features=joint.extract(query))
     near = list(zip(found.indices[0].tolist(), found.distances[0].tolist(), strict=True))
     print(f"nearest to {wanted.paths[0].name}: {', '.join(names[i] for i, _ in near[:4])}")
-    row = [Tile(query[0], "wanted", "tab:red"), *(Tile(store[i], f"{distance:.2f}") for i, distance in near)]
-    picture = save_figure(image_rows({"found": row}, "The nearest images"), options.output / "found.png")
+    shown = [Tile(store[i], f"distance {distance:.2f}\n{Path(names[i]).name}") for i, distance in near]
+    row = [Tile(query[0], "wanted", "tab:red"), *shown]
+    title = f"The images nearest to {wanted.paths[0].name}"
+    picture = save_figure(image_rows({"found": row}, title), options.output / "found.png")
     print(f"picture: {picture}")
 
 

@@ -51,3 +51,8 @@ def heated(image: Image.Image, poses: npt.NDArray[Any], sigma: float = 0.03) -> 
     gray = np.repeat(np.asarray(image.convert("L"), np.float64)[:, :, None], 3, axis=2)
     warm = np.array([255.0, 200.0, 0.0])
     return Image.fromarray((gray * 0.7 * (1 - heat) + warm * heat).round().clip(0, 255).astype(np.uint8))
+
+
+def caption(name: str) -> str:
+    """The name of a file and its folder, in lines short enough to stand under a tile."""
+    return "\n".join(part[-17:] for part in name.split("/")[-2:])

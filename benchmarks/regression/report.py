@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.core.common import write_text
-from benchmarks.core.drawn_poses import with_pose
+from benchmarks.core.drawn_poses import caption, with_pose
 from benchmarks.core.results import Result, table
 from benchmarks.data.people import PoseData
 from benchmarks.measures.skeletons import MPII_SKELETON
@@ -135,7 +135,7 @@ def _poses(runs: dict[str, npt.NDArray[Any]], data: PoseData, num_people: int = 
     chosen = np.unique(np.linspace(0, count - 1, min(num_people, count) + 2).astype(int)[1:-1]).tolist()
     images = {k: data.images[int(data.test[k])].convert("RGB").resize((SIDE, SIDE)) for k in chosen}
     truth = data.joints[data.test]
-    names = {k: data.names[int(data.test[k])][-18:] for k in chosen}
+    names = {k: caption(data.names[int(data.test[k])]) for k in chosen}
     rows = {
         "truth": [Tile(with_pose(images[k], truth[k], data.skeleton), names[k], "tab:red") for k in chosen]
     }
