@@ -143,10 +143,10 @@ class Postures(Task):
         return [categories, "", said] if said else [categories]
 
     def pictures(self, shown: Mapping[str, Any]) -> dict[str, Any]:
-        """ROC curves; nearest frames before and after training; posets, the paper's Fig. 5."""
+        """ROC curves; nearest frames of the untrained and the trained network; posets, the paper's Fig. 5."""
         curves = {name: (roc.mean.fpr, roc.mean.tpr) for name, (_, roc) in shown.items()}
         found = {"roc": roc_curves(curves, title=f"Posture retrieval on {self.name}, mean of all categories")}
-        moments = {"random": "before training", "posets": "after training"}
+        moments = {"random": "untrained", "posets": "trained"}
         features = {moments[name]: shown[name][0] for name in moments if name in shown}
         if "posets" in shown:
             title = "Nearest frames of other sources, by cosine similarity (green: the same category)"
@@ -160,9 +160,9 @@ class Postures(Task):
     def _neighbors(
         self, features: Mapping[str, Pair], num_queries: int = 5, k: int = 7
     ) -> dict[str, list[Tile]]:
-        """Queries, and their nearest labeled frames of other sources before and after training."""
+        """Queries, and their nearest labeled frames of other sources, untrained and trained."""
         tree = self.tree
-        used = np.flatnonzero(np.abs(features["after training"][0]).sum(1) > 0)
+        used = np.flatnonzero(np.abs(features["trained"][0]).sum(1) > 0)
         names = sorted(self.labels)
         picked = [names[i] for i in np.linspace(0, len(names) - 1, min(num_queries, len(names))).astype(int)]
         rows: dict[str, list[Tile]] = {}

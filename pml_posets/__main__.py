@@ -114,7 +114,9 @@ def duplicates(options: argparse.Namespace) -> None:
         tiles = [*_tiles(gallery, [first]), *_tiles(gallery, others, close)]
         sheet.append((f"group {number}: {len(group)} photos", tiles))
     if sheet:
-        title = f"{len(sheet)} of {len(groups)} groups of near-duplicates (cosine similarity to the first)"
+        title = (
+            f"{len(sheet)} of {len(groups)} groups of near-duplicates (similarity of embeddings to the first)"
+        )
         print(f"picture: {save_sheet(row_sheet(title, sheet), gallery.folder / 'duplicates.png')}")
 
 
