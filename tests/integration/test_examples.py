@@ -65,6 +65,11 @@ def test_rounds_learn_from_a_folder_and_resume(tmp_path):
     names = (tmp_path / "out" / "names.txt").read_text().splitlines()
     embeddings = np.load(tmp_path / "out" / "embeddings.npy")
     assert embeddings.shape == (len(names), 128) == (360, 128)
+    judged = re.search(r"the start (\S+), the trained network (\d\.\d+)\.\n(.*)\n$", output)
+    helped = float(judged[2]) > float(judged[1])
+    assert f"training {'helped' if helped else 'did not help'}: embeddings.npy is the" in judged[3]
+    chosen = np.load(tmp_path / "out" / ("trained.npy" if helped else "start.npy"))
+    np.testing.assert_array_equal(embeddings, chosen)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
     checkpoint = (tmp_path / "out" / "checkpoint.pt").stat()
     assert run("rounds_on_a_folder", tmp_path, *settings) == output  # nothing left to do
