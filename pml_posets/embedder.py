@@ -68,7 +68,7 @@ class Embedder(BaseEstimator):
         whitening: exponent p of the network's whitening, in 0..1: principal coordinates are divided by their
             standard deviation to the power p; 0: rotated only, 1: full whitening. Default 0.75.
         neighbors: how many nearest neighbors of a photo the last step learns from; 0: without it. Default
-            None: 5 for a network, 0 for HOG, where 5 finds more of the same kind and fewer near-duplicates.
+            None: 5 for a network; 0 for HOG, with which 5 has been measured on one set alone.
         mean, std: of the three channels, for pixels in [0, 1], that the network was trained with. Default:
             those of ImageNet.
         batch_size: photos at once, from 1. Default 64.

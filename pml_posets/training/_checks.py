@@ -204,7 +204,8 @@ def _try_losses(joint: JointTrainer, embeddings: torch.Tensor, indices: torch.Te
             if "classifier_loss" in losses:
                 losses["classifier_loss"](losses["classifier"](embeddings), indices)
         except Exception as error:
-            error.add_note("raised by a trial of the losses on some images, before the first grouping")
+            if hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note("raised by a trial of the losses on some images, before the first grouping")
             raise
 
 
