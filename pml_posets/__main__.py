@@ -109,14 +109,9 @@ def duplicates(options: argparse.Namespace) -> None:
     print(f"table: {_write_table(gallery.folder / 'duplicates.csv', ('group', 'file'), rows)}")
     sheet = []
     for number, group in enumerate(groups[:20]):
-        first, *others = group[:8]
-        close = gallery.embeddings[others] @ gallery.embeddings[first]
-        tiles = [*_tiles(gallery, [first]), *_tiles(gallery, others, close)]
-        sheet.append((f"group {number}: {len(group)} photos", tiles))
+        sheet.append((f"group {number}: {len(group)} photos", _tiles(gallery, group[:8])))
     if sheet:
-        title = (
-            f"{len(sheet)} of {len(groups)} groups of near-duplicates (similarity of embeddings to the first)"
-        )
+        title = f"{len(sheet)} of {len(groups)} groups of near-duplicates"
         print(f"picture: {save_sheet(row_sheet(title, sheet), gallery.folder / 'duplicates.png')}")
 
 
