@@ -13,7 +13,6 @@ import argparse
 import csv
 import io
 import json
-import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
@@ -22,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ._io import atomic_write
+from ._named_networks import named_network
 from ._sheets import map_sheet, row_sheet, save_sheet
 from .data.image_list import ImageList, image_files
 from .embedder import Embedder
@@ -125,11 +126,12 @@ def picture(options: argparse.Namespace) -> None:
 def _open_embedder(gallery: Gallery, options: argparse.Namespace) -> Embedder:
     """The embedder of a gallery; fitted and saved now where it has none yet."""
     path, settings_path = gallery.folder / "embedder.npz", gallery.folder / "settings.json"
-    how = {"batch_size": options.batch_size, "num_workers": options.workers, "progress": True}
+    how: dict[str, Any] = {"batch_size": options.batch_size, "num_workers": options.workers, "progress": True}
     if path.exists():
         try:
             settings = json.loads(settings_path.read_text(encoding="utf-8"))
-            settings = {name: settings[name] for name in ("network", "weights")}
+            settings = {"amp": None, **settings}
+            settings = {name: settings[name] for name in ("network", "weights", "amp")}
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             advice = "embed the photos again, into another folder"
             raise ValueError(f"{settings_path} is damaged or missing ({error}): {advice}") from error
@@ -138,25 +140,30 @@ def _open_embedder(gallery: Gallery, options: argparse.Namespace) -> Embedder:
                 f"{gallery.folder} was embedded with {settings['network'] or 'HOG'}, not with "
                 f"{options.network}: choose another output folder"
             )
-        network = _network(settings["network"], options.weights or settings["weights"])
-        embedder = Embedder.load(path, network, **how)
+        network = named_network(settings["network"], options.weights or settings["weights"])
+        embedder = Embedder.load(path, network, **how, **_amp(options.amp or settings["amp"]))
         _check_same(embedder, options)
         return embedder
-    network = _network(options.network, options.weights)
+    network = named_network(options.network, options.weights)
     chosen = {name: getattr(options, name) for name in _OF_EMBEDDER if getattr(options, name) is not None}
-    for name in ("weights", "layers", "mean", "std"):
+    for name in ("weights", "layers", "mean", "std", "amp"):
         if network is None and getattr(options, name) is not None:
             raise ValueError(
                 f"--{name} is of a network, and none is given: give --network too, or leave it out"
             )
-    embedder = Embedder(network, mirror=not options.no_mirror, **chosen, **how)
+    embedder = Embedder(network, mirror=not options.no_mirror, **chosen, **how, **_amp(options.amp))
     files = image_files(options.photos)
     order = np.random.default_rng(0).permutation(len(files))[:5000]
     embedder.fit(ImageList([files[i] for i in np.sort(order)], skip_unreadable=True))
     with atomic_write(settings_path, "w", encoding="utf-8") as file:
-        json.dump({"network": options.network, "weights": options.weights}, file)
+        json.dump({name: getattr(options, name) for name in ("network", "weights", "amp")}, file)
     embedder.save(path)
     return embedder
+
+
+def _amp(name: str | None) -> dict[str, Any]:
+    """The argument of an embedder; none where the option was left out."""
+    return {} if name is None else {"amp": getattr(torch, name)}
 
 
 def _check_same(embedder: Embedder, options: argparse.Namespace) -> None:
@@ -169,40 +176,6 @@ def _check_same(embedder: Embedder, options: argparse.Namespace) -> None:
             raise ValueError(
                 f"{folder} was embedded with {option} {known}, not {given}: choose another folder"
             )
-
-
-def _network(name: str | None, weights: str | None) -> Any:
-    """A module from "module:function", or a torchvision or timm name with a file of weights."""
-    if name is None:
-        return None
-    import torch
-
-    if ":" in name:
-        sys.path.insert(0, "")
-        module, _, function = name.partition(":")
-        network = getattr(import_module(module), function)()
-    elif weights is None:
-        raise ValueError(f"--network {name} needs --weights FILE: nothing is downloaded")
-    else:
-        from torchvision.models import get_model, list_models
-
-        if name in list_models():
-            network = get_model(name, weights=None)
-        elif find_spec("timm") is not None:
-            network = import_module("timm").create_model(name, pretrained=False)
-        else:
-            raise ValueError(
-                f"torchvision has no network {name!r}; timm, which may have it, is not installed"
-            )
-    if not isinstance(network, torch.nn.Module):
-        raise TypeError(f"--network {name} must return a torch module, got {type(network).__qualname__}")
-    if weights is not None:
-        try:
-            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except (RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{weights} is no state dict of --network {name}: {reason}") from error
-    return network
 
 
 def _kind(embedder: Embedder) -> str:
@@ -323,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(run: Any) -> Callable[..., Any]:
         sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
-        sub.set_defaults(run=run, network=None, weights=None, batch_size=64, workers=0)
+        sub.set_defaults(run=run, network=None, weights=None, amp=None, batch_size=64, workers=0)
         if run is not embed:
             sub.add_argument("output", type=Path, help="output folder of embed")
         return sub.add_argument
@@ -337,6 +310,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-size", type=int, help="side the photos are resized to, pixels")
     for name in ("mean", "std"):
         add(f"--{name}", nargs=3, type=float, help="of pixels in [0, 1]. Default: ImageNet's")
+    add("--amp", choices=("bfloat16", "float16"), help="precision of the network. Default: float16 on a GPU")
     add("--no-mirror", action="store_true", help="a photo and its mirror image differ")
     add("--batch-size", type=int, help="photos at once. Default 64")
     add("--workers", type=int, help="processes that read photos. Default 0: this one")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pml_posets import embedder
 from pml_posets.__main__ import main
 
 
@@ -98,13 +99,17 @@ def test_a_network_of_ones_own_is_used_and_asked_for_again(embedded, capsys, tmp
     )
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "out"
-    given = ("--network", "tinynet:build", "--layers", "1", "2", "--image-size", 40)
+    given = ("--network", "tinynet:build", "--layers", "1", "2", "--image-size", 40, "--amp", "bfloat16")
     status, said, err = run(capsys, "embed", embedded / "photos", "--output", out, *given)
     assert status == 0, err
     assert "20 columns from layers 1, 2" in said
+    seen = []
+    extract = embedder.extract
+    monkeypatch.setattr(embedder, "extract", lambda *a, **how: seen.append(how["amp"]) or extract(*a, **how))
     query = embedded / "photos" / "0-0.png"
     status, said, err = run(capsys, "search", out, query, "--count", 1)
     assert (status, said.splitlines()[1].split()) == (0, ["1.000", "0-0.png"])
+    assert seen == [torch.bfloat16]
     status, _, err = run(capsys, "embed", embedded / "photos", "--output", out, "--network", "tinynet:other")
     assert status == 1
     assert "was embedded with tinynet:build, not with tinynet:other: choose another output folder" in err
@@ -163,6 +168,7 @@ def test_other_options_than_before_are_refused(options, message, embedded, capsy
     [
         (("--layers", "x"), "--layers is of a network, and none is given: give --network too"),
         (("--weights", "x"), "--weights is of a network"),
+        (("--amp", "bfloat16"), "--amp is of a network"),
         (
             ("--network", "alexnet", "--weights", "photo.png"),
             "photo.png is no state dict of --network alexnet",
