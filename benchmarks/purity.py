@@ -211,7 +211,7 @@ def load(cache: Path, seed: int, quick: bool) -> Figures:
     truth = make_figures(cache / f"figures-{seed}{'-quick' if quick else ''}", seed, **size)
     tree = load_tree(truth.root)
     frames = OlympicFrames(tree)
-    grid = HogGrid()
+    grid = HogGrid(48 if quick else 96)
     side = grid.image_size
     images = np.stack([np.asarray(frames[i].convert("RGB").resize((side, side))) for i in range(len(frames))])
     hog = [

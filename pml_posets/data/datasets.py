@@ -51,7 +51,11 @@ def read_batches(
     progress: bool,
     pin_memory: bool = False,
 ) -> Iterator[Any]:
-    """Batches of some items in order, read by worker processes, under a progress bar."""
+    """Batches of some items in order, read by worker processes, under a progress bar.
+
+    The workers end with the iteration, by an error too: a traceback would keep them, and the garbage
+    collector would wait 5 s for each.
+    """
     from tqdm.auto import tqdm
 
     loader = DataLoader(
@@ -63,10 +67,15 @@ def read_batches(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # a loader seeds its workers from the global one otherwise
     )
+    batches = iter(loader)
     with tqdm(total=len(rows), desc=what, unit="image", disable=not progress) as bar:
-        for batch in loader:
-            yield batch
-            bar.update(len(batch))
+        try:
+            for batch in batches:
+                yield batch
+                bar.update(len(batch))
+        finally:
+            if num_workers:
+                batches._shutdown_workers()  # type: ignore[attr-defined]  # torch has no public name for it
 
 
 def as_index(key: Any, length: int) -> int:

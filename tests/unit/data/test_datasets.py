@@ -17,6 +17,7 @@ from pml_posets.data.datasets import (
     WithMirrorImages,
     WithViews,
     image_files,
+    read_batches,
 )
 
 
@@ -287,9 +288,9 @@ def test_unreadable_images_are_named_or_counted(folder):
 
 def test_unreadable_image_in_a_worker_is_named(folder):
     (folder / "b.png").write_bytes(b"")
-    loader = DataLoader(ImageList([folder / "b.png"], transform=np.asarray), num_workers=1)
+    data = ImageList([folder / "b.png"], transform=np.asarray)
     with pytest.raises(OSError, match=r"b\.png"):
-        next(iter(loader))
+        next(read_batches(data, range(1), np.stack, 1, 1, "read", False))
 
 
 def test_bad_paths(folder):

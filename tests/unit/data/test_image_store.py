@@ -2,6 +2,7 @@
 
 import errno
 import io
+import multiprocessing
 import os
 import pickle
 import time
@@ -263,6 +264,7 @@ def test_an_unreadable_image_is_named(paths, folder, kind, num_workers):
         make(kind(paths), folder, num_workers=num_workers)
     if not num_workers:  # a worker's message holds its traceback
         assert str(caught.value).count("cannot read") == 1
+    assert multiprocessing.active_children() == []  # though `caught` holds the loader's frames
     assert files_in(folder) == []
 
 
