@@ -35,7 +35,7 @@ __all__ = ["Embedder"]
 
 _FORMAT = 1
 _HOG_SIZE, _HOG_IMAGES, _HOG_COMPONENTS = 96, 2000, 128
-_NETWORK_SIZE, _NETWORK_IMAGES, _LAYER_COMPONENTS, _NEIGHBORS = 224, 5000, 256, 5
+_NETWORK_SIZE, _NETWORK_IMAGES, _LAYER_COMPONENTS = 224, 5000, 256
 _SETTINGS = ("image_size", "num_components", "mirror", "whitening", "neighbors", "mean", "std")
 
 
@@ -47,8 +47,8 @@ class Embedder(BaseEstimator):
     It needs no download and no training. With a pretrained network: the pooled outputs of several of its
     layers, each centered, rotated to its principal directions, partly whitened and scaled to unit length;
     then concatenated, so that squared distances of the layers add. Middle layers add details that the last
-    one has dropped. The last step, `features.NeighborWhitening`, holds back the directions in which mutual
-    nearest neighbors differ. The network is not trained.
+    one has dropped. The network is not trained. The last step of both, `features.NeighborWhitening`, holds
+    back the directions in which mutual nearest neighbors differ.
 
     Args:
         network: a module (B, 3, S, S) -> anything, pretrained. It is used in evaluation mode. Default None:
@@ -67,8 +67,7 @@ class Embedder(BaseEstimator):
             Network: features are averaged over both, which takes twice the time. Default True.
         whitening: exponent p of the network's whitening, in 0..1: principal coordinates are divided by their
             standard deviation to the power p; 0: rotated only, 1: full whitening. Default 0.75.
-        neighbors: how many nearest neighbors of a photo the last step learns from; 0: without it. Default
-            None: 5 for a network; 0 for HOG, with which 5 has been measured on one set alone.
+        neighbors: how many nearest neighbors of a photo the last step learns from; 0: without it. Default 5.
         mean, std: of the three channels, for pixels in [0, 1], that the network was trained with. Default:
             those of ImageNet.
         batch_size: photos at once, from 1. Default 64.
@@ -104,7 +103,7 @@ class Embedder(BaseEstimator):
     num_views: int = 8
     mirror: bool = True
     whitening: float = 0.75
-    neighbors: int | None = None
+    neighbors: int = 5
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
     batch_size: int = 64
@@ -132,8 +131,7 @@ class Embedder(BaseEstimator):
         seed = as_count(self.random_state, "random_state", 0)
         as_real(self.whitening, "whitening", low=0, high=1)
         as_count(self.num_views, "num_views", 2)
-        default = 0 if self.network is None else _NEIGHBORS
-        neighbors = as_count(_given(self.neighbors, default), "neighbors", 0)
+        neighbors = as_count(self.neighbors, "neighbors", 0)
         limit = _given(self.num_images, _HOG_IMAGES if self.network is None else _NETWORK_IMAGES)
         photos = self._photos(images)
         order = np.random.default_rng(seed).permutation(len(photos))[: as_count(limit, "num_images", 3)]
