@@ -94,7 +94,7 @@ def test_rounds_run_on_a_folder(tmp_path, monkeypatch):
 def test_a_folder_is_embedded(tmp_path, monkeypatch):
     draw_folder()(tmp_path / "photos", num_postures=4, num_images=5)
     monkeypatch.chdir(tmp_path)
-    names = run_block("Embedder().fit")
+    names = run_block("Embedder().fit(")
     assert names["embeddings"].shape == (20, 19)  # at most one column less than there are photos
     assert (tmp_path / "photos.embedder.npz").is_file()
 
