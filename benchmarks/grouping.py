@@ -288,13 +288,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     got = parse(arguments)
-    from benchmarks.core.results import Result, read_results, write_results
+    from benchmarks.core.results import Result, rows_to_add_to, write_results
 
     folder = common.output_folder(got.output)
     path = folder / "results.json"
-    results = read_results(path)
-    if results and not got.resume:
-        raise ValueError(f"{path} holds rows already: go on with --resume, or choose another --output")
+    results = rows_to_add_to(path, got.resume)
     settings = {"samples": got.samples, "part": got.part}
     for samples in read(got):
         done = {(r.method, r.dataset, r.seed) for r in results if r.settings == settings}

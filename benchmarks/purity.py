@@ -69,7 +69,7 @@ from matplotlib.figure import Figure
 from pytorch_metric_learning.losses import NTXentLoss, TripletMarginLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
 
-from benchmarks.core.results import Result, read_results, table, write_results
+from benchmarks.core.results import Result, rows_to_add_to, table, write_results
 from benchmarks.data.olympic import OlympicFrames, OlympicTree, load_tree
 from benchmarks.figures.dataset import make_figures, pose_distances
 from benchmarks.measures.postures import retrieval_report
@@ -109,9 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("PML").setLevel(logging.ERROR)  # it notes parts that need not be there
     folder = common.output_folder(got.output)
     path = folder / "results.json"
-    results = read_results(path)
-    if results and not got.resume:
-        raise ValueError(f"{path} holds rows already: go on with --resume, or choose another --output")
+    results = rows_to_add_to(path, got.resume)
     train, test = load(Path(got.cache), 1, got.quick), load(Path(got.cache), 0, got.quick)
     test.match(train)
     for share in got.exchanged:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 TrunkName = Literal["alexnet", "hog", "googlenet", "resnet18", "resnet50", "efficientnet-lite0"]
 TRUNKS: tuple[str, ...] = get_args(TrunkName)
@@ -177,7 +177,33 @@ NETWORK, LEARNING = "network", "learning"  # groups of --help
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Choices:
+    """What the recipes of all benchmarks share: a network, and values that their fields check."""
+
+    if TYPE_CHECKING:
+        scale: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            check_value(flag(one.name), getattr(self, one.name), one.metadata)
+        low, high = self.scale
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"--scale must be two numbers above 0, LOW and HIGH, got {self.scale}")
+        _ = self.architecture  # which checks the trunk, the image size and the width
+
+    @property
+    def architecture(self) -> Architecture:
+        """The network's shapes."""
+        return architecture_of(self)
+
+    @property
+    def brings_weights(self) -> bool:
+        """True for a trunk that a function makes: it does not begin at random."""
+        return bool(getattr(self.architecture, "function", ""))
+
+
+@dataclass(frozen=True)
+class Recipe(Choices):
     """Every choice of a training run that a result depends on; each field says what it does.
 
     Raises:
@@ -234,32 +260,18 @@ class Recipe:
     precision: str = choice("auto", "auto: what is fast here", values=("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            check_value(flag(one.name), getattr(self, one.name), one.metadata)
+        super().__post_init__()
         if not self.min_size <= (self.mean_size or self.min_size) <= self.max_size:
             raise ValueError(
                 "--min-size, --mean-size and --max-size must not decrease, "
                 f"got {self.min_size}, {self.mean_size}, {self.max_size}"
             )
-        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ValueError(f"--scale must be two numbers above 0, LOW and HIGH, got {self.scale}")
         if not self.classification and not self.lam and not self.feature:
             raise ValueError("--classification, --lambda and --feature are all 0: there is nothing to learn")
         if not self.population and not self.consensus:
             raise ValueError(
                 "--population and --consensus are both 0: concurl then has no clusters to agree on"
             )
-        _ = self.architecture  # which checks the trunk, the image size and the width
-
-    @property
-    def architecture(self) -> Architecture:
-        """The network's shapes."""
-        return architecture_of(self)
-
-    @property
-    def brings_weights(self) -> bool:
-        """True for a trunk that a function makes: it does not begin at random."""
-        return bool(getattr(self.architecture, "function", ""))
 
     def settings(self) -> dict[str, Any]:
         """Every value, for results and checkpoints."""

@@ -71,6 +71,14 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     common.write_text(path, json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
 
+def rows_to_add_to(path: Path, resume: bool) -> list[Result]:
+    """The rows of an earlier run, which only --resume may go on with; a ValueError without it."""
+    results = read_results(path)
+    if results and not resume:
+        raise ValueError(f"{path} holds rows already: go on with --resume, or choose another --output")
+    return results
+
+
 def read_results(path: Path) -> list[Result]:
     """The rows of a results file; none if there is no file.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +12,8 @@ from benchmarks.core.recipes import (
     NETWORK,
     AlexNetConfig,
     Architecture,
-    architecture_of,
-    check_value,
+    Choices,
     choice,
-    flag,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PoseRecipe:
+class PoseRecipe(Choices):
     """Every choice of a training, beside its first weights; each field says what it does.
 
     Raises:
@@ -54,23 +51,6 @@ class PoseRecipe:
     shift: float = choice(0.05, "largest shift of a person to any side, as a share of the image", 0, 1)
     mean_pose: bool = choice(True, "begin from the mean of the labeled poses and their mirror images, not from the middle")  # fmt: skip  # noqa: E501
     precision: str = choice("auto", "auto: what is fast here", values=("auto", "float32", "bfloat16"))
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            check_value(flag(one.name), getattr(self, one.name), one.metadata)
-        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ValueError(f"--scale must be two numbers above 0, got {self.scale}")
-        _ = self.architecture  # which checks the trunk, the image size and the width
-
-    @property
-    def architecture(self) -> Architecture:
-        """The network's shapes."""
-        return architecture_of(self)
-
-    @property
-    def brings_weights(self) -> bool:
-        """True for a trunk that a function makes: it does not begin at random."""
-        return bool(getattr(self.architecture, "function", ""))
 
     def settings(self) -> dict[str, Any]:
         """Every value, as plain ones, for results and checkpoints."""
