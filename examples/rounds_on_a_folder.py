@@ -10,10 +10,10 @@ is the embedding of that network. Without the extra, for the drawn folder and wi
 is `Embedder` without a network, and JointTrainer trains a small network in rounds. That one need not be
 better, and on a thousand photos it seldom is.
 
-`label_free_score` compares the two, embeddings.npy is the one it prefers, and the last lines say which. All
-that comes of a run lies in --output, with names.txt for searches of your own; rounds that were stopped go on.
-Other images or options need another --output. Subfolders, if there are any, serve to score the result, no
-more.
+`label_free_score` compares the two, embeddings.npy is the one it prefers, and the last lines say which. It is
+a hint: it has preferred adapted networks, rightly, and the start on the drawn folder, wrongly. All that comes
+of a run lies in --output, with names.txt for searches of your own; rounds that were stopped go on. Other
+images or options need another --output. Subfolders, if there are any, serve to score the result, no more.
 """
 
 from __future__ import annotations
