@@ -3,6 +3,7 @@
 python benchmarks/speed.py                                       # every part, small
 python benchmarks/speed.py --part ystep --samples 14000 28000 57000 113516 --dim 4096 --resume
 python benchmarks/speed.py --part graph --nodes 1000000
+python benchmarks/speed.py --part training --network resnet18 --image-size 128 --batch-size 32 --bfloat16
 
 What is compared is done in turns, A B A B, and a ratio is the median over the turns. Seconds are of this
 machine and of what else ran on it; of ratios those with _cpu count the processor's seconds (--threads 1).
@@ -139,6 +140,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(group, "--image-size", 64, "pixels")
     add(group, "--batch-size", 64, "of training")
     add(group, "--steps", 20, "of training in a turn")
+    add(group, "--network", "alexnet", "of training and feeding", choices=("alexnet", "resnet18"))
+    group.add_argument("--bfloat16", action="store_true", help="training under autocast, both loops")
+    group.add_argument("--channels-last", action="store_true", help="memory format of training, both loops")
     add(group, "--images", 512, "of extraction and HOG-LDA")
     group = parser.add_argument_group("graph")
     add(group, "--nodes", 20_000, "samples")

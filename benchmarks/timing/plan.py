@@ -112,9 +112,13 @@ def _loss(got: argparse.Namespace) -> Iterator[Job]:
 
 def _networks(got: argparse.Namespace, part: str, method: str, function: Any, workers: int) -> Job:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = training.Shape(got.image_size, got.batch_size, got.steps, workers, got.seed, device)
+    sizes = (got.image_size, got.batch_size, got.steps, workers, got.seed, device)
+    shape = training.Shape(*sizes, got.network, got.bfloat16, got.channels_last)
     settings = {"steps": got.steps, "repeats": got.repeats, "device": device}
     name = f"{got.image_size} px, batch {got.batch_size}"
+    changed = {"bfloat16": got.bfloat16, "channels last": got.channels_last}
+    if got.network != "alexnet" or any(changed.values()):
+        name = ", ".join([got.network, name, *(word for word, on in changed.items() if on)])
     return _job(got, part, name, method, settings, function, shape, got.repeats, got.quiet)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.models import resnet18
 from tqdm.auto import tqdm
 
 from benchmarks.core import networks
@@ -36,6 +37,9 @@ class Shape:
     workers: int
     seed: int
     device: str
+    network: str = "alexnet"
+    bfloat16: bool = False
+    channels_last: bool = False
 
 
 class Tensors(Dataset[torch.Tensor]):
@@ -61,10 +65,19 @@ def images_of(size: int, seed: int) -> np.ndarray:
 
 
 def _parts(shape: Shape) -> dict[str, nn.Module]:
-    config = AlexNetConfig(image_size=shape.image_size, batch_norm=True, fc_dim=1024)
-    models = networks.build(config, shape.seed, dropout=0.0)
-    trunk = nn.Sequential(augmentation(SMALL), models["trunk"])
-    return {"trunk": trunk.to(shape.device), "embedder": models["embedder"].to(shape.device)}
+    if shape.network == "resnet18":
+        torch.manual_seed(shape.seed)
+        network: nn.Module = resnet18()
+        network.fc = nn.Identity()
+        embedder: nn.Module = nn.Linear(512, 128)
+    else:
+        config = AlexNetConfig(image_size=shape.image_size, batch_norm=True, fc_dim=1024)
+        models = networks.build(config, shape.seed, dropout=0.0)
+        network, embedder = models["trunk"], models["embedder"]
+    if shape.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    trunk = nn.Sequential(augmentation(SMALL), network)
+    return {"trunk": trunk.to(shape.device), "embedder": embedder.to(shape.device)}
 
 
 def _optimizer(parameters: Any) -> torch.optim.Optimizer:
@@ -97,6 +110,7 @@ def rounds(images: Any, shape: Shape) -> list[float]:
         num_rounds=1,
         seed=shape.seed,
         progress=False,
+        autocast=torch.bfloat16 if shape.bfloat16 else None,
         dataloader_num_workers=shape.workers,
         end_of_iteration_hook=lambda trainer: clock.append(_now(shape.device)),
     ).train()
@@ -116,8 +130,9 @@ def bare(images: Any, shape: Shape) -> list[float]:
     clock: list[float] = []
     for batch, index in loader:
         index = index.to(shape.device)
-        embeddings = network(batch.to(shape.device))
-        value = loss(embeddings, labels[index], miner(embeddings, index))
+        with torch.autocast(torch.device(shape.device).type, torch.bfloat16, enabled=shape.bfloat16):
+            embeddings = network(batch.to(shape.device))
+            value = loss(embeddings, labels[index], miner(embeddings, index))
         for optimizer in optimizers:
             optimizer.zero_grad()
         value.backward()
