@@ -358,9 +358,12 @@ def test_torchrun(tmp_path, alone):
         "--nproc-per-node=2",
         str(script),
     ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
+    }  # a rank that aborts says where
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     with np.load(path) as found:
         for name, weights in alone["posets"]["weights"].items():
