@@ -230,6 +230,9 @@ def from_environment(
     if not joins:
         yield chosen
         return
+    # Its functions would keep a group that is there when they are imported, and with it threads to the very end.
+    from torch.distributed.nn import functional  # noqa: F401
+
     _left.clear()
     backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
