@@ -230,7 +230,7 @@ def from_environment(
     if not joins:
         yield chosen
         return
-    # Its functions would keep a group that is there when they are imported, and with it threads to the very end.
+    # Imported later, its functions would keep the group, and with it threads to the interpreter's end.
     from torch.distributed.nn import functional  # noqa: F401
 
     _left.clear()
