@@ -35,6 +35,7 @@ from PIL import Image, ImageDraw
 from pytorch_metric_learning.losses import NTXentLoss
 from torch import nn
 from torchvision.transforms import v2
+from tqdm.auto import trange
 
 from pml_posets import (
     BatchAugmentation,
@@ -160,7 +161,7 @@ def adapt(
     optimizer = torch.optim.AdamW([*weights, *head.parameters()], lr=1e-4, weight_decay=0)
     schedule, loss_func = warm_up(optimizer, 20), NTXentLoss(0.1)
     size = min(96, len(maps))
-    for _ in range(options.iterations):
+    for _ in trange(options.iterations, desc="adapt"):
         chosen = torch.randperm(len(maps))[:size].tolist()
         views = torch.stack([maps[i] for i in chosen * 2])
         with torch.autocast("cpu", torch.bfloat16):
@@ -236,17 +237,17 @@ def draw_folder(folder: Path, num_postures: int = 12, num_images: int = 30, size
 def draw_figure(angles: np.ndarray, size: int, rng: np.random.Generator) -> Image.Image:
     """One figure, light, among sticks that are darker, in front of a dark wall."""
 
-    def colour(low: int, high: int) -> tuple[int, ...]:
+    def color(low: int, high: int) -> tuple[int, ...]:
         return tuple(rng.integers(low, high, 3).tolist())
 
     def along(angle: float, length: float) -> np.ndarray:
         return length * np.array([math.sin(angle), math.cos(angle)])
 
-    image = Image.new("RGB", (size, size), colour(0, 100))
+    image = Image.new("RGB", (size, size), color(0, 100))
     pen = ImageDraw.Draw(image)
     for _ in range(14):
-        pen.line(rng.uniform(0, size, 4).tolist(), fill=colour(40, 170), width=int(rng.integers(2, 7)))
-    skin, limb, width = colour(150, 256), size * rng.uniform(0.15, 0.19), int(size * rng.uniform(0.07, 0.1))
+        pen.line(rng.uniform(0, size, 4).tolist(), fill=color(40, 170), width=int(rng.integers(2, 7)))
+    skin, limb, width = color(150, 256), size * rng.uniform(0.15, 0.19), int(size * rng.uniform(0.07, 0.1))
     hips = size / 2 + rng.normal(0, 0.03 * size, 2) + (0, 0.6 * limb)
     neck = hips - along(0.15 * angles[0], 1.4 * limb)
     head = neck - along(0.15 * angles[0], 0.6 * limb)

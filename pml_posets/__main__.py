@@ -31,6 +31,7 @@ from .embedder import Embedder
 from .gallery import Added, Gallery
 
 _MAP_PHOTOS = 1500
+_AMP = ("bfloat16", "float16")  # precisions of a network
 _OF_EMBEDDER = ("image_size", "layers", "mean", "std")
 _JUDGED = 800  # photos that the embedding is judged on
 
@@ -132,6 +133,8 @@ def _open_embedder(gallery: Gallery, options: argparse.Namespace) -> Embedder:
             settings = json.loads(settings_path.read_text(encoding="utf-8"))
             settings = {"amp": None, **settings}
             settings = {name: settings[name] for name in ("network", "weights", "amp")}
+            if settings["amp"] not in (None, *_AMP):
+                raise ValueError(f"amp is {settings['amp']!r}")
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             advice = "embed the photos again, into another folder"
             raise ValueError(f"{settings_path} is damaged or missing ({error}): {advice}") from error
@@ -310,7 +313,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-size", type=int, help="side the photos are resized to, pixels")
     for name in ("mean", "std"):
         add(f"--{name}", nargs=3, type=float, help="of pixels in [0, 1]. Default: ImageNet's")
-    add("--amp", choices=("bfloat16", "float16"), help="precision of the network. Default: float16 on a GPU")
+    add("--amp", choices=_AMP, help="precision of the network. Default: float16 on a GPU")
     add("--no-mirror", action="store_true", help="a photo and its mirror image differ")
     add("--batch-size", type=int, help="photos at once. Default 64")
     add("--workers", type=int, help="processes that read photos. Default 0: this one")

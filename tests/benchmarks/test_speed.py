@@ -45,6 +45,13 @@ def here(monkeypatch):
     monkeypatch.setattr(training, "_NUM_IMAGES", 32)
 
 
+def test_training_of_another_network_and_precision(here, tmp_path):
+    chosen = ("--network", "resnet18", "--bfloat16", "--channels-last")
+    assert speed.main(["--part", "training", "--output", str(tmp_path), *TINY, *chosen]) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert {row["dataset"] for row in rows} == {"resnet18, 64 px, batch 8, bfloat16, channels last"}
+
+
 @pytest.mark.parametrize("part", [part for part in speed.PARTS if part != "startup"])
 def test_a_part_writes_rows(here, tmp_path, capsys, part):
     if part == "hog":

@@ -361,11 +361,8 @@ def test_torchrun(tmp_path, alone):
         "--nproc-per-node=2",
         str(script),
     ]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONFAULTHANDLER": "1",
-    }  # a rank that aborts says where
+    # The fault handler says where a rank aborts.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     with np.load(path) as found:

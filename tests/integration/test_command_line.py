@@ -185,7 +185,7 @@ def test_options_that_cannot_be_meant_are_refused(options, message, embedded, ca
     assert message in err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]"])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"network": null, "weights": null, "amp": "float8"}'])
 def test_damaged_settings_are_named(text, embedded, capsys, tmp_path):
     shutil.copytree(embedded / "out", tmp_path / "out")
     (tmp_path / "out" / "settings.json").write_text(text)
