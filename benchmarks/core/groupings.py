@@ -114,7 +114,9 @@ def surrogate_classes(plan: Plan, method: Method) -> tuple[PseudoLabelSampler, F
         random_state=plan.seed,
     )
     if recipe.groups == "sure":
-        grouping = ConfidentGrouping(recipe.coverage, min_size=2, max_size=recipe.max_size)
+        grouping = ConfidentGrouping(
+            recipe.coverage, mutual=recipe.mutual, min_size=2, max_size=recipe.max_size
+        )
     assignment = RelaxedAssignment(min_size=recipe.min_size, random_state=plan.seed)
     return pseudo_label_batches(
         plan,

@@ -227,6 +227,9 @@ class Recipe(Choices):
     num_classes: int | None = choice(None, "surrogate classes; default: what comes out", 1, group=LEARNING)
     groups: str = choice("surrogate", "surrogate: those of section 3.1; sure: by one threshold for all, along clips where times are known", values=("surrogate", "sure"), group=LEARNING)  # fmt: skip  # noqa: E501
     coverage: float = choice(0.1, "share of samples whose nearest neighbor is sure, of --groups sure", 0, 1, excluded=0)  # fmt: skip  # noqa: E501
+    mutual: int = choice(
+        0, "sure pairs are among each other's so many most similar, of --groups sure; 0: any", 0
+    )
     num_clusters: int | None = choice(None, "K of k-means and concurl's prototypes", 2, group=LEARNING)
     anchors: Literal["unassigned", "all"] = choice("unassigned", "of the poset loss; the paper: the unassigned samples", values=("unassigned", "all"))  # fmt: skip  # noqa: E501
     unassigned_fraction: float = choice(0.5, "largest part of a batch for unassigned samples", 0, 1)

@@ -109,10 +109,10 @@ def test_what_is_taught_is_of_frames_in_time_or_alone(data, whole, tmp_path):
 
 
 def test_sure_groups(data, whole, tmp_path):
-    more = ["--groups", "sure", "--set", "coverage=0.5", "--method", "posets"]
+    more = ["--groups", "sure", "--set", "coverage=0.5", "mutual=3", "--method", "posets"]
     assert main(arguments(data, tmp_path, *more)) == 0
     settings = rows_of(tmp_path)["posets", 0]["settings"]
-    assert (settings["groups"], settings["coverage"]) == ("sure", 0.5)
+    assert (settings["groups"], settings["coverage"], settings["mutual"]) == ("sure", 0.5, 3)
     assert rows_of(tmp_path)["posets", 0]["metrics"] != rows_of(whole)["posets", 0]["metrics"]
 
 

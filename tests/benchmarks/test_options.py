@@ -90,7 +90,7 @@ def test_every_field_of_a_recipe_has_an_option(field):
         "image_size": (96,), "fc_dim": (32,), "dropout": (0.25,), "rounds": (7,), "iterations": (11,),
         "batch_size": (24,), "classification": (0.3,), "lam": (0.7,), "feature": (0.2,), "num_nearest": (5,),
         "anchors": ("unassigned",), "unassigned_fraction": (0.1,), "random_fraction": (0.2,),
-        "groups": ("sure",), "coverage": (0.3,), "movement": (0.5,),
+        "groups": ("sure",), "coverage": (0.3,), "mutual": (1,), "movement": (0.5,),
         "num_classes": (50,), "mean_size": (5.5,), "min_size": (4,), "max_size": (9,), "top_fraction": (0.5,),
         "regroup": ("network",), "mix": (0.9,), "optimizer": ("sgd",), "lr": (0.5,), "momentum": (0.1,),
         "weight_decay": (0.2,), "schedule": ("constant",), "ema": (0.5,), "sigma": (0.9,),
