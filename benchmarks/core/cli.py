@@ -16,7 +16,7 @@ from benchmarks.core.methods import METHODS, NETWORKS
 from benchmarks.core.recipes import PRESETS, flag
 
 LAYERS = ("pool5", "fc6", "fc7", "pooled", "embedding")
-FIRST = ("hog-lda", "hog", "hog-window", "hog-views")  # first similarities
+FIRST = ("hog-lda", "hog", "hog-window", "hog-views", "network")  # first similarities
 FIGURE_SIZES: dict[str, dict[str, Any]] = {  # of `figures.make_figures`
     "full": {},
     "tiny": {"num_sources": 4, "num_clips": 1, "num_frames": 10, "num_anchors": 8},
@@ -185,7 +185,12 @@ def build_parser(line: CommandLine, description: str) -> argparse.ArgumentParser
     first = parser.add_argument_group("what training starts from")
     add = first.add_argument
     says = f"default: {line.first}; hog-lda with the preset paper"
-    add("--first-similarities", dest="first", choices=FIRST, help=f"of the images; {says}")
+    add(
+        "--first-similarities",
+        dest="first",
+        choices=FIRST,
+        help=f"of the images; network: those of the pretrained trunk, frozen; {says}",
+    )
     add("--initial", dest="first", choices=FIRST, help=argparse.SUPPRESS)
     add("--init", type=Path, metavar="FILE", help="ImageNet weights of the trunk, as torchvision has them")
     add("--window", type=float, nargs=2, metavar=("X", "Y"), help=argparse.SUPPRESS)
@@ -231,9 +236,9 @@ def _shown(one: Field[Any], recipe: Any) -> str:
     value = getattr(recipe, one.name)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (
-        ",".join(map(str, value)) or "-" if isinstance(value, tuple) else "-" if value is None else str(value)
-    )
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    return "-" if value in (None, "") else str(value)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

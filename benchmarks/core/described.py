@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from benchmarks.core import common
+from benchmarks.core import common, networks
 from benchmarks.core.groupings import Start
 from benchmarks.core.learning import augmentation
 from benchmarks.core.options import WINDOW, Options
@@ -20,6 +20,7 @@ from pml_posets.data.cache import FeatureCache, digest
 from pml_posets.data.datasets import WithViews, mirror
 from pml_posets.data.image_store import ImageStore
 from pml_posets.distributed.sharing import main_first
+from pml_posets.embedder import Embedder
 from pml_posets.features.hog_lda import HOGLDA
 from pml_posets.features.instance_lda import InstanceLDA
 from pml_posets.features.motion_hog import MotionHOG
@@ -82,12 +83,15 @@ class Described:
     def hog(self, kind: str) -> Pair:
         """Unit rows: "hog" (mean subtracted), "hog-lda" (whitened), "hog-window" (weighted to the middle).
 
-        "hog-views" is an embedding of HOG, learned from augmented views of the images.
+        "hog-views" is an embedding of HOG, learned from augmented views of the images; "network" is
+        `Embedder` over the network as it begins: an image and its mirror image have the same row.
         """
         if kind == "start":
             kind = self.options.first
         if kind == "hog-views":
             return self._embedded
+        if kind == "network":
+            return self._by_network
         finisher = copy.copy(self.statistics)
         finisher.normalize, finisher.whiten = True, kind == "hog-lda"
         finisher.window = self.options.window if kind == "hog-window" else None
@@ -97,6 +101,8 @@ class Described:
     def start(self, sources: np.ndarray | None = None, times: np.ndarray | None = None) -> Start:
         """The first similarities, brought down to a few hundred columns."""
         plain, mirrored = self.hog("start")
+        if self.options.first == "network":
+            return Start(plain, None, sources, times)
         if self.options.components:
             plain, mirrored = principal_components(plain, self.options.components, mirrored)
         return Start(plain, mirrored, sources, times)
@@ -155,6 +161,10 @@ class Described:
                 "window": None if window is None else list(window),
             }
             kind = self.options.first
+        if kind == "network":
+            recipe, init = self.options.recipe, self.options.init
+            found |= {**recipe.architecture.settings(), "flips": self._background.flips}
+            found |= {"init": None if init is None else init.name, "precision": recipe.precision}
         if kind == "hog-views":
             recipe = self.options.recipe
             found |= {**VIEWS, "flips": self._background.flips, "scale": list(recipe.scale)}
@@ -177,6 +187,35 @@ class Described:
             return found["plain"], found["mirrored"]
 
         return main_first(embed)
+
+    @cached_property
+    def _by_network(self) -> Pair:
+        cache = FeatureCache(self.folder)
+        settings = {**self.settings("network"), "from": self._background.data_id}
+        key = cache.key(settings, self.frames, self.data_id)
+
+        def embed() -> Pair:
+            found = cache.load(key)
+            if found is None:
+                size = self.options.recipe.image_size
+                rows = self._background.embedder.transform(self.images_of(size))
+                found = {"plain": rows}
+                cache.save(key, found)
+            return found["plain"], found["plain"]
+
+        return main_first(embed)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The library's frozen recipe over the network as it begins, fitted to these images."""
+        options, size = self.options, self.options.recipe.image_size
+        models = networks.build(options.recipe.architecture, 0, dropout=0.0)
+        if options.init is not None:
+            networks.load_imagenet(models, options.recipe.architecture, options.init)
+        how: dict[str, Any] = {"device": options.device, "amp": options.amp, "progress": options.progress}
+        return Embedder(models["trunk"].eval(), image_size=size, mirror=self.flips, **how).fit(
+            self.images_of(size)
+        )
 
     @cached_property
     def instance_lda(self) -> InstanceLDA:

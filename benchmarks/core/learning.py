@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.core import hog_trunk, losses, networks
+from benchmarks.core.cached import CachedTrunk
 from benchmarks.core.groupings import Plan, Start
 from benchmarks.core.logs import RunLog
 from benchmarks.core.recipes import Recipe
@@ -18,6 +19,7 @@ from pml_posets._random import derive_seeds, preserved_randomness, seed_everythi
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.data.datasets import WithMirrorImages
 from pml_posets.distributed.sharing import from_main
+from pml_posets.training.finetune import freeze_batch_norm
 from pml_posets.training.joint import JointTrainer
 
 
@@ -37,6 +39,8 @@ def train(
     end_of_round: Callable[[JointTrainer], Any] | None = None,
     num_workers: int = 0,
     output_dir: Path | None = None,
+    cache: Path = Path("runs/cache"),
+    flips: bool = False,
     progress: bool = True,
 ) -> JointTrainer:
     """Train a network by one of the methods, to the end or from where a run was stopped.
@@ -58,6 +62,8 @@ def train(
         end_of_round: called with the trainer after each round.
         num_workers: processes that load images.
         output_dir: folder of the checkpoint; None: none.
+        cache: folder of cached maps.
+        flips: half of the cached views are of mirrored images.
         progress: show progress bars.
 
     Returns:
@@ -72,8 +78,15 @@ def train(
     if recipe.trunk == "hog":
         hog_trunk.begin(models, images, start.features, device)
     networks.freeze(models["trunk"], recipe.freeze)
-    models = {"trunk": nn.Sequential(augmentation(recipe), models["trunk"]), "embedder": models["embedder"]}
-    parts_of_it: dict[str, Any] = {name: model.to(device) for name, model in models.items()}
+    if not recipe.train_batch_norm:
+        freeze_batch_norm(models["trunk"])
+    trunk = nn.Sequential(augmentation(recipe), models["trunk"])
+    seen = plain = images
+    if recipe.cached_maps:
+        trunk = CachedTrunk(trunk[0], trunk[1], recipe.cached_maps, recipe.image_size)
+        seen = trunk.to(device).maps_of(images, cache, recipe, flips, progress)
+        plain = seen.plain
+    parts_of_it: dict[str, Any] = {"trunk": trunk.to(device), "embedder": models["embedder"].to(device)}
     with preserved_randomness():
         seed_everything(derive_seeds(seed)[0])  # a loss may have weights too
         parts = losses.build(method, Plan(start, recipe, parts_of_it, seed))
@@ -91,7 +104,8 @@ def train(
         loss_funcs=loss_funcs,
         loss_weights={name: parts.weights.get(name, 1.0) for name in loss_funcs},
         mining_funcs=parts.miners,
-        dataset=images,
+        dataset=seen,
+        feature_dataset=plain,
         num_rounds=recipe.rounds,
         iterations_per_round=recipe.iterations,
         feature_fn=parts.feature_fn,

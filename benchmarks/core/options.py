@@ -264,6 +264,17 @@ def _check_network(got: argparse.Namespace, options: Options) -> None:
         raise ValueError(
             f"--method alexnet-imagenet goes with --trunk alexnet; for weights of {trunk}: --init FILE"
         )
+    if options.first == "network" and not options.begins:
+        raise ValueError(
+            "--first-similarities network needs a pretrained trunk: "
+            "--trunk efficientnet-lite0, or --init FILE"
+        )
+    turning = [m for m in options.learned if {"rotation", "attention"} & {*METHODS[m].losses}]
+    if options.recipe.cached_maps and turning:
+        raise ValueError(
+            f"--cached-maps does not go with --method {' '.join(turning)}, which turns or moves the images "
+            "themselves: use --freeze"
+        )
     if got.init is None:
         return
     if isinstance(config, TrunkConfig):

@@ -216,6 +216,9 @@ class Recipe(Choices):
     batch_norm: bool = choice(False, "AlexNet with batch normalization; the others have theirs")
     dropout: float = choice(0.5, "before fc6 and fc7, or the embedder", 0, 1, excluded=1)
     freeze: tuple[str, ...] = choice((), "parameters of the trunk that stay as they are, by pattern: '*', 'features.[0-4].*'", group=NETWORK)  # fmt: skip  # noqa: E501
+    cached_maps: str = choice("", "train what is behind this layer of the trunk, on maps of a few views of each image, computed once", group=NETWORK)  # fmt: skip  # noqa: E501
+    cached_views: int = choice(4, "random views of each image, of --cached-maps", 1)
+    train_batch_norm: bool = choice(True, "batch normalization counts on, and its weights learn")
     rounds: int = choice(10, "of grouping and training", 1, group=LEARNING)
     iterations: int = choice(20_000, "in each round", 1, group=LEARNING)
     batch_size: int = choice(128, "samples; half as many images, twice, for methods of two views", 2, group=LEARNING)  # fmt: skip  # noqa: E501

@@ -268,6 +268,8 @@ def learn(method: str, seed: int, task: Task, home: Path) -> Outcome:
             device=options.device,
             num_workers=options.workers if options.device != "cpu" else 0,
             output_dir=home,
+            cache=task.unlabeled.folder,
+            flips=task.unlabeled.flips,
             resume=options.resume,
             progress=options.progress,
             models=begin,

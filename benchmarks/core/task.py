@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.core import common, methods
+from benchmarks.core.cached import score_maps
 from benchmarks.core.described import Described
 from benchmarks.core.groupings import Start
 from benchmarks.core.options import FIGURE_SIZES, Options
@@ -102,6 +103,7 @@ class Task:
     def score(self, network: torch.nn.Module, image_size: int) -> Score:
         """A network, (B, 3, S, S) uint8 images to (B, D) features, in evaluation mode."""
         images = self.tested.images_of(image_size)
+        images = score_maps(network, images, self.tested.folder, self.options.recipe, self.options.progress)
         return self.measured(self.with_start(self.extract(network, images)))
 
     def with_start(self, features: Any) -> Any:

@@ -153,7 +153,7 @@ class CachedMaps(Dataset[torch.Tensor]):
         folder: where the file lies; made if missing.
         augmentation: makes the views, and normalizes the images as the network wants them. Default:
             `BatchAugmentation(brightness=0.4, color=0.1, gray=0.1)`, with mean and deviation of ImageNet.
-        num_views: V random views of each image, from 1. Default 8.
+        num_views: V random views of each image; 0: an item is the image as it is. Default 8.
         mirror: every second view is mirrored first. Default True.
         max_gib: the most that the file may take, GiB of 2^30 bytes. It takes 2 (V + 1) N C H W bytes. Default
             16.
@@ -203,7 +203,7 @@ class CachedMaps(Dataset[torch.Tensor]):
         seed: int = 0,
         progress: bool = True,
     ) -> None:
-        self.num_views, seed = as_count(num_views, "num_views"), as_count(seed, "seed", 0)
+        self.num_views, seed = as_count(num_views, "num_views", 0), as_count(seed, "seed", 0)
         augment = augmentation or BatchAugmentation(brightness=0.4, color=0.1, gray=0.1)
         self._shape = (self.num_views + 1, check_dataset(dataset), *tail.shape)
         size = 2 * int(np.prod(self._shape))
@@ -270,7 +270,7 @@ class CachedMaps(Dataset[torch.Tensor]):
         return self._shape[1]
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        view = 1 + int(torch.randint(self.num_views, (1,)))
+        view = 1 + int(torch.randint(self.num_views, (1,))) if self.num_views else 0
         return self._item(view, as_index(index, len(self)))
 
     def _item(self, view: int, index: int) -> torch.Tensor:

@@ -268,6 +268,37 @@ def test_a_trunk_of_torchvision_and_weights_to_begin_from(data, tmp_path):
     assert [scored["metrics"][name] for name in kept] == [rows["kmeans", 0]["metrics"][name] for name in kept]
 
 
+def test_training_behind_cached_maps(data, tmp_path):
+    torch.manual_seed(0)
+    torch.save(torchvision_models.resnet18(weights=None).state_dict(), tmp_path / "w.pth")
+    network = ["--trunk", "resnet18", "--init", tmp_path / "w.pth", "--layer", "pooled"]
+    cached = [*network, "--first-similarities", "network", "--cached-maps", "features.layer3"]
+    methods = ["--method", "start", "init", "posets", "ntxent"]
+    main(arguments(data, tmp_path / "out", *cached, *methods))
+    rows = rows_of(tmp_path / "out")
+    assert rows["posets", 0]["metrics"]["recall_1_round_0"] == rows["init", 0]["metrics"]["recall_1"]
+    assert len(list((data / "cache").glob("maps-*.npy"))) == 2  # views to learn from, and tested images
+
+    before = torch.load(tmp_path / "w.pth", weights_only=True)
+    content = torch.load(tmp_path / "out" / "posets-seed0" / "checkpoint.pt", weights_only=False)
+    after = content["parts"]["models"]["trunk"]
+    same = {
+        name: torch.equal(after[f"1.features.{name}"], value)
+        for name, value in before.items()
+        if name[:2] != "fc"
+    }
+    assert all(kept == (not name.startswith("layer4")) for name, kept in same.items() if "num_" not in name)
+    checkpoint = [
+        "--method",
+        "checkpoint",
+        "--checkpoint",
+        tmp_path / "out" / "posets-seed0" / "checkpoint.pt",
+    ]
+    main(arguments(data, tmp_path / "again", *checkpoint, "--layer", "pooled"))
+    scored = rows_of(tmp_path / "again")["checkpoint", 0]["metrics"]["recall_1"]
+    assert scored == rows["posets", 0]["metrics"]["recall_1"]
+
+
 def test_a_network_is_scored_together_with_the_first_similarities(data, tmp_path):
     given = arguments(data, tmp_path, "--method", "random", "--with-start")
     main(given)
@@ -354,6 +385,8 @@ def test_data_that_do_not_fit(tmp_path, write, more, text):
         (["--dataset", "cub"], "--dataset cub needs --data-root"),
         (["--method", "init"], r"--method init needs --init FILE \(torchvision's weights of alexnet\)"),
         (["--data-root", "x", "--figures", "tiny"], "leave one of them out"),
+        (["--first-similarities", "network"], "needs a pretrained trunk"),
+        (["--cached-maps", "features.3", "--method", "udml-ss"], "does not go with --method udml-ss"),
     ],
 )
 def test_wrong_options(given, text):
