@@ -86,6 +86,10 @@ def train(
         trunk = CachedTrunk(trunk[0], trunk[1], recipe.cached_maps, recipe.image_size)
         seen = trunk.to(device).maps_of(images, cache, recipe, flips, progress)
         plain = seen.plain
+    if recipe.whitening is not None:
+        networks.begin_whitened(
+            trunk, models["embedder"], plain, recipe.whitening, device=device, progress=progress
+        )
     parts_of_it: dict[str, Any] = {"trunk": trunk.to(device), "embedder": models["embedder"].to(device)}
     with preserved_randomness():
         seed_everything(derive_seeds(seed)[0])  # a loss may have weights too

@@ -20,6 +20,7 @@ from pml_posets._random import preserved_randomness, seed_everything
 from pml_posets.data.datasets import WithViews
 from pml_posets.features.instance_lda import InstanceLDA
 from pml_posets.features.network import extract
+from pml_posets.features.pooled import PartialWhitening
 from pml_posets.methods._networks import conv_maps
 from pml_posets.training.checkpoints import load_checkpoint
 
@@ -135,6 +136,26 @@ def freeze(trunk: nn.Module, patterns: tuple[str, ...]) -> None:
             raise ValueError(f"--freeze {pattern} matches none of {', '.join(list(named)[:4])}, ...")
         for parameter in found:
             parameter.requires_grad_(False)
+
+
+def begin_whitened(
+    trunk: nn.Module, embedder: nn.Module, images: Any, power: float, *, device: str, progress: bool
+) -> None:
+    """Let a linear embedder begin as `PartialWhitening` of the trunk's features of images.
+
+    Raises:
+        ValueError: for AlexNet's embedder, or one wider than the features have directions.
+    """
+    linear = list(embedder.modules())[-1]
+    if isinstance(embedder, AlexNetEmbedder) or not isinstance(linear, nn.Linear):
+        raise ValueError("--set whitening is for the linear embedder of another trunk than alexnet")
+    rows = extract(trunk.to(device), images, normalize=False, device=device, progress=progress)
+    found = PartialWhitening(linear.out_features, power).fit(rows)
+    if len(found.weight_) < linear.out_features:
+        raise ValueError(f"--fc-dim must be at most {len(found.weight_)} with --set whitening")
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(found.weight_))
+        linear.bias.copy_(torch.from_numpy(-found.weight_ @ found.mean_))
 
 
 # --- Weights from files

@@ -10,9 +10,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-TrunkName = Literal["alexnet", "hog", "googlenet", "resnet18", "resnet50", "efficientnet-lite0"]
+TrunkName = Literal[
+    "alexnet", "hog", "googlenet", "resnet18", "resnet50", "efficientnet-lite0", "efficientnet-lite0-postures"
+]
 TRUNKS: tuple[str, ...] = get_args(TrunkName)
-FACTORIES = {"efficientnet-lite0": "benchmarks.core.pretrained:efficientnet_lite0"}  # name to module:function
+FACTORIES = {  # name to module:function
+    "efficientnet-lite0": "benchmarks.core.pretrained:efficientnet_lite0",
+    "efficientnet-lite0-postures": "benchmarks.core.pretrained:efficientnet_lite0_postures",
+}
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,10 @@ class TrunkConfig:
 
     Args:
         trunk: "googlenet", "resnet18" or "resnet50" of torchvision, "efficientnet-lite0" with the ImageNet
-            weights of its package, or "module:function": a function of yours, called without arguments, that
-            returns a module with its weights, (B, 3, S, S) images normalized by ImageNet's statistics to
-            (B, D) features or (B, D, H, W) maps.
+            weights of its package, "efficientnet-lite0-postures" (its middle maps in a window), or
+            "module:function": a function of yours, called without arguments, that returns a module with its
+            weights, (B, 3, S, S) images normalized by ImageNet's statistics to (B, D) features or
+            (B, D, H, W) maps.
         image_size: side of the square input, in pixels, at least 32. Default 227.
         fc_dim: width of the embedding, at least 1. Default 512, as published for retrieval.
 
@@ -210,7 +216,7 @@ class Recipe(Choices):
         ValueError: for a value out of its range; the message names the option of the command line.
     """
 
-    trunk: str = choice("alexnet", "alexnet, hog (begins as HOG), googlenet, resnet18, resnet50, efficientnet-lite0 (has ImageNet weights), or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
+    trunk: str = choice("alexnet", "alexnet, hog (begins as HOG), googlenet, resnet18, resnet50, efficientnet-lite0 or -lite0-postures (with ImageNet weights), or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
     image_size: int = choice(227, "pixels of a side; time grows with its square", group=NETWORK)
     fc_dim: int = choice(4096, "width of AlexNet's fc6 and fc7, or of the embedding", group=NETWORK)
     batch_norm: bool = choice(False, "AlexNet with batch normalization; the others have theirs")
@@ -218,6 +224,7 @@ class Recipe(Choices):
     freeze: tuple[str, ...] = choice((), "parameters of the trunk that stay as they are, by pattern: '*', 'features.[0-4].*'", group=NETWORK)  # fmt: skip  # noqa: E501
     cached_maps: str = choice("", "train what is behind this layer of the trunk, on maps of a few views of each image, computed once", group=NETWORK)  # fmt: skip  # noqa: E501
     cached_views: int = choice(4, "random views of each image, of --cached-maps", 1)
+    whitening: float | None = choice(None, "the embedding begins as PCA of the trunk's features, over their deviations to this power; default: at random", 0, 1)  # fmt: skip  # noqa: E501
     train_batch_norm: bool = choice(True, "batch normalization counts on, and its weights learn")
     rounds: int = choice(10, "of grouping and training", 1, group=LEARNING)
     iterations: int = choice(20_000, "in each round", 1, group=LEARNING)

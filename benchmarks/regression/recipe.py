@@ -34,7 +34,7 @@ class PoseRecipe(Choices):
         of 1.3 is magnified as a whole. The presets but "paper" are ours, and so is the mean pose.
     """
 
-    trunk: str = choice("alexnet", "alexnet, googlenet, resnet18, resnet50, efficientnet-lite0 (has ImageNet weights), or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
+    trunk: str = choice("alexnet", "alexnet, googlenet, resnet18, resnet50, efficientnet-lite0 or -lite0-postures (with ImageNet weights), or module:function", group=NETWORK)  # fmt: skip  # noqa: E501
     image_size: int = choice(64, "pixels of a side", group=NETWORK)
     fc_dim: int = choice(1024, "width of AlexNet's fc6 and fc7, or of the embedding", group=NETWORK)
     batch_norm: bool = choice(True, "AlexNet with batch normalization; the others have theirs")

@@ -14,9 +14,10 @@ from torch import nn
 from benchmarks.core import networks
 from benchmarks.core.groupings import Start
 from benchmarks.core.learning import train
-from benchmarks.core.networks import build, config_of, load_imagenet, load_trained, up_to
+from benchmarks.core.networks import begin_whitened, build, config_of, load_imagenet, load_trained, up_to
 from benchmarks.core.recipes import TINY, AlexNetConfig, TrunkConfig
 from pml_posets.data.augmentation import BatchAugmentation
+from pml_posets.features.network import extract
 from pml_posets.training.checkpoints import save_checkpoint
 
 LAYERS = ("pool5", "fc6", "fc7")
@@ -366,6 +367,33 @@ def test_a_trunk_that_brings_imagenet_weights():
     assert not config.small_stem
     networks.freeze(models["trunk"], ("features.network._blocks.[0-9].*",))
     copy.deepcopy(models)  # for a moving average
+
+    trunk = build(TrunkConfig("efficientnet-lite0-postures", 96, 6), 3, dropout=0.0)["trunk"].eval()
+    maps: list[torch.Tensor] = []
+    theirs._blocks[10].register_forward_hook(lambda block, given, output: maps.append(output))
+    with torch.no_grad():
+        theirs.extract_features((pixels.float() - 127) / 128)
+        found = trunk(normalized).unflatten(1, (112, 6, 6))
+    centers = (np.arange(6) + 0.5) / 6 - 0.5
+    window = np.exp(-0.5 * (centers[:, None] / 0.4) ** 2 - 0.5 * (centers / 0.2) ** 2)
+    expected = maps[0] * torch.from_numpy(window).float()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_an_embedding_that_begins_whitened():
+    images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    how = {"device": "cpu", "progress": False}
+    models = build(TrunkConfig("resnet18", 32, 4), 0, dropout=0.0)
+    begin_whitened(models["trunk"], models["embedder"], images, 1.0, **how)
+    found = extract(nn.Sequential(*models.values()), images, normalize=False, progress=False)
+    np.testing.assert_allclose(found.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(np.cov(found.T, bias=True), np.eye(4), atol=1e-3)
+    wide = build(TrunkConfig("resnet18", 32, 40), 0, dropout=0.0)
+    with pytest.raises(ValueError, match="--fc-dim must be at most 11"):
+        begin_whitened(wide["trunk"], wide["embedder"], images, 1.0, **how)
+    alexnet = build(AlexNetConfig(64, fc_dim=8), 0)
+    with pytest.raises(ValueError, match="--set whitening is for the linear embedder"):
+        begin_whitened(alexnet["trunk"], alexnet["embedder"], images, 1.0, **how)
 
 
 def test_what_the_packaged_weights_need(monkeypatch):

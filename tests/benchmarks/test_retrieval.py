@@ -273,6 +273,7 @@ def test_training_behind_cached_maps(data, tmp_path):
     torch.save(torchvision_models.resnet18(weights=None).state_dict(), tmp_path / "w.pth")
     network = ["--trunk", "resnet18", "--init", tmp_path / "w.pth", "--layer", "pooled"]
     cached = [*network, "--first-similarities", "network", "--cached-maps", "features.layer3"]
+    cached += ["--set", "whitening=0.5"]
     methods = ["--method", "start", "init", "posets", "ntxent"]
     main(arguments(data, tmp_path / "out", *cached, *methods))
     rows = rows_of(tmp_path / "out")
