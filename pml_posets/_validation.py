@@ -177,21 +177,36 @@ def as_numbers(values: Any, name: str) -> NDArray[Any]:
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
 
 
-def _as_integers(labels: Any, num_samples: int, name: str, kind: str, advice: str) -> NDArray[Any]:
-    array = as_array(labels)
+def as_integers(values: Any, name: str, kind: str = "", advice: str = "") -> NDArray[Any]:
+    """Integers as an array of their dtype; int64 where there are none."""
+    array = as_array(values)
     array = array if array.size else array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers{kind}, got dtype {array.dtype}: {advice}")
-    filtered = ": was the dataset filtered after the features were extracted?"
-    check_shape(array, name, (num_samples,), " to match the samples", filtered)
+        raise TypeError(f"{name} must be integers{kind}, got dtype {array.dtype}{advice}")
     return array
+
+
+def as_row_numbers(values: Any, name: str, num_rows: int) -> NDArray[np.int64]:
+    """(Q,) integers in 0..num_rows - 1 as int64."""
+    rows = as_integers(values, name, " (row numbers)")
+    check_shape(rows, name, ("Q",))
+    outside = rows[(rows < 0) | (rows >= num_rows)]
+    if len(outside):
+        raise ValueError(f"{name} must lie in 0..{num_rows - 1}, got {outside[0]}")
+    return rows.astype(np.int64, copy=False)
+
+
+def _check_length(labels: NDArray[Any], num_samples: int, name: str) -> None:
+    filtered = ": was the dataset filtered after the features were extracted?"
+    check_shape(labels, name, (num_samples,), " to match the samples", filtered)
 
 
 def as_labels(labels: Any, num_samples: int, name: str = "labels", contiguous: bool = True) -> np.ndarray:
     """Surrogate labels, (N,) integers from -1, as int64; contiguous: of 0..C-1 without gaps."""
-    advice = "convert them with .astype(int) if they are whole numbers"
-    labels = _as_integers(labels, num_samples, name, " (-1 for unassigned, else 0..C-1)", advice)
+    advice = ": convert them with .astype(int) if they are whole numbers"
+    labels = as_integers(labels, name, " (-1 for unassigned, else 0..C-1)", advice)
     labels = labels.astype(np.int64, copy=False)
+    _check_length(labels, num_samples, name)
     if labels.min(initial=0) < -1:
         raise ValueError(
             f"{name} must be -1 (unassigned) or a class id from 0, got {labels.min()} "
@@ -208,10 +223,9 @@ def as_labels(labels: Any, num_samples: int, name: str = "labels", contiguous: b
 
 def as_class_ids(labels: Any, num_samples: int, name: str = "labels") -> NDArray[np.int64]:
     """Class ids, (N,) integers, as int64: any id is a class, -1 too, and none passes through a float."""
-    advice = (
-        "convert whole numbers with .astype(int), and number names with np.unique(..., return_inverse=True)"
-    )
-    array = _as_integers(labels, num_samples, name, "", advice)
+    names = "number names with np.unique(..., return_inverse=True)"
+    array = as_integers(labels, name, advice=f": convert whole numbers with .astype(int), and {names}")
+    _check_length(array, num_samples, name)
     if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
         raise ValueError(f"{name} must fit int64, found {array.max()}: number them with np.unique")
     return array.astype(np.int64, copy=False)

@@ -127,25 +127,11 @@ class Gallery:
                 another folder or embedder than before.
         """
         root = Path(photos).resolve()
-        if self.photos not in (None, root):
-            raise ValueError(f"{self.folder} holds photos of {self.photos}, not of {root}: choose another")
-        if self.folder.resolve().is_relative_to(root):
-            raise ValueError(
-                f"the output folder {self.folder} lies in the folder of photos {root}, which would take the "
-                "pictures there for photos: choose an output folder beside it"
-            )
-        known_by = embedder.digest()
-        if len(self) and known_by != self._embedder:
-            raise ValueError(
-                f"{self.folder} holds {self.embeddings.shape[1]} columns of an embedder with other settings, "
-                f"photos or weights, the embedder gives {embedder.num_features_}: embed into another folder"
-            )
-        self.photos, self._embedder = root, known_by
+        self._check_same(root, embedder)
         stamps = {path.relative_to(root).as_posix(): _stamp(path) for path in image_files(root)}
         before = dict(zip(self.names, map(tuple, self._stamps.tolist()), strict=True))
         kept = [i for i, name in enumerate(self.names) if stamps.get(name) == before[name]]
         waiting = [name for name in stamps if stamps[name] != before.get(name)]
-        gone, first = len(before.keys() - stamps.keys()), len(kept)
         if len(kept) < len(self):
             self.names, self._index = [self.names[i] for i in kept], None
             self.embeddings, self._stamps = self.embeddings[kept], self._stamps[kept]
@@ -163,8 +149,26 @@ class Gallery:
         if not self.names:
             raise ValueError(f"none of {len(waiting)} images in {root} is readable: {unreadable[0][1]}")
         self.save()
-        changed = sum(name in before for name in self.names[first:])
-        return Added(len(self) - first - changed, changed, first, gone, unreadable)
+        new = [name not in before for name in self.names[len(kept) :]]
+        gone = len(before.keys() - stamps.keys())
+        return Added(sum(new), len(new) - sum(new), len(kept), gone, unreadable)
+
+    def _check_same(self, root: Path, embedder: Embedder) -> None:
+        """Take a folder and an embedder, if they are those of the photos that are there."""
+        if self.photos not in (None, root):
+            raise ValueError(f"{self.folder} holds photos of {self.photos}, not of {root}: choose another")
+        if self.folder.resolve().is_relative_to(root):
+            raise ValueError(
+                f"the output folder {self.folder} lies in the folder of photos {root}, which would take the "
+                "pictures there for photos: choose an output folder beside it"
+            )
+        known_by = embedder.digest()
+        if len(self) and known_by != self._embedder:
+            raise ValueError(
+                f"{self.folder} holds {self.embeddings.shape[1]} columns of an embedder with other settings, "
+                f"photos or weights, the embedder gives {embedder.num_features_}: embed into another folder"
+            )
+        self.photos, self._embedder = root, known_by
 
     def nearest(
         self, queries: NDArray[np.float32], count: int

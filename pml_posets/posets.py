@@ -24,6 +24,7 @@ from ._validation import (
     as_count,
     as_features,
     as_flips,
+    as_integers,
     as_labels,
     as_mirrored,
     check_shape,
@@ -113,14 +114,14 @@ class Posets:
         labels = np.asarray(self.labels)
         labels = as_labels(labels, labels.shape[0] if labels.ndim else 1)
         num_samples, num_classes = labels.size, int(labels.max(initial=-1)) + 1
-        medoids = _integers(self.medoids, "medoids")
+        medoids = as_integers(self.medoids, "medoids").astype(np.int64, copy=False)
         check_shape(medoids, "medoids", (num_classes,), ", one a class")
         if num_classes and (medoids.min() < 0 or medoids.max() >= num_samples):
             raise ValueError(f"medoids must be dataset indices in 0..{num_samples - 1}")
         if not np.array_equal(labels[medoids], np.arange(num_classes)):
             wrong = int(np.flatnonzero(labels[medoids] != np.arange(num_classes))[0])
             raise ValueError(f"the medoid of class {wrong} is sample {medoids[wrong]}, no member of it")
-        nearest = _integers(self.nearest_classes, "nearest_classes")
+        nearest = as_integers(self.nearest_classes, "nearest_classes").astype(np.int64, copy=False)
         if nearest.ndim != 2 or len(nearest) != num_samples or nearest.shape[1] < 1:
             raise ValueError(f"nearest_classes must have shape ({num_samples}, Z >= 1), got {nearest.shape}")
         if nearest.min() < -1 or nearest.max() >= num_classes:
@@ -312,10 +313,3 @@ class Posets:
             return False
         mine, theirs = self.to_arrays(), other.to_arrays()
         return all(np.array_equal(mine[name], theirs[name]) for name in mine)
-
-
-def _integers(values: Any, name: str) -> np.ndarray:
-    values = np.asarray(values)
-    if values.size and values.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers, got dtype {values.dtype}")
-    return values.astype(np.int64, copy=False)

@@ -6,7 +6,7 @@ Neighbors are searched block by block, and of a block only a few numbers a query
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import as_class_ids, as_count, as_features, check_option, unit_rows
+from .._validation import as_class_ids, as_count, as_features, as_row_numbers, check_option, unit_rows
 from ..neighbors.nearest import Method, search
 
 __all__ = ["RetrievalScores", "retrieval_scores"]
@@ -26,6 +26,13 @@ _Similarity = Literal["cosine", "euclidean"]
 @dataclass(frozen=True, eq=False)
 class RetrievalScores:
     """What each of Q queries retrieved; means are over the queries that could retrieve something.
+
+    With h_j = 1 where the j-th nearest sample has the query's class, else 0, and R samples of that class to
+    retrieve:
+
+        recall@k     1 if h_1 + ... + h_k > 0, else 0
+        R-precision  P(R), where P(j) = (h_1 + ... + h_j) / j
+        AP@R         1/R sum_{j <= R} h_j P(j)
 
     Attributes:
         counted: (Q,) bool; False for a query whose class has no (other) member among the samples searched.
@@ -87,48 +94,30 @@ def retrieval_scores(
     method: Method = "exact",
     device: str | torch.device = "cpu",
 ) -> RetrievalScores:
-    r"""Recall@k, R-precision and MAP@R of nearest-neighbor retrieval.
-
-    With h_j = 1 where the j-th nearest sample has the query's class, else 0, and R the number of samples of
-    that class that there are to retrieve:
-
-        recall@k     1 if h_1 + ... + h_k > 0, else 0
-        R-precision  P(R), where P(j) = (h_1 + ... + h_j) / j
-        AP@R         1/R sum_{j <= R} h_j P(j)
-
-    each averaged over the queries.
+    """Recall@k, R-precision and MAP@R of nearest-neighbor retrieval, as `RetrievalScores` defines them.
 
     Args:
-        features: (N, D) numbers, finite: the samples that are searched.
-        labels: (N,) integers, their classes; any id is a class, -1 too. Compared as int64, exactly.
+        features: (N, D) finite numbers, the samples that are searched.
+        labels: (N,) integers, their classes; any id is a class, -1 too.
         ks: the k of recall@k, each from 1; beyond N it is N. Default 1, 2, 4, 8.
         queries: (Q,) row numbers of the queries, each left out of its own list. Default: all rows.
-        query_features: (Q, D), a separate set of queries, which searches the whole of `features`.
-        query_labels: (Q,) integers, their classes; needed exactly with `query_features`.
-        at_r: whether to measure R-precision and MAP@R, for which lists are as long as the class. Default
-            True.
-        similarity: "cosine" (default; a row of zeros is as near to all as at cosine .5), or "euclidean".
-        method: of `pml_posets.neighbors.search`. Default "exact".
-        device: where to compute. Default "cpu".
+        query_features, query_labels: a separate set of queries, (Q, D), and their classes, (Q,).
+        at_r: measure R-precision and MAP@R, for which lists are as long as the class. Default True.
+        similarity: "cosine" (default; a row of zeros is as near to all as at cosine .5) or "euclidean".
+        method, device: of `pml_posets.neighbors.search`. Default "exact", "cpu".
 
     Returns:
         `RetrievalScores`. Of equally near samples the lower row number comes first.
 
     Raises:
-        TypeError: for labels that are no integers, features that are no numbers.
-        ValueError: for shapes that do not match, values that are not finite, row numbers out of range,
-            unknown options.
+        TypeError, ValueError: for an argument of another type, shape or range; the message says which.
 
-    Source: R-precision and MAP@R from Musgrave, Belongie, Lim, "A Metric Learning Reality Check" (ECCV 2020),
-        section 3.2.
+    Source: Musgrave, Belongie, Lim, "A Metric Learning Reality Check" (ECCV 2020), section 3.2.
 
     Example:
         >>> features = [[0.0], [1.0], [1.5], [4.0]]
-        >>> scores = retrieval_scores(features, [0, 0, 1, 1], ks=(1, 2), similarity="euclidean")
-        >>> scores.recall
+        >>> retrieval_scores(features, [0, 0, 1, 1], ks=(1, 2), similarity="euclidean").recall
         {1: 0.5, 2: 0.75}
-        >>> scores.r_precision, scores.num_excluded
-        (0.5, 0)
     """
     prepare = unit_rows if check_option(similarity, "similarity", _Similarity) == "cosine" else as_features
     ks = tuple(sorted({as_count(k, "every k of ks") for k in ks}))
@@ -137,10 +126,32 @@ def retrieval_scores(
     own = query_features is None
     if own != (query_labels is None):
         raise ValueError("query_features and query_labels belong together: give both, or neither")
-    if not own and queries is not None:
+    if own:
+        asked: NDArray[Any] = np.arange(len(table))
+        asked = asked if queries is None else as_row_numbers(queries, "queries", len(table))
+        query_classes = classes[asked]
+    elif queries is not None:
         raise ValueError("give queries (row numbers) or query_features (vectors), not both")
-    asked = _row_numbers(queries, len(table)) if own else prepare(query_features, "query_features")
-    query_classes = classes[asked] if own else as_class_ids(query_labels, len(asked), "query_labels")
+    else:
+        asked = prepare(query_features, "query_features")
+        query_classes = as_class_ids(query_labels, len(asked), "query_labels")
+
+    def find(block: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+        who: dict[str, Any] = {"queries" if own else "query_features": asked[block]}
+        return search(table, k, **who, method=method, device=device).indices
+
+    return _scores(find, classes, query_classes, own, ks, at_r)
+
+
+def _scores(
+    find: Callable[[NDArray[np.int64], int], NDArray[np.int64]],
+    classes: NDArray[np.int64],
+    query_classes: NDArray[np.int64],
+    own: bool,
+    ks: tuple[int, ...],
+    at_r: bool,
+) -> RetrievalScores:
+    """From find(queries, k), their k nearest rows; own: they are samples and do not find themselves."""
     codes = np.unique(np.concatenate([classes, query_classes]), return_inverse=True)[1]
     codes, query_codes = codes[: len(classes)], codes[len(classes) :]
     relevant = np.bincount(codes, minlength=int(query_codes.max(initial=-1)) + 1)[query_codes] - own  # (Q,) R
@@ -148,9 +159,8 @@ def retrieval_scores(
     hits = {k: np.zeros(len(relevant), bool) for k in ks}
     precisions, averages = np.full((2, len(relevant)), np.nan)
     lengths = np.maximum(max(ks, default=1), relevant if at_r else np.ones_like(relevant))
-    for block, length in _blocks(np.flatnonzero(counted), np.minimum(lengths, len(table) - own)):
-        who: dict[str, Any] = {"queries" if own else "query_features": asked[block]}
-        index = search(table, length, **who, method=method, device=device).indices  # (B, length)
+    for block, length in _blocks(np.flatnonzero(counted), np.minimum(lengths, len(classes) - own)):
+        index = find(block, length)  # (B, length)
         same = (codes[index] == query_codes[block][:, None]) & (index >= 0)
         for k in ks:
             hits[k][block] = same[:, :k].any(axis=1)
@@ -162,16 +172,6 @@ def retrieval_scores(
             averages[block] = np.einsum("bk,bk->b", precision, same) / r
     scores = RetrievalScores(counted, relevant.astype(np.int64), hits)
     return replace(scores, r_precisions=precisions, average_precisions_at_r=averages) if at_r else scores
-
-
-def _row_numbers(queries: Any, num: int) -> NDArray[np.int64]:
-    rows = np.arange(num) if queries is None else np.asarray(queries)
-    if rows.size and rows.dtype.kind not in "iu":
-        raise TypeError(f"queries must be integer row numbers, got dtype {rows.dtype}")
-    rows = rows.astype(np.int64)
-    if rows.ndim != 1 or (rows.size and not 0 <= rows.min() <= rows.max() < num):
-        raise ValueError(f"queries must have shape (Q,) and lie in 0..{num - 1}")
-    return rows
 
 
 def _blocks(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int]]:

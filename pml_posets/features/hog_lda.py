@@ -7,7 +7,7 @@ Ramanan: Discriminative Decorrelation for Clustering and Classification, ECCV 20
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
@@ -220,7 +220,7 @@ class HOGLDA(ImageStep):
             images: a dataset, sequence or array of images, paths or tuples that start with one, see
                 `pml_posets.data.as_image`. Random transforms draw the same for an item each time.
             mirror: also features of the horizontally mirrored images. Default False.
-            num_workers: processes that read images; 0 (default): this one. The values do not depend on it.
+            num_workers: processes that read images. Default 0: this one.
             batch_size: images a process hands over at once. Default 256.
             progress: show a progress bar. Default True.
             cache_dir: a folder to keep the features in, see `FeatureCache`. None (default): none.
@@ -238,29 +238,31 @@ class HOGLDA(ImageStep):
             OSError: if the cache folder cannot be written to.
         """
         self._check_fitted()
+        how: dict[str, Any] = {
+            "mirror": mirror,
+            "batch_size": as_count(batch_size, "batch_size"),
+            "num_workers": num_workers,
+        }
+        how |= {"backend": backend, "device": device, "progress": shows_progress(progress)}
         names = ["features", "mirrored"][: 1 + mirror]
-        cache = key = None
-        if cache_dir is not None:
+        if cache_dir is None:
+            views = self._described(images, how)
+        else:
             cache = FeatureCache(cache_dir)
             settings = {**self.get_params(), "mean": self.mean_, "covariance": self.covariance_}
             key = cache.key(settings, images, data_id)
-            views = _cached(cache, key, names)
-            if views is not None:
-                return (views[0], views[1]) if mirror else views[0]
-        items = HogItems(images, self.grid.image_size)
-        how: dict[str, Any] = {"mirror": mirror, "backend": backend, "device": device}
-        how |= {"batch_size": as_count(batch_size, "batch_size"), "num_workers": num_workers}
+            views = _cached(cache, key, names, lambda: self._described(images, how))
+        return (views[0], views[1]) if mirror else views[0]
 
+    def _described(self, images: Any, how: dict[str, Any]) -> list[Rows]:
+        items = HogItems(images, self.grid.image_size)
         mean = np.tile(np.asarray(self.mean_, np.float32), self.grid.side**2)
 
         def batches(samples: range) -> Iterator[list[Rows]]:
-            for batch in hog_batches(items, self.grid, samples, progress=shows_progress(progress), **how):
+            for batch in hog_batches(items, self.grid, samples, **how):
                 yield [as_features(self._finish(view - mean)) for view in batch]
 
-        views = collect_rows(len(items), batch_size, len(names), batches)
-        if cache is not None and key is not None and (is_main() or not shares_work()):
-            cache.save(key, dict(zip(names, views, strict=True)))
-        return (views[0], views[1]) if mirror else views[0]
+        return collect_rows(len(items), how["batch_size"], 1 + how["mirror"], batches)
 
     def _check_loaded(self, path: Any) -> None:
         side, channels = 2 * self.grid.side - 1, self.grid.channels
@@ -312,10 +314,17 @@ class HOGLDA(ImageStep):
         return self._factor[1]
 
 
-def _cached(cache: FeatureCache, key: CacheKey, names: list[str]) -> list[Rows] | None:
-    """What the cache holds, on all ranks that share the work or on none."""
+def _cached(
+    cache: FeatureCache, key: CacheKey, names: list[str], make: Callable[[], list[Rows]]
+) -> list[Rows]:
+    """What the cache holds, on all ranks that share the work; else what `make` returns, put there."""
     entry = cache.load(key)
     complete = entry is not None and all(name in entry for name in names)
     if shares_work():
         complete = all(all_gather_objects(complete))
-    return [entry[name] for name in names] if entry is not None and complete else None
+    if entry is not None and complete:
+        return [entry[name] for name in names]
+    views = make()
+    if is_main() or not shares_work():
+        cache.save(key, dict(zip(names, views, strict=True)))
+    return views

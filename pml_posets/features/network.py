@@ -88,70 +88,62 @@ def extract(
 ) -> Rows | tuple[Rows, Rows]:
     """Features of a network or of one of its layers, in dataset order.
 
-    The network is in eval mode meanwhile, and every submodule afterwards in the mode it was in, as are the
-    global random generators. Random transforms of the dataset draw the same for an item each time.
-
-    Inside `pml_posets.distributed.shared_work` every rank takes whole batches of its own and gets the rows of
-    all: on a CPU the very numbers of one process.
+    The network is in eval mode meanwhile. Inside `pml_posets.distributed.shared_work` every rank takes whole
+    batches of its own and gets the rows of all: on a CPU the very numbers of one process.
 
     Args:
-        model: any module from (B, channels, H, W) to (B, D) or (B, ...), which is flattened; for a trunk and
-            an embedder, `torch.nn.Sequential(trunk, embedder)`.
-        dataset: yields an image tensor (channels, H, W), or a tuple or list that starts with one; with size
-            or crop any image, see `pml_posets.data.as_image`.
-        layer: the name of a submodule, as in `model.named_modules()`, for example "blocks.10": its output is
-            taken, and what lies behind it is not computed. None (default): the output of the model.
-        grid: average maps (B, C, H, W) over a grid of cells, (rows, columns) or the number of both; 1: over
-            the whole map. None (default): maps as they are.
-        window: standard deviations (x, y), or one for both, of a Gaussian about the middle, in cells of the
-            map or grid: the cells are multiplied by it. None (default): all weigh the same.
-        center: subtract the mean over the images from the rows. Default False.
-        mean, std: what the network was trained with, for pixels in [0, 1], of each channel or of all: it gets
-            (x - mean) / std. Default: it gets the images as they are, uint8 as uint8.
-        size: resize the shorter side of the images to it, and crop the middle square; a pair (height, width):
-            stretch them. Pixels are then RGB. None (default): images as they are.
-        crop: sides (height, width), or the side, of the middle part that is cut out. Default: a square of
-            size, if that is one number.
-        batch_size: images at once. Default 128.
-        num_workers: processes that load images; 0 (default): this one.
-        device: where to compute; the model is moved there, and stays. None (default): where it is.
-        mirror: also features of the horizontally mirrored images. Default False.
-        normalize: scale rows to unit length. Default True.
-        amp: mixed precision: a dtype (torch.bfloat16, torch.float16) for any device; True (default): float16
-            on a GPU, none on a CPU; False: none. A batch that overflows is done again in full.
+        model: any module from (B, channels, H, W) to (B, D) or (B, ...), which is flattened.
+        dataset: image tensors (channels, H, W), or tuples that start with one; with size or crop any image.
+        layer: the submodule whose output is taken, such as "blocks.10". None (default): the model.
+        grid: average maps (B, C, H, W) over (rows, columns) cells, or the number of both. Default: none.
+        window: standard deviations (x, y) in cells of a Gaussian that multiplies the cells. Default: none.
+        mean, std: of what the network was trained on, in [0, 1]: it gets (x - mean) / std. Default: none.
+        size: resize the shorter side, and crop the middle; (height, width): stretch. Default: neither.
+        crop: cut the middle out, (height, width) or a side. Default: a square of size, if that is one number.
+        batch_size, num_workers: images at once, default 128; processes that load them, default 0: this one.
+        device: where to compute; the model stays there. None (default): where it is.
+        mirror: also features of the mirrored images. Default False.
+        center, normalize: subtract the mean, default False; scale rows to unit length, default True.
+        amp: mixed precision: a dtype; True (default): float16 on a GPU, none on a CPU; False: none.
         progress: show a progress bar. Default True.
 
     Returns:
-        (N, D) float32, or two of them with mirror: of the images and of the mirrored images.
+        (N, D) float32, or with mirror two of them: of the images and of the mirrored images.
 
     Raises:
-        TypeError: if the dataset does not yield tensors, the model returns none, or wants floats and is given
-            bytes.
-        ValueError: if a layer is not in the model, a feature is NaN or infinite (the message says whose),
-            images differ in size or are not in [0, 1] where mean or std is given.
-
-    Source: section 3.4 of the paper (features are extracted again in every round).
+        TypeError, ValueError: for data, layers or features that do not fit; the message says which.
 
     Example:
         >>> images = [(torch.rand(3, 8, 8), label) for label in range(5)]
-        >>> features = extract(torch.nn.Flatten(), images, progress=False)
-        >>> features.shape, features.dtype
-        ((5, 192), dtype('float32'))
-        >>> trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
-        >>> extract(trunk, images, layer="1", grid=2, window=1.0, progress=False).shape
-        (5, 16)
+        >>> extract(torch.nn.Flatten(), images, progress=False).shape
+        (5, 192)
     """
-    num_samples = check_dataset(dataset)
-    batch_size = as_count(batch_size, "batch_size")
-    items = Images(dataset, size, crop)
-    if device is None:
-        device = next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    else:
+    reader = LayerReader(model, layer, grid, window, mean, std, _placed(model, device), amp)
+    views = _read(reader, Images(dataset, size, crop), batch_size, num_workers, mirror, progress)
+    if center:
+        middle = views[0].mean(axis=0)
+        views = [view - middle for view in views]
+    views = [unit_rows(view) for view in views] if normalize else views
+    return (views[0], views[1]) if mirror else views[0]
+
+
+def _placed(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    """Where a model is after it has been moved to a device, or left where it is."""
+    if device is not None:
         model.to(device)
-    reader = LayerReader(model, layer, grid, window, mean, std, torch.device(device), amp)
+        return torch.device(device)
+    return next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def _read(
+    reader: LayerReader, items: Images, batch_size: int, num_workers: int, mirror: bool, progress: bool
+) -> list[Rows]:
+    """Rows of the images, and with mirror of the mirrored ones; random transforms draw the same each time."""
+    batch_size = as_count(batch_size, "batch_size")
+    shown, pin = shows_progress(progress), reader.device.type == "cuda"
 
     def batches(samples: range) -> Iterator[list[Rows]]:
-        shown, pin, start = shows_progress(progress), reader.device.type == "cuda", samples.start
+        start = samples.start
         loader = read_batches(items, samples, _stack_images, batch_size, num_workers, "features", shown, pin)
         for images in loader:
             images = images.to(reader.device, non_blocking=True)
@@ -160,15 +152,9 @@ def extract(
             yield [reader(view, start) for view in ([images, images.flip(-1)] if mirror else [images])]
             start += len(images)
 
-    with preserved_randomness(), in_eval_mode(model):
+    with preserved_randomness(), in_eval_mode(reader.model):
         seed_everything(0)
-        views = collect_rows(num_samples, batch_size, 1 + mirror, batches)
-    if center:
-        middle = views[0].mean(axis=0)
-        views = [view - middle for view in views]
-    if normalize:
-        views = [unit_rows(view) for view in views]
-    return (views[0], views[1]) if mirror else views[0]
+        return collect_rows(len(items), batch_size, 1 + mirror, batches)
 
 
 @dataclass(eq=False, repr=False)
@@ -252,6 +238,7 @@ class Images(Dataset[torch.Tensor]):
     """The image of each sample as a tensor, resized and cropped."""
 
     def __init__(self, dataset: Any, size: Size, crop: Size = None) -> None:
+        check_dataset(dataset)
         self.items = SeededDataset(dataset)
         pair = as_pair(size, "size")
         self.size = pair if isinstance(size, tuple) else pair and pair[0]

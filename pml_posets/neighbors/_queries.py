@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .._validation import as_codes, as_features, as_mirrored, check_shape
+from .._validation import as_codes, as_features, as_mirrored, as_row_numbers, check_shape
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class Queries:
             raise ValueError(
                 f"query_features must have {table.shape[1]} dimensions like features, got {vectors.shape}"
             )
-        rows = np.arange(len(vectors)) if queries is None else _as_rows(queries, len(table))
+        rows = np.arange(len(vectors))
+        if queries is not None:
+            rows = as_row_numbers(queries, "queries", len(table))
         mirrors = as_mirrored(mirrored, vectors)
         codes, query_codes = _source_codes(sources, query_sources, len(table), rows, inside)
         excluded = np.full(len(rows), int(inside and exclude_self))
@@ -104,17 +106,6 @@ class Queries:
         codes = None if self.query_codes is None else self.query_codes[which]
         own = rows if self.exclude_self else None
         return Block(views, rows, own, put(codes), put(self.codes), self.excluded[which])
-
-
-def _as_rows(queries: ArrayLike, num_samples: int) -> NDArray[np.int64]:
-    rows = np.asarray(queries)
-    if rows.size and rows.dtype.kind not in "iu":
-        raise TypeError(f"queries must be integer dataset indices, got dtype {rows.dtype}")
-    check_shape(rows, "queries", ("Q",))
-    outside = rows[(rows < 0) | (rows >= num_samples)]
-    if len(outside):
-        raise ValueError(f"queries must lie in 0..{num_samples - 1}, got {outside[0]}")
-    return rows.astype(np.int64)
 
 
 def _source_codes(

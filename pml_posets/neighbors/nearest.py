@@ -6,10 +6,13 @@ mirror image, and sorts by (distance, index). Where rounding or ties leave a dou
 precision, and at last measures all samples. That is why the backends agree. No step holds an N x N matrix.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -77,70 +80,61 @@ def search(
 ) -> Neighbors:
     """Find the k nearest samples of each query by Euclidean distance.
 
+    Inside `pml_posets.distributed.shared_work` every rank answers some of the queries, and gets all answers.
+
     Args:
         features: (N, D) the samples to search among.
         k: neighbors per query, from 1. Where fewer exist, the rest is -1 (index) and inf (distance).
-        queries: (Q,) dataset indices of the queries; None (default): all samples. Not with query_features.
-        query_features: (Q, D) queries that are not samples of the dataset. Default None.
-        mirrored: features of the queries' horizontally mirrored images, (N, D) in dataset order, or (Q, D)
-            beside query_features. The distance of a pair is then min(|f_q - f_j|, |m_q - f_j|).
+        queries: (Q,) dataset indices of the queries. None (default): all samples.
+        query_features: (Q, D) queries that are no samples of the dataset, instead.
+        mirrored: features of the queries' mirror images, (N, D), or (Q, D) beside query_features; a pair's
+            distance is then min(|f_q - f_j|, |m_q - f_j|).
         sources: (N,) ints or strings; samples of the query's own source (itself among them) are left out.
         query_sources: (Q,) the sources of query_features; needed exactly when both of those are given.
-        exclude_self: whether a sample is left out of its own list (by index: equal copies of it stay).
-        method: "exact" (default); "approximate": candidates, 2 k + 64, are the nearest in the first principal
-            directions (up to 512, for features longer than 256 and from 8,192 samples on; others are searched
-            exactly, which is faster), and are then measured in full; "auto": approximate from 20,000 samples
-            and queries of 1,024 dimensions on, where that is faster than exact.
+        exclude_self: leave a sample out of its own list (by index: equal copies of it stay). Default True.
+        method: "exact" (default); "approximate" measures 2 k + 64 candidates, the nearest in up to 512
+            principal directions (for more than 256, and from 8,192 samples on); "auto": approximate from
+            20,000 samples and queries of 1,024 dimensions on, where it is faster.
         backend: "faiss", "torch" or "auto" (default: faiss on a CPU, torch elsewhere).
-        device: where to compute, e.g. "cpu" (default) or "cuda:0".
-        chunk_size: queries handled at once; None: 1024 on a CPU, 8192 on a GPU. Memory grows with it.
-        seed: of the approximate search (the sample that the directions are estimated on).
-        progress: whether to show a progress bar. Default False.
-
-    Inside `pml_posets.distributed.sharing.shared_work` every rank answers some chunks of the queries, and all
-    get all answers, which are those of one process (of an approximate search up to rounding).
+        device: where to compute. Default "cpu".
+        chunk_size: queries at once, which take memory. None (default): 1024 on a CPU, 8192 on a GPU.
+        seed: of the approximate search. Default 0.
+        progress: show a progress bar. Default False.
 
     Returns:
-        Neighbors. Deterministic, by (distance, index); a pair that is equally near with and without mirroring
-        is not flipped.
+        Neighbors, by (distance, index); a pair that is as near without mirroring is not flipped.
 
     Raises:
-        TypeError: indices are not integers or features not numbers.
-        ValueError: a shape does not fit, an index is out of range, a value is not finite, an option is
-            unknown or the device does not exist.
-
-    Source: section 3.1 of the paper (similarity exp(-distance), maximal over the frame and its mirror image).
+        TypeError, ValueError: for an argument of another type, shape or range; the message says which.
 
     Example:
-        >>> found = search([[0.0], [1.0], [1.5], [9.0]], k=2, sources=["a", "a", "b", "c"])
-        >>> found.indices[0].tolist(), found.distances[0].tolist()
-        ([2, 3], [1.5, 9.0])
+        >>> search([[0.0], [1.0], [1.5], [9.0]], k=2, sources=["a", "a", "b", "c"]).distances[0].tolist()
+        [1.5, 9.0]
     """
-    table = as_features(features)
-    k = as_count(k, "k")
+    table, k, place = as_features(features), as_count(k, "k"), torch.device(device)
     asked = Queries.of(table, queries, query_features, mirrored, sources, query_sources, exclude_self)
-    place = torch.device(device)
-    check_option(method, "method", Method)
+    if check_option(method, "method", Method) == "auto":
+        method = faster_method(len(table), len(asked.rows), table.shape[1])
     use_faiss = _uses_faiss(backend, place)
     default = 8192 if place.type == "cuda" else 1024
     chunk_size = default if chunk_size is None else as_count(chunk_size, "chunk_size")
-    if method == "auto":
-        method = faster_method(len(table), len(asked.rows), table.shape[1])
+    make = partial(_Finder, table, k, method == "approximate", use_faiss, place, seed)
+    with torch.no_grad(), _full_precision(place):
+        return _found(asked, make, chunk_size, progress)
+
+
+def _found(asked: Queries, make: Callable[[], _Finder], chunk_size: int, progress: bool) -> Neighbors:
+    """The answer to all queries, on ranks that share work put together from those of each."""
     order = np.argsort(asked.excluded, kind="stable")  # queries that need equally long lists go together
-    num_chunks = -(-len(order) // chunk_size)
-    chunks = shard(num_chunks) if shares_work() else range(num_chunks)  # whole chunks: the same numbers
+    num_chunks, shared = -(-len(order) // chunk_size), shares_work()
+    chunks = shard(num_chunks) if shared else range(num_chunks)  # whole chunks: the same numbers
     mine = order[chunks.start * chunk_size : chunks.stop * chunk_size]
-    parts = [(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32), np.zeros((0, k), bool))]
-    shared = share_errors() if shares_work() else nullcontext()
-    with shared, torch.no_grad(), torch.autocast(place.type, enabled=False), _full_precision():
-        finder = _Finder(table, k, method == "approximate", use_faiss, place, seed)
-        if queries is None and not shares_work():
+    with share_errors() if shared else nullcontext():
+        finder = make()
+        if len(mine) == len(finder.table) and not shared:
             finder.join(asked)
-        for start in _starts(len(mine), chunk_size, progress):
-            index, squares, flip = finder.find(asked.block(mine[start : start + chunk_size], place))
-            parts.append((index.cpu().numpy(), squares.sqrt().cpu().numpy(), flip.cpu().numpy()))
-    answer = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    if shares_work():
+        answer = finder.find_all(asked, mine, chunk_size, progress)
+    if shared:
         answer = [all_gather_rows(rows) for rows in answer]
     indices, distances, flips = (rows[np.argsort(order)] for rows in answer)
     return Neighbors(indices, distances, None if asked.mirrors is None else flips)
@@ -185,6 +179,18 @@ class _Finder:
             return
         if asked.excluded.max() <= MAX_EXCLUDED:
             self.joined = all_pairs(proposer.table, self.width, asked.codes, asked.exclude_self)
+
+    def find_all(
+        self, asked: Queries, which: NDArray[np.int64], chunk_size: int, progress: bool
+    ) -> list[NDArray[Any]]:
+        """Indices, distances and flips of some queries, chunk by chunk."""
+        shape = (0, self.k)
+        parts = [(np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, bool))]
+        for start in _starts(len(which), chunk_size, progress):
+            block = asked.block(which[start : start + chunk_size], self.table.device)
+            index, squares, flip = self.find(block)
+            parts.append((index.cpu().numpy(), squares.sqrt().cpu().numpy(), flip.cpu().numpy()))
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def find(self, block: Block) -> Answer:
         """The k nearest of each query."""
@@ -247,12 +253,13 @@ def _starts(number: int, step: int, progress: bool) -> Iterable[int]:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 inside, whatever the caller trains with."""
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Neither TF32 nor autocast inside, whatever the caller trains with."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -227,7 +227,7 @@ def test_there_is_never_a_square_matrix():
         ({"ks": (1.5,)}, TypeError, "every k of ks must be an integer"),
         ({"queries": [3]}, ValueError, r"lie in 0\.\.2"),
         ({"queries": [-1]}, ValueError, r"lie in 0\.\.2"),
-        ({"queries": [0.5]}, TypeError, "integer row numbers"),
+        ({"queries": [0.5]}, TypeError, r"integers \(row numbers\)"),
         ({"query_features": np.eye(3)}, ValueError, "belong together"),
         ({"query_labels": [0]}, ValueError, "belong together"),
         ({"query_features": np.eye(3), "query_labels": [0] * 3, "queries": [0]}, ValueError, "not both"),

@@ -394,7 +394,7 @@ def test_progress_bar(capfd):
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1"),
         ({"queries": [0, 6]}, ValueError, r"queries must lie in 0\.\.5, got 6"),
         ({"queries": [-1]}, ValueError, "got -1"),
-        ({"queries": [0.5]}, TypeError, "integer dataset indices"),
+        ({"queries": [0.5]}, TypeError, "row numbers"),
         ({"queries": [[1]]}, ValueError, r"shape \(Q,\)"),
         ({"queries": [1], "query_features": np.eye(4)}, ValueError, "not both"),
         ({"query_features": np.eye(3)}, ValueError, "query_features must have 4 dimensions"),
