@@ -17,6 +17,7 @@ import torch
 
 from .._validation import kind_of
 from . import images as pixels
+from .datasets import WithMirrorImages
 from .images import UnreadableImageError
 
 __all__ = ["data_identity", "digest", "weights_digest"]
@@ -39,7 +40,8 @@ def data_identity(images: Any, data_id: str | None = None) -> tuple[str, str]:
     Args:
         images: paths, arrays, tensors or PIL images (or tuples and lists that start with one); or a dataset
             with a `data_id` of its own, as `ImageStore` has; or one with a list of files in `paths`,
-            `samples` or `imgs`, as `ImageList` and torchvision's `ImageFolder`; or a Subset of these. Files
+            `samples` or `imgs`, as `ImageList` and torchvision's `ImageFolder`; or a Subset or
+            `WithMirrorImages` of these. Files
             count by their size and times of change, images in memory by their contents.
         data_id: stands for the data instead; the caller changes it when the data change.
 
@@ -61,6 +63,9 @@ def data_identity(images: Any, data_id: str | None = None) -> tuple[str, str]:
         name, state = data_identity(images.dataset)
         chosen = digest([int(index) for index in images.indices])
         return digest(name, chosen), digest(state, chosen)
+    if isinstance(images, WithMirrorImages):
+        name, state = data_identity(images.dataset)
+        return digest(name, "mirrored"), digest(state, "mirrored")
     try:
         files = files_of(images)
         if files is not None:

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from pml_posets.data import BatchAugmentation, ImageList, ImageStore, UnreadableImageError, data_identity
 from pml_posets.data.cache import FeatureCache
+from pml_posets.data.datasets import WithMirrorImages
 from pml_posets.data.identity import digest
 from pml_posets.features import HOGLDA
 
@@ -309,3 +310,10 @@ def test_digest_refuses_what_it_cannot_read():
         digest(object())
     with pytest.raises(TypeError, match="cannot digest a object"):
         digest({"a": [object()]})
+
+
+def test_mirror_images_have_an_identity_of_their_own():
+    images = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)
+    both = data_identity(WithMirrorImages(images))
+    assert both == data_identity(WithMirrorImages(images.copy()))
+    assert both[1] not in (data_identity(images)[1], data_identity(WithMirrorImages(images + 1))[1])
