@@ -1,11 +1,13 @@
 """NearestMedoidMiner against plain nested loops, bound and unbound, alone and with PML's losses."""
 
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from batches import batch as batch_of
 from pytorch_metric_learning import distances, losses, reducers
 from pytorch_metric_learning.utils import distributed as pml_dist
 
@@ -13,13 +15,7 @@ from pml_posets.losses.poset import PosetLoss
 from pml_posets.miners import NearestMedoidMiner
 from pml_posets.posets import Posets
 
-
-def batch(seed=0, size=30, dims=6, num_classes=4, unassigned=0.4, dtype=torch.float64):
-    g = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(size, dims, generator=g, dtype=torch.float64).to(dtype)
-    labels = 3 * torch.randint(num_classes, (size,), generator=g) + 2
-    labels[torch.rand(size, generator=g) < unassigned] = -1
-    return embeddings, labels
+batch = partial(batch_of, size=30)
 
 
 def distance(x, y):

@@ -84,20 +84,6 @@ def test_scale_and_order_do_not_matter():
     assert torch.equal(loss(embeddings, indices, (indices, indices, indices)), value)  # a miner's tuple
 
 
-def test_it_can_be_learned():
-    loss, indices = make(), torch.arange(NUM)
-    embeddings = torch.nn.Parameter(torch.randn(NUM, NARROW, generator=torch.Generator().manual_seed(2)))
-    optimizer = torch.optim.Adam([embeddings, *loss.parameters()], lr=0.1)
-    first = loss(embeddings, indices).item()
-    for _ in range(60):
-        optimizer.zero_grad()
-        value = loss(embeddings, indices)
-        value.backward()
-        optimizer.step()
-    assert first > 0.5
-    assert value.item() < 0.02
-
-
 # --- Gradients and dtypes
 
 
@@ -112,41 +98,12 @@ def test_gradients():
     assert torch.autograd.gradcheck(value, (embeddings, *weights))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "found", "tolerance"),
-    [
-        (torch.float64, torch.float64, 1e-6),
-        (torch.float32, torch.float32, 1e-6),
-        (torch.bfloat16, torch.float32, 2e-2),
-        (torch.float16, torch.float32, 2e-3),
-    ],
-)
-def test_every_dtype(dtype, found, tolerance):
-    loss, (embeddings, indices) = make(), batch(dtype=dtype)
-    value = loss(embeddings, indices)
-    assert value.dtype == found
-    exact, _ = batch(dtype=torch.float64)
-    assert value.item() == pytest.approx(loss(exact, indices).item(), abs=tolerance)
-    value.backward()
-    assert embeddings.grad.dtype == dtype
-    assert loss.map.weight.grad.dtype == torch.float32
-    assert embeddings.grad.isfinite().all()
-    assert (embeddings.grad != 0).any()
-
-
 def test_half_weights_are_computed_with_in_full():
     loss, (embeddings, indices) = make().bfloat16(), batch(dtype=torch.bfloat16)
     value = loss(embeddings, indices)
     assert value.dtype == torch.float32
     exact = copy.deepcopy(loss).double()(embeddings.double(), indices)
     assert value.item() == pytest.approx(exact.item(), abs=1e-5)
-
-
-def test_autocast_changes_nothing():
-    loss, (embeddings, indices) = make(), batch()
-    value = loss(embeddings, indices)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(loss(embeddings, indices), value)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -158,27 +115,6 @@ def test_on_a_gpu():
         found = loss.cuda()(embeddings.cuda(), indices.to(where))
         assert found.device.type == "cuda"
         torch.testing.assert_close(found.cpu(), value)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_empty_batch_is_zero_with_a_gradient_path(dtype):
-    embeddings = torch.zeros(0, NARROW, dtype=dtype, requires_grad=True)
-    value = make()(embeddings, torch.zeros(0, dtype=torch.int64))
-    assert value.item() == 0
-    assert value.dtype == torch.float32
-    value.backward()
-    assert embeddings.grad.shape == (0, NARROW)
-
-
-def test_rows_of_zeros_are_no_nan():
-    features = table()
-    features[0] = 0
-    loss = FeatureLoss(NARROW, features)
-    embeddings = torch.zeros(2, NARROW, requires_grad=True)
-    value = loss(embeddings, torch.tensor([0, 1]))
-    value.backward()
-    assert value.isfinite()
-    assert embeddings.grad.isfinite().all()
 
 
 # --- Mirror images

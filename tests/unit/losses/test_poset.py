@@ -9,6 +9,7 @@ import pytest
 import ranks
 import torch
 import torch.nn.functional as F
+from batches import batch, elements
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from pytorch_metric_learning.utils import distributed as pml_dist
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,15 +32,6 @@ DISTANCES = {
     "dot": distances.DotProductSimilarity(normalize_embeddings=False),
     "snr": distances.SNRDistance(),
 }
-
-
-def batch(seed=0, size=24, dims=6, num_classes=4, unassigned=0.4, dtype=torch.float64):
-    """Random embeddings and labels; class ids with gaps, no class empty by design."""
-    g = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(size, dims, generator=g, dtype=torch.float64).to(dtype)
-    labels = 3 * torch.randint(num_classes, (size,), generator=g) + 2
-    labels[torch.rand(size, generator=g) < unassigned] = -1
-    return embeddings, labels
 
 
 # ---- the plain loops -------------------------------------------------------------------------------------
@@ -135,16 +127,6 @@ def loop_loss(
         if positives:
             out[i] = loop_term(positives, negatives, sigma2, gamma, margin)
     return out
-
-
-def elements(loss, *args, **kwargs):
-    """Anchor -> its loss, as the reducer gets them."""
-    loss.set_reducer(reducers.DoNothingReducer())
-    found = loss(*args, **kwargs)["loss"]
-    if not torch.is_tensor(found["losses"]):
-        return {}
-    assert found["reduction_type"] == "element"
-    return dict(zip(found["indices"].tolist(), found["losses"].tolist(), strict=True))
 
 
 # ---- values ----------------------------------------------------------------------------------------------
@@ -616,23 +598,6 @@ def test_detached_representatives_move_as_anchors_only():
     assert gradient(PosetLoss(detach_representatives=True), embeddings, labels)[medoid].abs().sum() > 0
     value = PosetLoss(detach_representatives=True)(embeddings, labels)
     assert value == PosetLoss()(embeddings, labels)
-
-
-def test_training_gathers_classes_and_unassigned_samples():
-    g = torch.Generator().manual_seed(0)
-    centers = F.normalize(torch.randn(4, 16, generator=g))
-    truth = torch.arange(48) % 4
-    weights = torch.randn(16, 16, generator=g).requires_grad_()
-    inputs = centers[truth] + 0.4 * torch.randn(48, 16, generator=g)
-    labels = torch.where(torch.arange(48) < 24, truth, -1)
-    loss, optimizer = PosetLoss(num_nearest=1), torch.optim.Adam([weights], lr=0.02)
-    first = loss(inputs @ weights, labels).item()
-    for _ in range(60):
-        optimizer.zero_grad()
-        value = loss(inputs @ weights, labels)
-        value.backward()
-        optimizer.step()
-    assert value.item() < 0.5 * first
 
 
 # ---- dtypes ----------------------------------------------------------------------------------------------

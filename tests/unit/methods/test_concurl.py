@@ -82,54 +82,11 @@ def test_a_single_view_is_an_error():
             objective(images[: len(wrong)], wrong, net())
 
 
-def test_without_images():
-    objective = make()
-    value = objective(torch.zeros(0, 3, 8, 8), torch.arange(0), net())
-    value.backward()
-    assert value.item() == 0
-    assert (objective.projection[0].weight.grad == 0).all()
-
-
 def test_without_instance_discrimination():
     objective = make(bank=None, beta=0.0)
     models = {"trunk": net()["trunk"]}  # then there is no need of an embedder
     objective(images_of(), torch.arange(8), models).backward()
     assert list(objective.values) == ["consensus"]
-
-
-def test_its_state_is_whole(tmp_path):
-    def steps(models, objective, number):
-        parameters = [p for part in (*models.values(), objective) for p in part.parameters()]
-        optimizer = torch.optim.SGD(parameters, lr=0.1)
-        for _ in range(number):
-            optimizer.zero_grad()
-            value = objective(images_of(), torch.arange(8), models)
-            value.backward()
-            optimizer.step()
-        return value
-
-    models, objective = net(), make(redraw_every=2)
-    torch.manual_seed(1)
-    steps(models, objective, 3)
-    torch.save([part.state_dict() for part in (*models.values(), objective)], tmp_path / "state.pt")
-    torch.manual_seed(2)
-    expected = steps(models, objective, 3)
-    others, other = net(), make(redraw_every=2)
-    states = torch.load(tmp_path / "state.pt", weights_only=True)
-    for part, state in zip((*others.values(), other), states, strict=True):
-        part.load_state_dict(state)
-    torch.manual_seed(2)
-    assert torch.equal(steps(others, other, 3), expected)
-    assert other.consensus.spaces.draw == objective.consensus.spaces.draw == 2
-
-
-def test_under_autocast():
-    objective, models = make(), net()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = objective(images_of(), torch.arange(8), models)
-    value.backward()
-    assert value.dtype == torch.float32
-    assert models["trunk"][1].weight.grad.isfinite().all()
 
 
 def test_bad_options():

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from batches import batch, elements
 from pytorch_metric_learning import distances, reducers
 from pytorch_metric_learning.losses import MultiSimilarityLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner
@@ -22,15 +23,6 @@ KINDS = {
     "cosine": distances.CosineSimilarity(),
 }
 BOTH = pytest.mark.parametrize("form", ["hinge", "softmax"])
-
-
-def batch(seed=0, size=24, dims=6, num_clusters=4, unassigned=0.3, dtype=torch.float64):
-    """Random embeddings and labels; ids with gaps."""
-    g = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(size, dims, generator=g, dtype=torch.float64).to(dtype)
-    labels = 3 * torch.randint(num_clusters, (size,), generator=g) + 2
-    labels[torch.rand(size, generator=g) < unassigned] = -1
-    return embeddings, labels
 
 
 def unit(row):
@@ -61,16 +53,6 @@ def loop_loss(x, labels, ref=None, ref_labels=None, *, form="hinge", margin=0.2,
             total = sum(math.exp(-d / temperature) for d in to.values())
             out[i] = -math.log(math.exp(-to[label] / temperature) / total)
     return out
-
-
-def elements(loss, *args, **kwargs):
-    """Sample -> its loss, as the reducer gets them."""
-    loss.set_reducer(reducers.DoNothingReducer())
-    found = loss(*args, **kwargs)["loss"]
-    if not torch.is_tensor(found["losses"]):
-        return {}
-    assert found["reduction_type"] == "element"
-    return dict(zip(found["indices"].tolist(), found["losses"].tolist(), strict=True))
 
 
 # --- The value
@@ -127,18 +109,13 @@ def test_softmax_is_cross_entropy_over_centers():
     torch.testing.assert_close(loss(x, labels, ref_emb=centers, ref_labels=torch.arange(12)), expected)
 
 
-def test_the_order_does_not_matter():
-    x, labels = batch(3)
-    turned = torch.randperm(len(x), generator=torch.Generator().manual_seed(5))
-    loss = ContrastiveClusteringLoss()
-    torch.testing.assert_close(loss(x[turned], labels[turned]), loss(x, labels))
-    assert loss(x, labels.int()) == loss(x, labels)
-
-
 def test_miners_are_passed_over():
     x, labels = batch(3, unassigned=0)
     loss = ContrastiveClusteringLoss()
     assert loss(x, labels, MultiSimilarityMiner()(x, labels)) == loss(x, labels)
+    assert loss(x, labels.int()) == loss(x, labels)
+    loss.set_centers(torch.randn(12, 6))  # of another dtype than the embeddings
+    assert loss(x, labels).isfinite()
 
 
 # --- Gradients and dtypes
@@ -169,27 +146,6 @@ def test_the_gradient_can_be_cut_at_the_centers():
         assert (centers.grad is not None) != detach
         assert x.grad.abs().sum() > 0
         centers.grad = None
-
-
-@BOTH
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)],
-)
-def test_every_dtype(form, dtype, tolerance):
-    x, labels = batch(dtype=dtype)
-    exact = ContrastiveClusteringLoss(form=form)(batch()[0], labels)
-    loss = ContrastiveClusteringLoss(form=form)
-    value = loss(x.requires_grad_(), labels)
-    assert value.dtype == dtype
-    assert value.item() == pytest.approx(exact.item(), rel=tolerance)
-    value.backward()
-    assert x.grad.dtype == dtype
-    assert x.grad.isfinite().all()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert loss(x, labels).dtype == torch.float32
-    loss.set_centers(torch.randn(12, 6))  # of another dtype
-    assert loss(x, labels).isfinite()
 
 
 @BOTH
