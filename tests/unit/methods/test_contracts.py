@@ -39,7 +39,7 @@ def attention(x):
     exact = 2.0 ** torch.randint(-2, 3, (6, 6), generator=torch.Generator().manual_seed(0))  # in any dtype
     maps = (x[:, None] * exact.to(x)).unflatten(2, (2, 3))  # (N, 6, 2, 3)
     theta = torch.tensor([[0.6, 0.2, 0.1], [-0.3, 0.8, 0.0]]).expand(len(x), 2, 3)
-    return attention_consistency_loss(maps.roll(1, 1), maps.roll(2, 2), maps, maps.roll(1, 3), theta, theta)
+    return attention_consistency_loss(maps.flip(1), maps.flip(2), maps, maps.flip(3), theta, theta)
 
 
 def consensus(x):
