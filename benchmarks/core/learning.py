@@ -74,6 +74,7 @@ def train(
     """
     if recipe.mirror_images and start.mirrored is not None:
         images, start = WithMirrorImages(images), start.with_mirror_images()
+        flips = False  # mirror images are samples of their own
     models = networks.build(recipe.architecture, seed, recipe.dropout) if models is None else models
     if recipe.trunk == "hog":
         hog_trunk.begin(models, images, start.features, device)
