@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pytorch_metric_learning.losses import MultipleLosses
+from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from pytorch_metric_learning.trainers import (
     CascadedEmbeddings,
     DeepAdversarialMetricLearning,
@@ -23,6 +25,8 @@ from torch.utils.data import BatchSampler, Subset, default_collate
 
 from .._random import preserved_randomness, seed_everything
 from .._validation import as_real
+from ..losses.feature import FeatureLoss
+from ..losses.pseudo_label import PseudoLabelLoss, WeightedLosses
 from ..posets import Posets
 from .objectives import PML_LOSSES
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 _IMAGES = 16  # looked at in a trial, spread over the data
 _NEEDED = ("posets", "regroup", "set_epoch", "state_dict", "load_state_dict")
 _OURS = {"sampler", "batch_size", "iterations_per_epoch", "data_and_label_getter"}
+_OF_EMBEDDINGS = (BaseMetricLossFunction, MultipleLosses, PseudoLabelLoss, FeatureLoss, WeightedLosses)
 _HISTORY = ("total_loss", "round", "iteration")
 _REFUSED = {
     CascadedEmbeddings: "its losses and miners each see a slice of the embedding",
@@ -83,6 +88,13 @@ def check_names(
     for name in _HISTORY:
         if name in loss_funcs:
             raise ValueError(f"loss_funcs has the name {name!r}, which the history has for another thing")
+    for name, loss in loss_funcs.items():
+        if name not in PML_LOSSES and isinstance(loss, _OF_EMBEDDINGS):
+            kind, own = type(loss).__name__, "WeightedLosses or PML's MultipleLosses adds several"
+            raise TypeError(
+                f"loss_funcs has {name!r}, a {kind}, which takes embeddings; under names of your own stand "
+                f'objectives, which take images and models: give it as "metric_loss" ({own})'
+            )
     if freeze_these and (unknown := sorted(set(freeze_these) - {*models, *loss_funcs})):
         known = [*models, *loss_funcs]
         raise ValueError(f"freeze_these has {unknown}, but the models and losses are {known}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -215,6 +216,7 @@ class Components:
         if name in self._functions and not is_function:
             raise TypeError(f"{name} is a function, so {key} must be a function parameters -> optimizer")
         optimizer = given(parameters) if is_function else given
+        _check_step(key, optimizer)
         if key not in self.optimizers:
             self.optimizers[key] = optimizer
             for kind, scheduler in self._given_schedulers.items():
@@ -234,8 +236,7 @@ class Components:
         found: dict[str, Any] = {}
         things = {**self._modules, **self.optimizers, **self.lr_schedulers}
         for name, thing in things.items():
-            known = describe(thing, sizes=name not in self._functions)
-            found |= {f"{name} {key}": value for key, value in known.items()}
+            found |= {f"{name} {key}": value for key, value in describe(thing).items()}
         for name, function in self._functions.items():
             found |= {f"{name} function {key}": value for key, value in describe(function).items()}
         return found
@@ -268,6 +269,13 @@ class Components:
     def _memories(self) -> list[Any]:
         modules = [module for loss in self.loss_funcs.values() for module in loss.modules()]
         return [m for m in modules if hasattr(m, "reset_queue") and hasattr(m, "queue_idx")]
+
+
+def _check_step(key: str, optimizer: Any) -> None:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        kind = type(optimizer).__name__
+        raise TypeError(f"{key} is {kind}, whose step needs a closure: use one that does not, such as Adam")
 
 
 def _as_module(name: str, made: Any) -> torch.nn.Module:

@@ -71,8 +71,12 @@ class Saved(Rounds):
         """
         content = from_main(lambda: load_checkpoint(path))
         try:
-            self._components.fit(content.get("num_classes", 1), 0, self.device)  # heads, to be compared
+            begun = content["settings"].get("num_classes", 1) if self._settings is None else self._num_classes
+            self._num_classes = begun
+            self._components.fit(begun, 0, self.device)  # heads, to be compared
             self._check_same_run(content["settings"], path)
+            if self.trainer is not None:
+                self._components.fit(content["num_classes"], 0, self.device)
             self.sampler.load_state_dict(content["sampler"])
             self._install(self.sampler.posets)
             self._components.load_state_dict(content["parts"])
@@ -135,6 +139,7 @@ class Saved(Rounds):
             }
             self._settings = {
                 "num_samples": self.sampler.num_samples,
+                "num_classes": self._num_classes,  # at first, as the class heads below have it
                 "iterations_per_round": self.iterations_per_round,
                 "seed": self.seed,
                 "trainer": self.trainer_class.__name__,

@@ -1,5 +1,6 @@
 """A checkpoint is resumed by its own run alone, and whatever cannot be meant is refused before training."""
 
+import enum
 import os
 import signal
 import threading
@@ -7,7 +8,13 @@ import threading
 import numpy as np
 import pytest
 import torch
-from pytorch_metric_learning.losses import ContrastiveLoss, NormalizedSoftmaxLoss, NTXentLoss, ProxyNCALoss
+from pytorch_metric_learning.losses import (
+    ContrastiveLoss,
+    CosFaceLoss,
+    NormalizedSoftmaxLoss,
+    NTXentLoss,
+    ProxyNCALoss,
+)
 from pytorch_metric_learning.miners import BaseMiner, MultiSimilarityMiner
 from pytorch_metric_learning.trainers import (
     CascadedEmbeddings,
@@ -112,6 +119,41 @@ def half_frozen():
     return network
 
 
+def weighted(weight):
+    """A feature_fn that reads its weight from a container, and writes to others."""
+    seen, last = [], {}
+
+    def features(joint):
+        seen.append(joint.round)
+        last[joint.round, 0] = len(seen)
+        return weight["of"][0] * joint.extract()
+
+    return features
+
+
+class Mode(enum.Enum):
+    ONE = 1
+    TWO = 2
+
+
+class Mixture:
+    """A feature_fn that keeps its settings under names of its own."""
+
+    def __init__(self, *parts):
+        self.parts, self.mode, self.counter = list(parts[:-1]), parts[-1], 0
+
+    def __call__(self, joint):
+        self.counter += 1
+        return self.parts[0] * joint.extract()
+
+
+def with_head(**options):
+    return {
+        "loss_funcs": {"metric_loss": lambda classes: CosFaceLoss(classes, 4, **options)},
+        "optimizers": {"trunk_optimizer": sgd(), "metric_loss_optimizer": sgd()},
+    }
+
+
 class Transformed(Augmented):
     def __init__(self, p):
         super().__init__(0.0)
@@ -193,6 +235,21 @@ OTHERS = {
         {"feature_fn": mixture((1.0,), scale=2.0)},
         "feature_fn keyword defaults.scale=1.0, here 2.0",
     ),
+    "a container around it": (
+        {"feature_fn": weighted({"of": [1.0]})},
+        {"feature_fn": weighted({"of": [2.0]})},
+        "feature_fn weight.of='\\[1.0\\]', here",
+    ),
+    "attributes of another name": (
+        {"feature_fn": Mixture(1, Mode.ONE)}, {"feature_fn": Mixture(2, Mode.TWO)},
+        "feature_fn parts='\\[1\\]', here '\\[2\\]'; there feature_fn mode='Mode.ONE', here 'Mode.TWO'"
+    ),
+    "a setting of a head that a function makes": (
+        with_head(scale=10), with_head(scale=20), "metric_loss scale=10, here 20"
+    ),
+    "one image": (
+        {}, {"data": [*pictures()[:5], torch.zeros(1, 6, 6), *pictures()[6:]]}, "others in 1 of 24 rows"
+    ),
     "another function": (
         {"feature_fn": lambda joint: np.abs(joint.extract())},
         {"feature_fn": lambda joint: np.square(joint.extract())},
@@ -219,6 +276,14 @@ def test_another_run_is_not_resumed(name, tmp_path):
         make(output_dir=tmp_path, **{"iterations_per_round": 1, **second}).train(resume=True)
     assert (tmp_path / "checkpoint.pt").read_bytes() == content
     make(output_dir=tmp_path, **{"iterations_per_round": 1, **first}).train(resume=True)
+
+
+def test_what_functions_and_objects_write_to_is_no_setting(tmp_path):
+    for number, feature_fn in enumerate([weighted({"of": (1.0,)}), Mixture(1, Mode.ONE)]):
+        for rounds in (2, 3):
+            make(output_dir=tmp_path / str(number), num_rounds=rounds, feature_fn=feature_fn).train(
+                resume=rounds > 2
+            )
 
 
 def test_one_message_lists_all_differences(tmp_path):
@@ -289,6 +354,12 @@ def test_a_moved_folder_and_rounding_are_no_difference(tmp_path):
     run("a")
     (tmp_path / "a").rename(tmp_path / "b")
     run("b", resume=True)
+    with open(tmp_path / "b" / "07.png", "ab") as file:
+        file.write(b"and more")
+    with pytest.raises(
+        ValueError, match=r"\(there dataset file sizes=[^;]*; there feature_dataset file sizes=[^;]*\)"
+    ):
+        run("b", resume=True)
     (tmp_path / "b" / "07.png").rename(tmp_path / "b" / "99.png")
     with pytest.raises(ValueError, match="dataset file names"):
         run("b", resume=True)
@@ -612,6 +683,17 @@ def test_what_is_no_trainer(given):
 def test_bad_weights_of_losses(weight):
     with pytest.raises((ValueError, TypeError), match="weight"):
         make(loss_weights={"metric_loss": weight})
+
+
+def test_a_loss_of_embeddings_is_no_objective():
+    for loss in (ContrastiveLoss(), PosetLoss(), PseudoLabelLoss(NTXentLoss())):
+        with pytest.raises(TypeError, match=rf"'mine', a {type(loss).__name__}, which takes embeddings"):
+            make(loss_funcs={"metric_loss": PosetLoss(), "mine": loss})
+
+
+def test_an_optimizer_that_needs_a_closure():
+    with pytest.raises(TypeError, match="trunk_optimizer is LBFGS, whose step needs a closure"):
+        make(optimizers={"trunk_optimizer": torch.optim.LBFGS})
 
 
 @pytest.mark.parametrize("name", ["trunk", "embedder", "total_loss", "round", "iteration"])
