@@ -9,11 +9,7 @@ import pytest
 import torch
 
 from pml_posets.losses.feature import FeatureLoss
-from pml_posets.losses.poset import PosetLoss
-from pml_posets.losses.pseudo_label import PseudoLabelLoss, WeightedLosses
 from pml_posets.posets import Posets
-from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
-from pml_posets.training.joint import JointTrainer
 
 NUM, WIDE, NARROW = 12, 5, 7  # samples, columns of features, columns of embeddings
 
@@ -167,47 +163,6 @@ def test_the_features_are_its_own():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FeatureLoss(NARROW, features)
-
-
-# --- In a run
-
-
-def test_rounds_with_it(tmp_path):
-    features = table()
-    images = [torch.from_numpy(row) for row in features]
-
-    def run(rounds, resume=False):
-        torch.manual_seed(0)
-        poset = PseudoLabelLoss(PosetLoss(sigma=0.5), unassigned="keep")
-        joint = JointTrainer(
-            models={"trunk": torch.nn.Linear(WIDE, NARROW)},
-            optimizers={
-                name: lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9)
-                for name in ("trunk_optimizer", "metric_loss_optimizer")
-            },
-            sampler=PseudoLabelSampler(features, 6, grouping=GivenLabels([0, 1, 2, -1] * 3), num_batches=8),
-            loss_funcs={
-                "metric_loss": WeightedLosses({"poset": poset, "feature": FeatureLoss(NARROW, features)})
-            },
-            dataset=images,
-            num_rounds=rounds,
-            record_every=8,
-            progress=False,
-            output_dir=tmp_path,
-        )
-        joint.train(resume=resume)
-        return joint
-
-    run(2)
-    joint = run(4, resume=True)
-    losses = [row["metric_loss"] for row in joint.history]
-    assert len(losses) == 4
-    assert losses[-1] < 0.7 * losses[0]
-    whole = joint.loss_funcs["metric_loss"].state_dict()
-    assert sorted(whole) == ["losses.feature.map.bias", "losses.feature.map.weight"]
-    (tmp_path / "checkpoint.pt").unlink()
-    for name, value in run(4).loss_funcs["metric_loss"].state_dict().items():
-        assert torch.equal(value, whole[name])
 
 
 # --- Bad input

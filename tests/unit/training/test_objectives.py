@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from pml_posets.losses.poset import PosetLoss
-from pml_posets.methods.udml_ss import RotationHead, RotationObjective
 from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
 from pml_posets.training.joint import JointTrainer
 from pml_posets.training.objectives import trainer_with_objectives
@@ -90,42 +89,6 @@ def test_its_weight():
     nothing = make(loss_weights={"own": 0.0, "metric_loss": 1.0})
     nothing.train()
     assert nothing.loss_funcs["own"].seen == []
-
-
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
-    whole, part = make(output_dir=tmp_path / "a"), make(output_dir=tmp_path / "b", checkpoint_every=2)
-    whole.train()
-    stop = RuntimeError("killed")
-
-    def kill(trainer):
-        if trainer.joint.global_iteration == 8:
-            raise stop
-
-    part.trainer_options["end_of_iteration_hook"] = kill
-    with pytest.raises(RuntimeError, match="killed"):
-        part.train()
-    again = make(output_dir=tmp_path / "b", checkpoint_every=2)
-    again.train(resume=True)
-    for one, other in ((whole.models["trunk"], again.models["trunk"]),
-                       (whole.loss_funcs["own"], again.loss_funcs["own"])):  # fmt: skip
-        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
-            assert torch.equal(a, b)
-
-
-def test_the_rotation_objective_learns():
-    head = RotationHead(4, 8)
-    objective = RotationObjective(head, num_images=8)
-    models = {"trunk": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4), torch.nn.Tanh())}
-    adam = lambda p: torch.optim.Adam(p, lr=0.02)  # noqa: E731
-    joint = make(
-        objective, metric=False, models=models, num_rounds=1, iterations_per_round=60, record_every=10,
-        optimizers={"trunk_optimizer": adam, "own_optimizer": adam},
-    )  # fmt: skip
-    joint.dataset.dataset = [torch.linspace(0, 1, 8).expand(1, 8, 8) + 0.1 * image for image in images()]
-    joint.train()
-    losses = [row["own"] for row in joint.history]
-    assert losses[0] > 0.9
-    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_weights_without_an_optimizer():
