@@ -165,7 +165,7 @@ def surrogate(**options):
     return {"grouping": SurrogateGrouping(min_size=2, **options)}
 
 
-def with_head(lr=0.1):
+def with_classifier(lr=0.1):
     return {
         "models": {"trunk": trunk(), "classifier": lambda n: torch.nn.Linear(4, n)},
         "optimizers": {"trunk_optimizer": sgd(), "classifier_optimizer": sgd(lr=lr)},
@@ -278,7 +278,7 @@ OTHERS = {
     "settings": ({"settings": {"size": 16}}, {"settings": {"size": 32}}, "your size=16, here 32"),
     "samples": ({}, {"sampler_options": {"samples_per_class": 3}}, "samples_per_class=4, here 3"),
     "average": ({"ema_decay": 0.9}, {}, "ema_decay=0.9, here None"),
-    "head": (with_head(), {}, "classifier_loss type='CrossEntropyLoss', here None"),
+    "head": (with_classifier(), {}, "classifier_loss type='CrossEntropyLoss', here None"),
 }  # fmt: skip
 
 
@@ -336,10 +336,10 @@ def test_layers_that_are_not_made_yet_are_saved(tmp_path):
 
 
 def test_heads_are_compared_though_functions_make_them(tmp_path):
-    make(output_dir=tmp_path, **with_head()).train()
+    make(output_dir=tmp_path, **with_classifier()).train()
     with pytest.raises(ValueError, match=r"\(there classifier_optimizer lr=0.1, here 0.3\)"):
-        make(output_dir=tmp_path, **with_head(lr=0.3)).train(resume=True)
-    make(output_dir=tmp_path, **with_head()).train(resume=True)
+        make(output_dir=tmp_path, **with_classifier(lr=0.3)).train(resume=True)
+    make(output_dir=tmp_path, **with_classifier()).train(resume=True)
 
 
 def test_a_sample_more_is_another_data_set(tmp_path):

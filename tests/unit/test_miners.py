@@ -333,6 +333,10 @@ def test_posets_without_a_class_and_batches_without_a_medoid():
 E, Y = batch(0)
 
 
+def some_posets(nearest):
+    return {"posets": SimpleNamespace(labels=[0, -1], medoids=[0], nearest_classes=nearest)}
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -340,21 +344,9 @@ E, Y = batch(0)
         ({"num_nearest": "2"}, TypeError, "num_nearest must be an integer, got '2'"),
         ({"anchors": "some"}, ValueError, "anchors must be one of 'all', 'unassigned', got 'some'"),
         ({"distance": distances.LpDistance(power=3)}, ValueError, "a distance must have power 1 or 2, got 3"),
-        (
-            {"posets": 3},
-            TypeError,
-            "posets must be a pml_posets.posets.Posets, got int without labels, medoids",
-        ),
-        (
-            {"posets": SimpleNamespace(labels=[0, -1], medoids=[0], nearest_classes=[[0]])},
-            ValueError,
-            "nearest_classes (N, Z), got (2,), (1,), (1, 1)",
-        ),
-        (
-            {"posets": SimpleNamespace(labels=[0, -1], medoids=[0], nearest_classes=[[0], [0]])},
-            ValueError,
-            "at least num_nearest=2 nearest classes a sample, got 1: build them with num_nearest=2 or more",
-        ),
+        ({"posets": 3}, TypeError, "a pml_posets.posets.Posets, got int without labels, medoids"),
+        (some_posets([[0]]), ValueError, "nearest_classes (N, Z), got (2,), (1,), (1, 1)"),
+        (some_posets([[0], [0]]), ValueError, "got 1: build them with num_nearest=2 or more"),
     ],
 )
 def test_wrong_options_are_named(options, error, text):

@@ -1,5 +1,6 @@
 """The package as a whole: its public names, what importing it costs, and its metadata."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -92,6 +93,26 @@ def test_public_modules_list_their_names():
         if not any(part.startswith("_") for part in parts):
             module = import_module(".".join(parts))
             assert set(module.__all__) <= set(dir(module)), module
+
+
+@pytest.mark.parametrize("name", pml_posets.__all__)
+def test_docstrings_name_every_argument(name):
+    documented = getattr(pml_posets, name)
+    text = inspect.getdoc(documented)
+    for argument, parameter in inspect.signature(documented).parameters.items():
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            assert re.search(rf"^ *.*\b{argument}\b.*:", text, re.M), argument
+    assert "Example" in text
+
+
+def test_names_that_moved_to_methods_are_found_with_a_warning():
+    from pml_posets import losses, methods
+
+    for name in methods.__all__:
+        with pytest.warns(DeprecationWarning, match=f"{name} has moved: import it from pml_posets.methods"):
+            assert getattr(losses, name) is getattr(methods, name)
+    with pytest.raises(AttributeError, match="no attribute 'NoSuchLoss'"):
+        losses.NoSuchLoss  # noqa: B018
 
 
 def test_types_travel_with_the_package():

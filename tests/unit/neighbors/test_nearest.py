@@ -1,6 +1,5 @@
 """Neighbor search against plain loops in float64, faiss against torch, and what it says to bad input."""
 
-import doctest
 import warnings
 
 import numpy as np
@@ -451,7 +450,3 @@ def test_as_features_keeps_what_fits():
 def test_as_features_rejects(features, error, message):
     with pytest.raises(error, match=message):
         as_features(features, "codes")
-
-
-def test_examples_run():
-    assert doctest.testmod(nearest).failed == 0
