@@ -23,6 +23,7 @@ from .images import UnreadableImageError
 __all__ = ["data_identity", "digest", "weights_digest"]
 
 _LIBRARIES = ("builtins", "numpy", "torch", "torchvision", "PIL", "pml_posets")  # known by name and values
+_HIDDEN = {"globals", "eval", "exec", "environ", "getenv", "import_module", "__import__"}
 _FILES = ("paths", "samples", "imgs")
 _BESIDE_FILES = {*_FILES, "root", "classes", "class_to_idx", "targets", "target_transform", "unreadable"}
 
@@ -181,9 +182,14 @@ def _values(value: Any) -> Any:
 
 def _is_library(thing: Any) -> bool:
     """Whether a class, function or module is known by its name."""
-    name = thing.__name__ if isinstance(thing, types.ModuleType) else str(thing.__module__)
-    top = name.partition(".")[0]
-    return top in _LIBRARIES or (isinstance(thing, types.ModuleType) and top in sys.stdlib_module_names)
+    if isinstance(thing, types.ModuleType):
+        return _is_known(thing.__name__)
+    return str(thing.__module__).partition(".")[0] in _LIBRARIES
+
+
+def _is_known(module: str) -> bool:
+    top = module.partition(".")[0]
+    return top in _LIBRARIES or top in sys.stdlib_module_names
 
 
 def _class_values(kind: type) -> list[Any]:
@@ -204,9 +210,11 @@ def _class_values(kind: type) -> list[Any]:
 
 def _code(function: types.FunctionType) -> list[Any]:
     """What a method computes: its code, defaults, and the globals and enclosing values it reads."""
+    instructions, names = _instructions(function.__code__)
+    if hidden := _HIDDEN.intersection(names):
+        raise _UnknownError(f"{function.__qualname__} reads values by {min(hidden)}, which are not known")
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     enclosing = [cell.cell_contents for name, cell in cells if name != "__class__"]  # that is `super()`
-    instructions, names = _instructions(function.__code__)
     read = {name: function.__globals__[name] for name in names if name in function.__globals__}
     defaults = [function.__defaults__, function.__kwdefaults__]
     return [instructions, _values(read), _values(enclosing), _values(defaults)]
@@ -215,7 +223,12 @@ def _code(function: types.FunctionType) -> list[Any]:
 def _instructions(code: types.CodeType) -> tuple[list[Any], list[str]]:
     """Bytecode and constants, and the names that it reads, of the functions inside too."""
     found: list[Any] = [code.co_code.hex(), list(code.co_names)]
-    names = [step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"]
+    steps = list(dis.get_instructions(code))
+    names = [step.argval for step in steps if step.opname == "LOAD_GLOBAL"]
+    names += _HIDDEN.intersection(code.co_names)
+    for step in steps:
+        if step.opname == "IMPORT_NAME" and not _is_known(step.argval):
+            raise _UnknownError(f"{code.co_name} imports {step.argval}, whose values are not known")
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             inner, more = _instructions(constant)

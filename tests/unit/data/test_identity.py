@@ -82,6 +82,23 @@ class Slotted:
         return 1
 
 
+class ReadsByName(Cropped):
+    def __getitem__(self, index):
+        return [globals()["BOX"] for _ in range(1)]
+
+
+class ReadsTheEnvironment(Cropped):
+    def __getitem__(self, index):
+        return os.environ["BOX"]
+
+
+class ImportsInside(Cropped):
+    def __getitem__(self, index):
+        import pytest
+
+        return pytest
+
+
 class PathsByMethod(Cropped):
     def __init__(self, paths):
         self._paths = paths
@@ -222,6 +239,9 @@ def test_code_and_globals_of_a_dataset_count(paths, monkeypatch):
     "make",
     [
         CallsCode,
+        ReadsByName,
+        ReadsTheEnvironment,
+        ImportsInside,
         PathsByMethod,
         lambda paths: Cropped(paths, transform=crop),
         lambda paths: Cropped(paths, left=object()),
