@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ._io import atomic_write
+from .data.images import to_numpy, upright
 
 __all__ = ["Tile", "image_rows", "loss_curves", "roc_curves", "save_figure"]
 
@@ -203,11 +204,11 @@ def _figure(width: float, height: float) -> Any:
 
 def _pixels(image: Any) -> np.ndarray:
     """The image as (H, W, 3) uint8."""
-    if hasattr(image, "detach"):  # a tensor: torch is not imported for this
-        pixels = image.detach().cpu().numpy()
+    if hasattr(image, "detach"):
+        pixels = to_numpy(image)
         pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
     else:
-        pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+        pixels = np.asarray(upright(image))
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
@@ -215,6 +216,10 @@ def _pixels(image: Any) -> np.ndarray:
             f"an image must be a PIL image, an array (H, W, 3) or a tensor (3, H, W), got {np.shape(image)}"
         )
     if pixels.dtype.kind == "f":
+        if pixels.max() > 10:  # no overshoot, and no normalization
+            raise ValueError(
+                f"an image must be uint8 or in [0, 1], got {pixels.max():g}: divide bytes by 255"
+            )
         pixels = np.nan_to_num(pixels).clip(0, 1) * 255 + 0.5
     elif pixels.dtype != np.uint8:
         raise TypeError(f"an image must be uint8 or floating point in [0, 1], got {pixels.dtype}")

@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.data.olympic_files import Problems
 from benchmarks.data.seq_files import SeqFile
 from benchmarks.measures.anchors import RetrievalLabels
-from pml_posets.data.datasets import UnreadableImageError
+from pml_posets.data.images import UnreadableImageError, read_image
 
 
 def source_of(category: str, sequence: str) -> str:
@@ -136,8 +136,7 @@ class OlympicTree:
         try:
             if sequence in self.seq_files:
                 return self.seq_files[sequence].read(int(self.frame_numbers[index]))
-            with Image.open(self.paths[index]) as image:
-                return image.convert("RGB")
+            return read_image(self.paths[index])
         except Exception as error:  # decoders raise anything
             raise UnreadableImageError(
                 f"frame {index} cannot be read ({self.describe(index)}): {error}; repair the file, or leave "

@@ -340,13 +340,17 @@ class People:
         )
 
 
+_ORIENTATION = 274  # of EXIF
+
+
 def _size_of(path: Path, decode: bool) -> tuple[int, int] | str:
-    """Width and height of an image file, or why it cannot be read."""
+    """Width and height of an upright image file, or why it cannot be read."""
     try:
         with Image.open(path) as image:
             if decode:
                 image.load()
-            return image.size
+            lies = image.getexif().get(_ORIENTATION, 1) >= 5  # on its side
+            return (image.height, image.width) if lies else image.size
     except FileNotFoundError:
         return "there is no such file"
     except Exception as error:  # decoders raise anything

@@ -82,15 +82,21 @@ def label_free_score(
     chosen = rng.permutation(len(plain))[: as_count(num_samples, "num_samples")]
     if len(chosen) < k + 2:
         raise ValueError(f"there must be {k + 2} images at least, got {len(chosen)}: lower num_neighbors")
-    plain, other = unit_rows(plain[chosen]), unit_rows(other[chosen])
-    similarities = plain @ plain.T
-    off_diagonal = similarities[~np.eye(len(plain), dtype=bool)]
+    rows, moved = _directions(plain[chosen]), _directions(other[chosen])
+    similarities = rows @ rows.T
+    off_diagonal = similarities[~np.eye(len(rows), dtype=bool)]
     nearest = _nearest(similarities, k)
     spread = float(off_diagonal.std())
     best = float(np.take_along_axis(similarities, nearest[:, :1], axis=1).mean())
     contrast = (best - float(off_diagonal.mean())) / spread if spread > 0 else 0.0
-    shared = (_nearest(other @ plain.T, k)[:, :, None] == nearest[:, None, :]).any(2)  # (N, k)
+    shared = (_nearest(moved @ rows.T, k)[:, :, None] == nearest[:, None, :]).any(2)  # (N, k)
     return LabelFreeScore(contrast, float(shared.mean()))
+
+
+def _directions(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Unit rows whose products tell directions apart that float32 rounds to a cosine of 1."""
+    directions = unit_rows(rows).astype(np.float64)
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True).clip(min=1e-12)
 
 
 def _nearest(similarities: NDArray[Any], k: int) -> NDArray[np.int64]:

@@ -148,7 +148,7 @@ class Mixture:
         return self.parts[0] * joint.extract()
 
 
-def with_head(**options):
+def with_proxies(**options):
     return {
         "loss_funcs": {"metric_loss": lambda classes: CosFaceLoss(classes, 4, **options)},
         "optimizers": {"trunk_optimizer": sgd(), "metric_loss_optimizer": sgd()},
@@ -254,7 +254,7 @@ OTHERS = {
         "feature_fn parts='\\[1\\]', here '\\[2\\]'; there feature_fn mode='Mode.ONE', here 'Mode.TWO'"
     ),
     "a setting of a head that a function makes": (
-        with_head(scale=10), with_head(scale=20), "metric_loss scale=10, here 20"
+        with_proxies(scale=10), with_proxies(scale=20), "metric_loss scale=10, here 20"
     ),
     "one image": (
         {}, {"data": [*pictures()[:5], torch.zeros(1, 6, 6), *pictures()[6:]]}, "others in 1 of 24 rows"

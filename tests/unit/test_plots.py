@@ -67,6 +67,22 @@ def test_values_outside_are_clipped():
     assert drawn(image_rows({"": [Tile(image)]}).axes[0]).tolist() == [[[0, 128, 255]]]
 
 
+def test_pil_images_and_bfloat16_are_read_as_everywhere():
+    portrait = Image.fromarray(PIXELS)
+    portrait.getexif()[274] = 6
+    levels = Image.fromarray(np.uint16([[0, 257, 65535]]))
+    clear = Image.new("LA", (1, 1), (0, 0))
+    figure = image_rows({"": [Tile(image) for image in (portrait, levels, clear)]})
+    upright, gray, white = (drawn(axis) for axis in figure.axes)
+    assert np.array_equal(upright, np.rot90(PIXELS, -1))
+    assert gray[0, :, 0].tolist() == [0, 1, 255]
+    assert white.tolist() == [[[255] * 3]]
+    half = torch.from_numpy(PIXELS).permute(2, 0, 1).bfloat16()
+    assert np.abs(drawn(image_rows({"": [Tile(half / 255)]}).axes[0]) - PIXELS.astype(int)).max() <= 1
+    with pytest.raises(ValueError, match="divide bytes by 255"):
+        image_rows({"": [Tile(half)]})
+
+
 @pytest.mark.parametrize("shape", [(4, 4, 2), (3, 4, 5), (4,), (1, 2, 3, 3), (0, 4, 3)])
 def test_images_of_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match=r"an image must be .*, got \("):

@@ -78,3 +78,19 @@ def test_only_some_images_are_drawn():
 def test_wrong_input_is_named(embeddings, changed, options, message):
     with pytest.raises(ValueError, match=message):
         label_free_score(embeddings, changed, **options)
+
+
+def test_embeddings_far_from_the_origin():
+    rng = np.random.default_rng(0)
+    rows = np.float32(np.repeat(rng.normal(size=(20, 8)), 10, axis=0) + 0.3 * rng.normal(size=(200, 8)) + 1e4)
+    changed = np.float32(rows + 0.02 * rng.normal(size=rows.shape))
+    score = label_free_score(rows, changed)
+    similarities = []
+    for one in (rows, changed):
+        units = one.astype(np.float64) / np.linalg.norm(one.astype(np.float64), axis=1, keepdims=True)
+        plain = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        similarities.append(units @ plain.T)
+        np.fill_diagonal(similarities[-1], -np.inf)
+    near, moved = (np.argsort(-s, axis=1)[:, :10] for s in similarities)
+    expected = np.mean([len({*a} & {*b}) / 10 for a, b in zip(near, moved, strict=True)])
+    assert abs(score.stability - expected) < 0.02
