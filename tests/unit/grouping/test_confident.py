@@ -87,6 +87,11 @@ def reference(rows, sources, mirrored, times, coverage, window, path, follow, li
                 key = min(a, b), max(a, b)
                 if key not in links or links[key][0] < value:
                     links[key] = value, flip
+    return grown(links, n, linkage, max_size), threshold, links
+
+
+def grown(links, n, linkage, max_size):
+    """Labels of the classes that links of (value, flip) make, the surest first."""
     classes = {i: {i: False} for i in range(n)}
     for (i, j), (_, flip) in sorted(links.items(), key=lambda one: (-one[1][0], one[0])):
         a, b = classes[i], classes[j]
@@ -106,7 +111,7 @@ def reference(rows, sources, mirrored, times, coverage, window, path, follow, li
     for i in range(n):
         if len(classes[i]) > 1 and labels[i] < 0:
             labels[list(classes[i])] = labels.max() + 1
-    return labels, threshold, links
+    return labels
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -212,9 +212,11 @@ def test_the_divergence_by_plain_loops(temperature):
 
 def test_no_gradient_reaches_the_target():
     x, target = points().requires_grad_(), points(5).requires_grad_()
-    relation_divergence(x, target).backward()
+    weights = teacher_similarity(points(3), 5).requires_grad_()
+    (relation_divergence(x, target) + relaxed_contrastive_loss(x, weights)).backward()
     assert x.grad.abs().sum() > 0
     assert target.grad is None
+    assert weights.grad is None
 
 
 # --- The objective
