@@ -59,13 +59,10 @@ class NearestMedoidMiner(BaseMiner):
         empty without an anchor or a representative. Memory is linear in samples times representatives.
 
     Raises:
-        TypeError, ValueError: as `PosetLoss`; for dataset indices outside the posets, and posets with too few
-            nearest classes.
+        TypeError, ValueError: as `PosetLoss`; for other dataset indices, or posets with a smaller Z.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), sections 3.3 and
-    3.4, the pairs of Eq. 4; bound, the R^(m) of Eq. 6.
-    Differs from the paper: unbound, representatives are those of the batch; assigned samples are anchors by
-    default.
+    Source: section 3.3 of the paper, the pairs of Eq. 4; bound, the R^(m) of Eq. 6.
+    Differs from the paper: unbound, representatives are of the batch; assigned samples are anchors too.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.1], [0.5, 0.6]])

@@ -58,7 +58,7 @@ def medoids(
     Raises:
         TypeError, ValueError: for labels or flips of the wrong kind, shapes that do not match, NaN features.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.2.
+    Source: section 3.2 of the paper.
     Differs from the paper: the mirror images (the authors' code has them, the text does not).
 
     Example:
@@ -92,7 +92,7 @@ class Posets:
     Raises:
         TypeError, ValueError: if the arrays do not fit each other.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), sec. 3.2, Eq. 1.
+    Source: section 3.2, Eq. 1 of the paper.
     Differs from the paper: the nearest classes of assigned samples are kept too (own class first), for losses
     that take every sample as an anchor; `poset` lists the unassigned ones alone, as in the paper.
 
@@ -182,8 +182,7 @@ class Posets:
             The posets.
 
         Raises:
-            TypeError, ValueError: for features, labels or flips that are wrong or do not match, or
-                num_nearest < 1.
+            TypeError, ValueError: for arrays that are wrong or do not match, or num_nearest < 1.
         """
         features = as_features(features)
         num_samples = len(features)

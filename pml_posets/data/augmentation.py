@@ -46,8 +46,7 @@ class BatchAugmentation(nn.Module):
             such as bytes that a trainer's dtype=torch.float32 has cast (an overshoot of .25 passes).
         TypeError: for a batch that is neither uint8 nor floating point.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 4.1.1;
-    scale, rotation, shear and translation are those of the authors' public code.
+    Source: section 4.1.1 of the paper; scale, rotation, shear and translation: the authors' public code.
     Differs from the paper: the mean color is subtracted, not a mean image, and the channels are divided by
     their deviation; brightness, color and gray are options of ours.
 

@@ -164,8 +164,7 @@ class IndexedDataset(_Wrapper):
         ValueError: if there are no samples, or not as many flips as samples.
         IndexError: for an index outside 0..N-1.
 
-    Source: the flip flags are those of the authors' public code (CVPR 2017 and CliqueCNN).
-    Differs from the paper: its text does not speak of flips.
+    Source: the flip flags are those of the authors' public code; the paper does not speak of them.
 
     Example:
         >>> images = IndexedDataset([(torch.zeros(3, 4, 4), "a label"), (torch.ones(3, 4, 4), "another")])

@@ -42,8 +42,7 @@ class HogGrid:
     """A square grid of HOG blocks, which overlap and lie one cell apart.
 
     Raises:
-        TypeError, ValueError: if a value is no integer from 1, the cells do not tile the image or a block
-            does not fit into it.
+        TypeError, ValueError: if a value is no integer from 1, or cells or blocks do not fit into the image.
 
     Example:
         >>> grid = HogGrid()

@@ -232,8 +232,7 @@ class HOGLDA(ImageStep):
             (N, D) float32, or two of them with mirror: of the images and of the mirrored images.
 
         Raises:
-            TypeError, ValueError: if images are no images (the message says which), or before
-                `fit_background` or `load`.
+            TypeError, ValueError: if images are no images, or before `fit_background` or `load`.
             UnreadableImageError: if a file is missing or truncated; the message names it.
             OSError: if the cache folder cannot be written to.
         """

@@ -95,8 +95,7 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             self.
 
         Raises:
-            TypeError, ValueError: for features that are wrong or do not match, fewer than two images, one
-                view of each alone or views that are all alike, or an argument out of range.
+            TypeError, ValueError: for features or arguments that cannot be, or views that tell nothing.
         """
         from scipy.linalg import eigh
         from sklearn.covariance import empirical_covariance, shrunk_covariance

@@ -49,8 +49,7 @@ class MotionHOG(BaseEstimator):
         max_step: as in `ConfidentGrouping`. Default None.
 
     Raises:
-        TypeError, ValueError: by `fit_transform`, for an option out of its range, images that are none, times
-            or sources that do not match.
+        TypeError, ValueError: by `fit_transform`, for an option, images, times or sources that cannot be.
 
     Example:
         >>> images = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8)

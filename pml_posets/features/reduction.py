@@ -101,8 +101,7 @@ def combine(
         (N, sum of D_p) float32, or a pair of them.
 
     Raises:
-        TypeError, ValueError: for no parts, features that are wrong or of different samples, or a weight that
-            is not above 0.
+        TypeError, ValueError: for no parts, features of different samples, or a weight not above 0.
 
     Example:
         >>> rows = combine([(np.eye(3), 0.7), (2 * np.ones((3, 1)), 0.3)])

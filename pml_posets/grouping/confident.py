@@ -135,14 +135,11 @@ class ConfidentGrouping(NeighborGrouping):
         neighbors_: the Neighbors of step 1, to be passed on.
 
     Raises:
-        TypeError, ValueError: by `fit` and `fit_predict`, for an option out of its range, features that are
-            not finite, a row of zeros, arrays that do not match, times without sources.
+        TypeError, ValueError: by `fit`, for an option or arrays that cannot be, or times without sources.
         MemoryError: before the search, if its neighbor lists cannot fit.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), sections 3.1 and
-        3.2: compact, reliable classes, all other samples unassigned; paths through pairs of clips as in
+    Source: section 3.1 of the paper: compact, reliable classes, all other samples unassigned; paths as in
         "Unsupervised Video Understanding by Reconciliation of Posture Similarities" (ICCV 2017).
-
     Differs from the paper: similarity is a cosine, and one threshold holds for all samples, where the paper
         takes the nearest 5 % of each; classes grow by links, not around each sample, so there is nothing to
         merge; time, paths and the share of samples are additions (in the ICCV 2017 paper a path is optimal

@@ -45,8 +45,7 @@ class KMeansGrouping(ClusterMixin, BaseEstimator):
         n_features_in_: D.
 
     Raises:
-        TypeError, ValueError: by `fit` and `fit_predict`, for parameters out of range, fewer samples than
-            clusters, features that are no finite numbers.
+        TypeError, ValueError: by `fit`, for an option or features that cannot be, or too few samples.
 
     Source: Cao, Chen, Lim (2019), UDML-SS: clusters of the embeddings, renewed every few epochs.
     Differs from the paper: it starts from the last centers themselves; here they are the means of their

@@ -81,11 +81,9 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         num_moved_: how many samples have another label than at the start (dissolved ones count).
 
     Raises:
-        TypeError, ValueError: by `fit` and `fit_predict`, for an option out of its range and for arrays that
-            are wrong or do not match.
+        TypeError, ValueError: by `fit`, for an option out of its range or arrays that do not match.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.4,
-        Eq. 5, 7.
+    Source: section 3.4 of the paper, Eq. 5, 7.
     Differs from the paper: the paper gives no more than "relaxed one-hot" and "SGD"; candidates, tolerance,
         scaling by size, exclusion of a sample's pair with itself from the relaxed G, rounding and the check
         of the exact G are this package's; so is the rule about sources.
@@ -334,7 +332,7 @@ def compactness(
     Raises:
         TypeError, ValueError: for arrays that are wrong or do not match, or a scale that is not above 0.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), Eq. 7.
+    Source: Eq. 7 of the paper.
 
     Example:
         >>> compactness([[0.0], [0.0], [7.0], [8.0]], [0, 0, -1, 1])

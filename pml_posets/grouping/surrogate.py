@@ -82,14 +82,11 @@ class SurrogateGrouping(NeighborGrouping):
         n_features_in_: D.
 
     Raises:
-        TypeError, ValueError: by `fit` and `fit_predict`, for an option out of its range, fewer samples than
-            min_size, features that are not finite, arrays that do not match.
+        TypeError, ValueError: by `fit`, for an option or arrays that cannot be, or too few samples.
         MemoryError: before the search, if it needs more memory than the machine has in all; a
             ResourceWarning, if it seems to need more than is available.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.1;
-        sources and mirror images are in the authors' code only.
-
+    Source: section 3.1 of the paper; sources and mirror images are in the authors' code only.
     Differs from the paper: 12 neighbors count, and contrast is an addition, without which classes hold
         more strangers (measured by benchmarks/grouping.py); neighborhoods hold at most max_neighbors; groups
         at most max_size; merging in passes of many pairs at once; the text leaves open how overlapping groups

@@ -38,8 +38,7 @@ class FeatureLoss(nn.Module):
     bits whatever the autocast; without samples 0, with a gradient path.
 
     Raises:
-        TypeError, ValueError: for what is not finite or does not match, indices out of range, posets with
-            flips without mirrored features.
+        TypeError, ValueError: for what is not finite or does not match, or flips without mirrored features.
 
     Example:
         >>> import numpy as np

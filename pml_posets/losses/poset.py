@@ -148,7 +148,7 @@ class PosetLoss(BaseMetricLossFunction):
         ValueError: an option out of range or unknown; labels below -1 or of a wrong shape; NaN or infinite
             embeddings; neither labels nor tuple; ref_emb without ref_labels or tuple; indices out of range.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), sec. 3.3, Eq. 4.
+    Source: section 3.3, Eq. 4 of the paper.
     Differs from the paper: assigned samples are anchors too by default; sigma is 0.3 by default (sigma=None
     estimates it from the assignment, as the paper does, but from that of the batch); representatives are the
     batch's medoids unless a miner bound to posets gives those of the round; two more margins.

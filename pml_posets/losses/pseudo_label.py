@@ -106,14 +106,12 @@ class PseudoLabelLoss(_Adapter):
     left it is 0, with a gradient path, never NaN.
 
     Raises:
-        TypeError, ValueError: for indices that are not integers, out of range or not one a row; unknown
-            options; a tuple that was not mined by the same classes (bind the miner too, or wrap it).
+        TypeError, ValueError: for bad indices or options, or a tuple that was not mined by the same classes.
         RuntimeError: if nothing is bound when it is called.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), Eq. 3 (the
-    indicator y_i != -1).
-    Differs from the paper: a mean over the assigned samples of the batch, not a sum over them divided by
-    all: lambda does not depend on how many are assigned.
+    Source: Eq. 3 of the paper (the indicator y_i != -1).
+    Differs from the paper: a mean over the assigned samples, not over all of the batch: lambda does not
+    depend on how many are assigned.
 
     Example:
         >>> import numpy as np

@@ -49,13 +49,10 @@ class PosetCrossBatchMemory(_ForPosetLoss, CrossBatchMemory):
         **kwargs: of PML's `CrossBatchMemory`.
 
     Raises:
-        TypeError, ValueError: if `loss` is not a `PosetLoss`, for a bound miner, batches that `PosetLoss`
-            does not take, of another width than `embedding_size` or larger than the memory, and for an
-            indices_tuple, which would point at the wrong samples of the memory.
+        TypeError, ValueError: for another loss, a bound miner, a batch that does not fit, an indices_tuple.
 
     Source: "Cross-Batch Memory for Embedding Learning" (CVPR 2020), PML's implementation.
-    Differs from the paper: a sample's pair with its own copy in the memory stays (a medoid is its own
-    positive).
+    Differs from the paper: a sample's pair with its own copy stays (a medoid is its own positive).
 
     Example:
         >>> memory = PosetCrossBatchMemory(PosetLoss(), embedding_size=8, memory_size=64)
@@ -125,8 +122,6 @@ class PosetSelfSupervisedLoss(_ForPosetLoss, SelfSupervisedLoss):
 
     Raises:
         TypeError, ValueError: if `loss` is no such loss, or the two views are not of one shape.
-
-    Source: PML's implementation.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)

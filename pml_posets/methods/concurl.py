@@ -94,8 +94,7 @@ class ConsensusLoss(nn.Module):
     samples 0, with a gradient path. Half precision and autocast are computed in float32.
 
     Raises:
-        TypeError, ValueError: for options out of range, trained prototypes without alpha, views that do not
-            match or are one tensor.
+        TypeError, ValueError: for options that cannot be, or views that do not match or are one tensor.
 
     Differs from the paper: the published code has an option to redraw its transforms that has no effect; here
     redraw_every does.
@@ -241,8 +240,7 @@ class ConcurlObjective(nn.Module):
         values: {"exemplar": L_ex, "population": ..., "consensus": ...} of the last call, detached.
 
     Raises:
-        TypeError, ValueError: for options out of range, a batch that is not two views, a trunk that does not
-            augment though views is 1 (seen at the first call in training mode), a bank that is missing.
+        TypeError, ValueError: for options that cannot be, or a batch that is or becomes no two views.
 
     Differs from the paper: both views pass through the network in one batch, which batch normalization sees.
 

@@ -45,11 +45,9 @@ class MemoryBankNCE(nn.Module):
     in float32.
 
     Raises:
-        TypeError, ValueError: for options out of range, embeddings that are not finite or of another width,
-            indices out of range; a state of another size.
+        TypeError, ValueError: for options, embeddings or indices that cannot be, or a state of another size.
 
-    Source: "Representation Learning for Clustering via Building Consensus" (2021); the loss is that of
-    "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018).
+    Source: "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018).
     Differs from the paper: one draw of random samples serves the batch, where each sample had its own.
 
     Example:

@@ -116,7 +116,7 @@ class PseudoLabelSampler(BatchSampler):
     Raises:
         TypeError, ValueError: for arguments out of range or that do not match each other.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.3.
+    Source: section 3.3 of the paper.
     Differs from the paper: the paper does not say how many samples of a retrieved class are drawn, nor how a
     batch is filled. Only the first few unassigned samples are drawn uniformly; the others are drawn from the
     posets of the same classes, so that a batch holds several samples of each poset to be ordered.
@@ -222,8 +222,7 @@ class PseudoLabelSampler(BatchSampler):
             The new posets, also kept as `posets`.
 
         Raises:
-            TypeError, ValueError: for features that do not match the dataset, labels that are none, and
-                where each sample is a class of its own.
+            TypeError, ValueError: for features or labels that do not match, or classes of one sample each.
         """
         features = as_features(features)
         if len(features) != self.num_samples:

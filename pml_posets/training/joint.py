@@ -48,12 +48,11 @@ class JointTrainer(Saved):
     theta-step (Eq. 6): `iterations_per_round` steps of an ordinary PML trainer on L = L1 + lambda L2 (Eq. 2)
     by PML's loss_weights. The first round takes the groups the sampler has made of the features given to it.
 
-    **Losses and miners.** PML's labels channel carries dataset indices. Whatever has a method `bind(posets)`
-    gets these as they are and is told the posets of each round: `NearestMedoidMiner` (its representatives are
-    then R^(m) of Eq. 6), or losses of your own that need more than class ids. Anything else is put behind
-    `PseudoLabelLoss` or `PseudoLabelMiner` and sees class ids: a `PosetLoss`, or a loss fed by a
-    `NearestMedoidMiner`, with -1 for unassigned samples; other losses, and the classification loss, only the
-    assigned ones. Without any of them L1 is 0. Wrap a loss yourself for another choice.
+    **Losses and miners.** PML's labels channel carries dataset indices. What has a method `bind(posets)` gets
+    them and is told the posets of each round, such as `NearestMedoidMiner` (its representatives are then
+    R^(m) of Eq. 6). Anything else is put behind `PseudoLabelLoss` or `PseudoLabelMiner` and sees class ids: a
+    `PosetLoss`, or a loss fed by a `NearestMedoidMiner`, with -1 for unassigned samples; other losses, and
+    the classification loss, only the assigned ones. Wrap a loss yourself for another choice.
 
     **Class heads** (a classifier, a loss with proxies) are given as functions num_classes -> module, their
     optimizers as functions too. After a y-step the classes are matched with those of the round before by the
@@ -70,11 +69,10 @@ class JointTrainer(Saved):
     Classes of your own count by their constructor's arguments, if these are kept as attributes of the same
     names, and by attributes that are floats or strings; name the rest in `settings`.
 
-    **Several processes**, started by torchrun and joined by `pml_posets.distributed.from_environment` before
-    this object is made: every rank makes the same object and calls the same methods. `batch_size` is that of
-    the joint batch. Dropout and augmentation inside the trunk and the statistics of batch norm are those of
-    each rank's share; all else is that of one process. Rank 0 alone writes and shows progress; hooks are
-    called on every rank, and False from any ends the run. A checkpoint is resumed by any number of ranks.
+    **Several processes**, joined by `pml_posets.distributed.from_environment` before this object is made:
+    every rank makes the same object and calls the same methods. `batch_size` is that of the joint batch.
+    Dropout, augmentation inside the trunk and batch norm are of each rank's share; all else is that of one
+    process. Hooks are called on every rank. A checkpoint is resumed by any number of ranks.
 
     Args:
         models: {"trunk": ..., "embedder": ..., "classifier": ...}, modules on their device, the classifier
@@ -91,14 +89,13 @@ class JointTrainer(Saved):
         iterations_per_round: Default: one epoch of the sampler. The paper: 20,000.
         feature_fn: called as feature_fn(joint) at each y-step but the first: returns (N, D) features, or a
             pair with those of the mirrored images; None keeps the groups. Default: `extract`. "fixed": no
-            y-step but the first. To mix similarities, stack unit features: with
-            np.hstack([a * joint.extract(), b * hog]) squared distances add up with weights a^2 and b^2.
+            y-step but the first. With np.hstack([a * joint.extract(), b * hog]) squared distances add up.
         feature_dataset: the same samples without augmentation, for `extract`. Default: `dataset`.
         feature_options: for `pml_posets.features.extract` (batch_size, normalize, ...).
         start_of_round_hook: called as hook(joint) after each y-step, before the first iteration.
         judge: a `LabelFreeJudge`: scores start and rounds, warns if no round was better. Default None.
-        output_dir: folder for checkpoint.pt, written whole or not at all after each y-step, each round and
-            every `checkpoint_every` iterations. Default None: none is written.
+        output_dir: folder for checkpoint.pt, written after each y-step, each round and every
+            `checkpoint_every` iterations. Default None: none is written.
         checkpoint_every: iterations between checkpoints inside a round. Default 1000.
         settings: anything else that tells runs apart (your options), compared when a run is resumed.
         seed: from 0. Default 0.
@@ -122,10 +119,9 @@ class JointTrainer(Saved):
             over the rounds.
 
     Raises:
-        TypeError, ValueError: for arguments that are wrong or do not match each other, weights that no
-            optimizer holds, and PML's trainers of other losses (`CascadedEmbeddings` and the like).
+        TypeError, ValueError: for parts that cannot be or do not match, or weights that no optimizer holds.
 
-    Source: "Deep Unsupervised Similarity Learning using Partially Ordered Sets" (CVPR 2017), section 3.4.
+    Source: section 3.4 of the paper.
     Differs from the paper: L1 and L2 are means over the samples they concern, not over the whole batch.
 
     Example:
