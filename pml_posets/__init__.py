@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from ._moved import install as _install
+from ._moved import old_names as _old_names
 
 __version__ = "0.1.0"
 
@@ -40,17 +41,13 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
-_RENAMED = {"KMeans": "grouping.kmeans"}
-"""Old name -> the module that still knows it, and warns."""
-
+_by_old_name = _old_names(__name__, {"KMeans": "grouping.KMeansGrouping"})
 _install()
 
 
 def __getattr__(name: str) -> Any:
-    if name in _RENAMED:
-        return getattr(import_module(f"{__name__}.{_RENAMED[name]}"), name)
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _by_old_name(name)
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 
 from ._validation import as_array, as_labels
 from .neighbors.nearest import Neighbors
-
-ArrayLike: TypeAlias = "np.ndarray | torch.Tensor"
 
 BLOCK_BYTES = 1 << 26  # rows gathered at a time
 _SMALL_CLASS = 32  # up to this size distances are differences, above it centered matrix products in float64

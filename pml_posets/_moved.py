@@ -1,10 +1,10 @@
-"""Module paths of version 0.1.0: importing one still works, and warns where its names are now."""
+"""Module paths and names of version 0.1.0: they still work, and warn where things are now."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -73,6 +73,19 @@ class _Moved(MetaPathFinder, Loader):
 
         module.__getattr__ = hand_on  # type: ignore[method-assign]
         module.__dict__.update({name: getattr(found, name) for name in getattr(found, "__all__", ())})
+
+
+def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module that hands on old names, each with its path below the package now."""
+
+    def hand_on(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home, _, new = names[name].rpartition(".")
+        warnings.warn(f"{name} is now {new}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(f"{_PACKAGE}.{home}"), new)
+
+    return hand_on
 
 
 def install() -> None:

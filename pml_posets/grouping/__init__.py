@@ -1,8 +1,6 @@
 """From features to surrogate classes: two groupings, the relaxed assignment (y-step), k-means."""
 
-from typing import Any
-
-from . import kmeans as _kmeans
+from .._moved import old_names
 from .confident import ConfidentGrouping
 from .kmeans import KMeansGrouping
 from .relaxed_assignment import RelaxedAssignment
@@ -15,8 +13,4 @@ __all__ = [
     "SurrogateGrouping",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "KMeans":  # the old name, which warns
-        return getattr(_kmeans, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = old_names(__name__, {"KMeans": "grouping.KMeansGrouping"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import kmeans_plusplus
 
+from .._moved import old_names
 from .._validation import ArrayLike, as_count, as_features, as_labels
 from ..neighbors._measuring import squared_gaps
 
@@ -155,8 +155,4 @@ def _settled(rows: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndar
     return labels.astype(np.int64), centers, float(squares.sum(dtype=np.float64))
 
 
-def __getattr__(name: str) -> Any:
-    if name != "KMeans":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn("KMeans is now called KMeansGrouping", DeprecationWarning, stacklevel=2)
-    return KMeansGrouping
+__getattr__ = old_names(__name__, {"KMeans": "grouping.KMeansGrouping"})

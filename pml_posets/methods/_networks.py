@@ -17,6 +17,7 @@ from torch import nn
 from .._batch_checks import as_indices
 from .._validation import check_shape
 from ..data.augmentation import BatchAugmentation
+from ..features._layers import hooked, submodules
 
 __all__ = [
     "at_least_float32",
@@ -74,16 +75,11 @@ def pooled_features(features: torch.Tensor) -> torch.Tensor:
 
 def conv_maps(trunk: nn.Module, images: torch.Tensor, layer: str | None = None) -> torch.Tensor:
     """The maps (B, D, H', W') of images: the output of the trunk, or of the submodule with a dotted name."""
+    wanted = "layer must be a submodule of the trunk"
+    source = {"": trunk} if layer is None else submodules(trunk, [layer], wanted)
     outputs: list[Any] = []
-    named = {**dict(trunk.named_modules()), None: trunk}
-    if layer not in named:
-        listed = ", ".join(filter(None, named))
-        raise ValueError(f"the trunk has no submodule {layer!r}: take one of {listed}")
-    handle = named[layer].register_forward_hook(lambda module, args, output: outputs.append(output))
-    try:
+    with hooked(source, lambda name, output: outputs.append(output)):
         trunk(images)
-    finally:
-        handle.remove()
     if not outputs:
         raise ValueError(f"{layer!r} was not called in the trunk's forward pass: name another layer")
     maps = outputs[-1]

@@ -104,7 +104,7 @@ def test_in_the_sampler():
 
 @pytest.mark.parametrize("module", [pml_posets, grouping])
 def test_the_old_name_warns(module):
-    with pytest.warns(DeprecationWarning, match="KMeans is now called KMeansGrouping"):
+    with pytest.warns(DeprecationWarning, match="KMeans is now KMeansGrouping"):
         assert module.KMeans is KMeansGrouping
 
 

@@ -185,7 +185,7 @@ def test_maps_that_are_none():
         conv_maps(net, images)
     with pytest.raises(ValueError, match=r"the output of '2' must be maps \(B, D, H, W\), got \(2, 6\)"):
         conv_maps(net, images, "2")
-    with pytest.raises(ValueError, match=r"no submodule 'layer4': take one of 0, 0\.0, 0\.1, 1, 2"):
+    with pytest.raises(ValueError, match=r"of the trunk, got 'layer4': it has 0, 0\.0, 0\.1, 1, 2"):
         conv_maps(net, images, "layer4")
     idle = nn.Sequential(trunk())
     idle.append(nn.Identity())
