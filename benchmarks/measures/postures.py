@@ -5,9 +5,9 @@ Source: Bautista et al. (CVPR 2017), section 4.1.1. Differs from the paper: in n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ FPR_STEPS = 100
 """The grid of false-positive rates has FPR_STEPS + 1 points, 0, 0.01, ..., 1."""
 
 Features = npt.ArrayLike | torch.Tensor
-Similarity = Literal["cosine", "dot", "euclidean"] | Callable[[npt.NDArray[Any], npt.NDArray[Any]], Any]
 _GRID = np.arange(FPR_STEPS + 1) / FPR_STEPS
 _CHUNK_NUMBERS = 2**20
 
@@ -66,44 +65,30 @@ class RetrievalResult:
 
 
 def retrieval_roc(
-    features: Features,
-    labels: RetrievalLabels,
-    *,
-    mirrored: Features | None = None,
-    similarity: Similarity = "cosine",
+    features: Features, labels: RetrievalLabels, *, mirrored: Features | None = None
 ) -> RetrievalCurve:
     """ROC of posture retrieval, averaged over the anchors of one category.
 
-    For each anchor, positive and negative samples are ranked by their similarity to it. The true-positive
-    rate is interpolated linearly on the grid of false-positive rates; where the curve rises vertically, its
-    upper end counts, and samples of equal score share a diagonal segment. The area is that of the mean curve.
+    For each anchor, positive and negative samples are ranked by their cosine with it (0 for a row of zeros).
+    The true-positive rate is interpolated linearly on the grid of false-positive rates; where the curve rises
+    vertically, its upper end counts, and samples of equal score share a diagonal segment. The area is that of
+    the mean curve.
 
     Args:
         features: (N, D) real numbers; row i belongs to sample i.
         labels: ids are rows of `features`.
         mirrored: (N, D) features of the mirrored images; needed where `labels` asks for them. The anchor
             itself is never mirrored.
-        similarity: "cosine" (default; 0 for a row of zeros), "dot", "euclidean" (negated distance), or a
-            function of two (M, D) float64 arrays to M similarities.
 
     Raises:
         ValueError: for features that are not finite or of another shape, ids out of range, missing mirrored
-            features, no anchor, an unknown similarity.
+            features, no anchor.
     """
-    return _roc(*_feature_pair(features, mirrored), labels, similarity)
-
-
-def retrieval_auc(features: Features, labels: RetrievalLabels, **options: Any) -> float:
-    """Area under the mean curve of `retrieval_roc`, in [0, 1]; options and errors are the same."""
-    return retrieval_roc(features, labels, **options).auc
+    return _roc(*_feature_pair(features, mirrored), labels)
 
 
 def retrieval_report(
-    features: Features,
-    categories: Mapping[str, RetrievalLabels],
-    *,
-    mirrored: Features | None = None,
-    similarity: Similarity = "cosine",
+    features: Features, categories: Mapping[str, RetrievalLabels], *, mirrored: Features | None = None
 ) -> RetrievalResult:
     """`retrieval_roc` of every category, and the plain mean over categories; arguments are the same.
 
@@ -116,7 +101,7 @@ def retrieval_report(
     curves: dict[str, RetrievalCurve] = {}
     for name, labels in categories.items():
         try:
-            curves[name] = _roc(*pair, labels, similarity)
+            curves[name] = _roc(*pair, labels)
         except ValueError as error:
             raise ValueError(f"category {name!r}: {error}") from error
     tpr = np.mean([curve.tpr for curve in curves.values()], axis=0)
@@ -189,7 +174,6 @@ def _roc(
     features: npt.NDArray[np.float32],
     mirrored: npt.NDArray[np.float32] | None,
     labels: RetrievalLabels,
-    similarity: Similarity,
 ) -> RetrievalCurve:
     if len(labels) == 0:
         raise ValueError("labels must hold at least one anchor, found none")
@@ -207,7 +191,7 @@ def _roc(
             f"{int(flips.sum())} of {len(flips)} pairs ask for the mirror image, but mirrored is None: give"
             " the features of the mirrored images, or labels without flips"
         )
-    scores = _similarities(features, mirrored, np.repeat(labels.anchors, counts), ids, flips, similarity)
+    scores = _similarities(features, mirrored, np.repeat(labels.anchors, counts), ids, flips)
     valid = np.arange(int(counts.max())) < counts[:, None]
     table, positive = np.zeros(valid.shape), np.zeros(valid.shape, dtype=bool)
     table[valid] = scores
@@ -223,45 +207,22 @@ def _similarities(
     anchors: npt.NDArray[np.int64],
     ids: npt.NDArray[np.int64],
     flips: npt.NDArray[np.bool_],
-    similarity: Similarity,
 ) -> npt.NDArray[np.float64]:
-    measure = _MEASURES.get(similarity) if isinstance(similarity, str) else similarity
-    if measure is None or not callable(measure):
-        raise ValueError(f"similarity must be one of {sorted(_MEASURES)} or a function, got {similarity!r}")
+    """Cosines of pairs, some thousands at a time."""
     scores = np.empty(len(ids))
     step = max(1, _CHUNK_NUMBERS // features.shape[1])
     for start in range(0, len(ids), step):
         part = slice(start, start + step)
-        others = features[ids[part]].astype(np.float64)  # (chunk, D)
+        mine, others = features[anchors[part]].astype(np.float64), features[ids[part]].astype(np.float64)
         if mirrored is not None:
             others[flips[part]] = mirrored[ids[part][flips[part]]]
-        values = np.asarray(measure(features[anchors[part]].astype(np.float64), others), dtype=np.float64)
-        if values.shape != (len(others),):
-            raise ValueError(
-                f"similarity must give shape ({len(others)},) for that many pairs, got {values.shape}"
-            )
-        scores[part] = values
+        norm = np.sqrt(_dot(mine, mine) * _dot(others, others))
+        scores[part] = _dot(mine, others) / np.where(norm > 0, norm, 1.0)
     return scores
 
 
 def _dot(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.einsum("nd,nd->n", a, b)
-
-
-def _cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    norm = np.sqrt(_dot(a, a) * _dot(b, b))
-    return _dot(a, b) / np.where(norm > 0, norm, 1.0)
-
-
-def _euclidean(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return -np.sqrt(_dot(a - b, a - b))
-
-
-_MEASURES: dict[str, Callable[[npt.NDArray[Any], npt.NDArray[Any]], Any]] = {
-    "cosine": _cosine,
-    "dot": _dot,
-    "euclidean": _euclidean,
-}
 
 
 def _feature_pair(

@@ -9,7 +9,6 @@ from benchmarks.measures import postures
 from benchmarks.measures.postures import (
     RetrievalLabels,
     mean_interpolated_roc,
-    retrieval_auc,
     retrieval_report,
     retrieval_roc,
 )
@@ -46,6 +45,10 @@ def random_labels(rng, n, num_anchors, flips=True):
     pos_flips = [rng.integers(0, 2, len(p)) for p in pos] if flips else None
     neg_flips = [rng.integers(0, 2, len(p)) for p in neg] if flips else None
     return RetrievalLabels(rng.integers(0, n, num_anchors), pos, neg, pos_flips, neg_flips)
+
+
+def auc(features, labels, mirrored=None):
+    return retrieval_roc(features, labels, mirrored=mirrored).auc
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -101,28 +104,22 @@ def test_worked_by_hand():
 
 def test_ends_of_the_scale():
     features = np.array([[1, 0], [0.9, 0.1], [0, 1]])
-    assert retrieval_auc(features, RetrievalLabels([0], [[1]], [[2]])) == 1.0
+    assert auc(features, RetrievalLabels([0], [[1]], [[2]])) == 1.0
     # The step at FPR 1 is upright: half a grid cell is left under it.
-    assert retrieval_auc(features, RetrievalLabels([0], [[2]], [[1]])) == pytest.approx(0.005)
-    assert retrieval_auc(features, RetrievalLabels([0], [[1]], [[1]])) == pytest.approx(0.5)
+    assert auc(features, RetrievalLabels([0], [[2]], [[1]])) == pytest.approx(0.005)
+    assert auc(features, RetrievalLabels([0], [[1]], [[1]])) == pytest.approx(0.5)
 
 
-def test_flips_and_similarities():
+def test_flips():
     features = np.array([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
     mirrored = np.array([[0.0, 1.0], [1.0, 0.0], [5.0, 5.0]])
     labels = RetrievalLabels([0], [[1]], [[2]], [[1]], [[0]])
-    assert retrieval_auc(features, labels, mirrored=mirrored) == 1.0
-    assert retrieval_auc(features, RetrievalLabels([0], [[1]], [[2]]), mirrored=mirrored) < 0.1
-    assert retrieval_auc(features, RetrievalLabels([0], [[2]], [[1]]), similarity="dot") == 1.0
-    assert retrieval_auc(features, RetrievalLabels([0], [[1]], [[2]]), similarity="euclidean") == 1.0
-    own = retrieval_auc(
-        features, RetrievalLabels([0], [[1]], [[2]]), similarity=lambda a, b: -np.abs(a - b).sum(1)
-    )
-    assert own == 1.0
+    assert auc(features, labels, mirrored=mirrored) == 1.0
+    assert auc(features, RetrievalLabels([0], [[1]], [[2]]), mirrored=mirrored) < 0.1
     with pytest.raises(ValueError, match="ask for the mirror image, but mirrored is None"):
-        retrieval_auc(features, labels)
+        auc(features, labels)
     with pytest.raises(ValueError, match="shape of features"):
-        retrieval_auc(features, labels, mirrored=mirrored[:2])
+        auc(features, labels, mirrored=mirrored[:2])
 
 
 def test_invariances():
@@ -165,8 +162,8 @@ def test_report_is_the_mean_of_categories():
     small, large = random_labels(rng, 60, 3, flips=False), random_labels(rng, 60, 21, flips=False)
     report = retrieval_report(features, {"small": small, "large": large})
     assert list(report.per_category) == ["small", "large"]
-    assert report.per_category["small"] == retrieval_auc(features, small)
-    assert report.auc == pytest.approx((retrieval_auc(features, small) + retrieval_auc(features, large)) / 2)
+    assert report.per_category["small"] == auc(features, small)
+    assert report.auc == pytest.approx((auc(features, small) + auc(features, large)) / 2)
     np.testing.assert_allclose(report.mean.tpr, (report.curves["small"].tpr + report.curves["large"].tpr) / 2)
     assert report.mean.anchor_auc.shape == (24,)
     np.testing.assert_allclose(report.mean.fpr, GRID, atol=1e-12)
@@ -205,10 +202,6 @@ def test_bad_input():
         retrieval_roc(features[:2], labels)
     with pytest.raises(ValueError, match="at least one anchor"):
         retrieval_roc(features, RetrievalLabels([], [], []))
-    with pytest.raises(ValueError, match="similarity must be one of"):
-        retrieval_roc(features, labels, similarity="manhattan")
-    with pytest.raises(ValueError, match="similarity must give shape"):
-        retrieval_roc(features, labels, similarity=lambda a, b: a)
     with pytest.raises(ValueError, match="at least one category"):
         retrieval_report(features, {})
     with pytest.raises(ValueError, match="category 'jump': labels name sample 9"):
@@ -221,4 +214,4 @@ def test_bad_input():
         mean_interpolated_roc([[1.0, 2.0]] * 2, [[True, False], [True, True]])
     with pytest.raises(ValueError, match="scores must not be NaN"):
         mean_interpolated_roc([[np.nan, 2.0]], [[True, False]])
-    assert retrieval_auc(np.zeros((3, 3)), labels) == pytest.approx(0.5)  # no direction: every score is 0
+    assert auc(np.zeros((3, 3)), labels) == pytest.approx(0.5)  # no direction: every score is 0
