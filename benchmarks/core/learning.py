@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from benchmarks.core import hog_trunk, losses, networks
 from benchmarks.core.cached import CachedTrunk
 from benchmarks.core.groupings import Plan, Start
 from benchmarks.core.logs import RunLog
-from benchmarks.core.recipes import Recipe
+from benchmarks.core.recipes import Choices, Recipe
 from pml_posets._random import derive_seeds, preserved_randomness, seed_everything
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.data.datasets import WithMirrorImages
@@ -147,24 +148,23 @@ def augmentation(recipe: Recipe) -> BatchAugmentation:
     )
 
 
-def optimizer(recipe: Recipe) -> Callable[[Any], torch.optim.Optimizer]:
+def optimizer(recipe: Choices) -> Callable[[Any], torch.optim.Optimizer]:
     """Parameters to the optimizer of the recipe."""
     if recipe.optimizer == "adamw":
-        return lambda parameters: torch.optim.AdamW(
-            parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
-        )
-    return lambda parameters: torch.optim.SGD(
-        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+        return partial(torch.optim.AdamW, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    if recipe.optimizer == "adagrad":
+        return partial(torch.optim.Adagrad, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    momentum = getattr(recipe, "momentum", 0.9)
+    return partial(torch.optim.SGD, lr=recipe.lr, momentum=momentum, weight_decay=recipe.weight_decay)
 
 
-def schedule(recipe: Recipe, total: int) -> Callable[[torch.optim.Optimizer], Any]:
+def schedule(recipe: Choices, total: int) -> Callable[[torch.optim.Optimizer], Any]:
     """An optimizer to the schedule of its learning rate over all iterations."""
-    warm_up = min(20, total)
+    return partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: rate(recipe, step, total))
 
-    def factor(step: int) -> float:
-        if recipe.schedule == "constant":
-            return 1.0
-        return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
 
-    return lambda given: torch.optim.lr_scheduler.LambdaLR(given, factor)
+def rate(recipe: Choices, step: int, total: int) -> float:
+    """The learning rate at a step of so many, as a share of the recipe's."""
+    if recipe.schedule == "constant":
+        return 1.0
+    return min(1.0, (step + 1) / min(20, total)) * 0.5 * (1 + math.cos(math.pi * min(step, total) / total))

@@ -188,6 +188,10 @@ class Choices:
 
     if TYPE_CHECKING:
         scale: tuple[float, float]
+        lr: float
+        optimizer: str
+        weight_decay: float
+        schedule: str
 
     def __post_init__(self) -> None:
         for one in fields(self):

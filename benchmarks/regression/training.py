@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
+from benchmarks.core.learning import optimizer, rate
 from benchmarks.regression.model import PoseAugmentation, PoseRegressor, pose_loss
 from benchmarks.regression.recipe import PoseRecipe
 from pml_posets._random import derive_seeds, preserved_randomness, seed_everything
@@ -59,87 +61,74 @@ def fit(
     progress: bool = False,
     name: str = "deeppose",
 ) -> Training:
-    """Train a regressor to its end; a run that was stopped and goes on has the same weights at its end.
+    """Train a regressor, in place, to its end; a run that was stopped and goes on has the same weights there.
 
     Args:
-        model: trained in place; moved to the device.
+        model: moved to the device.
         images: item i is a (3, S, S) uint8 tensor (an `ImageStore`).
-        joints: (N, J, 2) in [0, 1] of the crops.
-        visible: (N, J) bool; other joints are masked.
+        joints, visible: (N, J, 2) in [0, 1] of the crops, (N, J) bool; others are masked.
         rows: dataset indices to learn from, at least one.
         mirror: `Skeleton.mirror`.
-        recipe: every other choice.
-        seed: of order, augmentation and dropout.
-        device: to train on.
-        num_workers: processes that load images.
+        recipe, seed: the seed is of order, augmentation and dropout.
+        device, num_workers: where to train, and how many processes load images.
         checkpoint: file, written every tenth of the run, whole or not at all; None: none.
         settings: of the run, kept in the checkpoint beside recipe and seed, and compared.
         resume: go on from the checkpoint if there is one.
-        progress: show a progress bar.
-        name: on that bar.
-
-    Returns:
-        `Training`. Torch's global generators stay as they were.
+        progress, name: show a progress bar of this name.
 
     Raises:
         ValueError: without rows, or for a checkpoint of another run.
         FloatingPointError: if the loss is no number any more.
         OSError: if the checkpoint cannot be written.
     """
-    from tqdm import tqdm
-
     if not len(rows):
         raise ValueError("there is nobody to learn from: rows is empty")
-    began = time.perf_counter()
     model.to(device).train()
-    optimizer = _optimizer(model, recipe)
-    run = _Run(checkpoint, {**(settings or {}), **recipe.settings(), "seed": seed}, model, Training())
-    first = run.load(optimizer) if resume else 0
-    learned = [value for value in model.trunk.parameters() if value.requires_grad]
-    before = run.done.seconds
-    normalize = BatchAugmentation().eval().to(device)
-    augment = PoseAugmentation(tuple(mirror), recipe.scale, recipe.shift)
-    centered = torch.from_numpy(np.nan_to_num(joints).astype(np.float32) - 0.5).to(device)
-    seen = torch.from_numpy(visible).to(device)
+    run = _Run(checkpoint, {**(settings or {}), **recipe.settings(), "seed": seed}, model, recipe)
+    first = run.load() if resume else 0
     order = batches(rows, recipe.batch_size, first, recipe.iterations, seed)
     pinned = device.startswith("cuda")
     loader = DataLoader(
         IndexedDataset(images), batch_sampler=order, num_workers=num_workers, pin_memory=pinned
     )
-    record_every = max(1, recipe.iterations // _RECORDS)
-    save_every = record_every * max(1, _RECORDS // 10)
-    total = torch.zeros((), device=device)
+    loss_of = _loss_of(model, joints, visible, mirror, recipe, device)
+    learned = [value for value in model.trunk.parameters() if value.requires_grad]
     bar = tqdm(total=recipe.iterations, initial=first, desc=name, unit="it", disable=not progress)
     with bar, preserved_randomness():
         for iteration, (batch, indices) in enumerate(loader, start=first):
             seed_everything(derive_seeds(seed, _STEP, iteration)[0])
-            indices = indices.to(device)
-            inputs = normalize(batch.to(device, non_blocking=True))
-            inputs, targets, shown = augment(inputs, centered[indices], seen[indices])
             for value in learned:
                 value.requires_grad_(iteration >= recipe.frozen_iterations)
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * _factor(recipe, iteration)
-            with _autocast(recipe, device):
-                loss = pose_loss(model(inputs), targets, shown)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
+            run.step(loss_of(batch, indices), iteration, name)
             bar.update()
-            finished = iteration + 1
-            if finished % record_every == 0 or finished == recipe.iterations:
-                run.record(total.item(), finished, name)
-                total.zero_()
-            if finished % save_every == 0 and finished < recipe.iterations:
-                run.done.seconds = before + time.perf_counter() - began
-                run.save(optimizer, finished)
     for value in learned:
         value.requires_grad_(True)
-    run.done.seconds = before + time.perf_counter() - began
-    if first < recipe.iterations:
-        run.save(None, recipe.iterations)
+    run.finish(first)
     return run.done
+
+
+def _loss_of(
+    model: nn.Module,
+    joints: npt.NDArray[Any],
+    visible: npt.NDArray[np.bool_],
+    mirror: Sequence[int],
+    recipe: PoseRecipe,
+    device: str,
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """(B, 3, S, S) images and (B,) dataset indices to the loss, augmented."""
+    normalize = BatchAugmentation().eval().to(device)
+    augment = PoseAugmentation(tuple(mirror), recipe.scale, recipe.shift)
+    centered = torch.from_numpy(np.nan_to_num(joints).astype(np.float32) - 0.5).to(device)
+    seen = torch.from_numpy(visible).to(device)
+
+    def loss(batch: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        indices = indices.to(device)
+        inputs = normalize(batch.to(device, non_blocking=True))
+        inputs, targets, shown = augment(inputs, centered[indices], seen[indices])
+        with _autocast(recipe, device):
+            return pose_loss(model(inputs), targets, shown)
+
+    return loss
 
 
 def predict(
@@ -151,16 +140,7 @@ def predict(
     device: str = "cpu",
     batch_size: int = 256,
 ) -> npt.NDArray[np.float32]:
-    """(len(rows), J, 2) joints in [0, 1] of the crops, clipped to them; the model is left in training mode.
-
-    Args:
-        model: on the device.
-        images: item i is a (3, S, S) uint8 tensor.
-        rows: dataset indices.
-        recipe: its precision is used.
-        device: where the model is.
-        batch_size: images at once.
-    """
+    """(len(rows), J, 2) joints in [0, 1] of the crops, clipped to them; the model then trains on."""
     normalize = BatchAugmentation().eval().to(device)
     model.eval()
     poses = []
@@ -191,62 +171,68 @@ def batches(
         yield np.concatenate(parts).tolist()
 
 
-def _optimizer(model: nn.Module, recipe: PoseRecipe) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), fused=True, **options)
-    if recipe.optimizer == "adagrad":
-        return torch.optim.Adagrad(model.parameters(), **options)
-    return torch.optim.SGD(model.parameters(), momentum=0.9, **options)
-
-
-def _factor(recipe: PoseRecipe, iteration: int) -> float:
-    """The learning rate at an iteration, relative to its largest."""
-    if recipe.schedule == "constant":
-        return 1.0
-    rising = min(1.0, (iteration + 1) / min(20, recipe.iterations))
-    return rising * 0.5 * (1 + math.cos(math.pi * iteration / recipe.iterations))
-
-
 def _autocast(recipe: PoseRecipe, device: str) -> torch.autocast:
     kind = torch.device(device).type
     return torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
-@dataclass
 class _Run:
-    """The state of a training that its checkpoint keeps."""
+    """A training on its way, with all that its checkpoint keeps."""
 
-    path: Path | None
-    settings: dict[str, Any]
-    model: nn.Module
-    done: Training
+    def __init__(
+        self, path: Path | None, settings: dict[str, Any], model: PoseRegressor, recipe: PoseRecipe
+    ) -> None:
+        self.path, self.settings, self.model, self.recipe = path, settings, model, recipe
+        self.optimizer = optimizer(recipe)(model.parameters())
+        self.done = Training()
+        self.began, self.before = time.perf_counter(), 0.0
+        self.total = torch.zeros((), device=model.head.weight.device)
+        self.record_every = max(1, recipe.iterations // _RECORDS)
+        self.save_every = self.record_every * max(1, _RECORDS // 10)
 
-    def record(self, total: float, iteration: int, name: str) -> None:
-        """Add to the curve the mean loss since the last record."""
-        loss = total / (iteration - (self.done.iterations[-1] if self.done.iterations else 0))
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of {name} is {loss} at iteration {iteration}: lower --lr, or use float32"
-            )
-        self.done.losses.append(loss)
-        self.done.iterations.append(iteration)
+    def step(self, loss: torch.Tensor, iteration: int, name: str) -> None:
+        """Learn from the loss of an iteration; record and save where it is time to."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * rate(self.recipe, iteration, self.recipe.iterations)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.total += loss.detach()
+        finished, last = iteration + 1, self.recipe.iterations
+        if finished % self.record_every == 0 or finished == last:
+            mean = self.total.item() / (finished - (self.done.iterations or [0])[-1])
+            if not math.isfinite(mean):
+                raise FloatingPointError(
+                    f"the loss of {name} is {mean} at iteration {finished}: lower --lr, or use float32"
+                )
+            self.done.losses.append(mean)
+            self.done.iterations.append(finished)
+            self.total.zero_()
+        if finished % self.save_every == 0 and finished < last:
+            self.save(finished)
 
-    def save(self, optimizer: torch.optim.Optimizer | None, iteration: int) -> None:
+    def finish(self, first: int) -> None:
+        """Save the end of a training that went on from iteration `first`."""
+        self.done.seconds = self.before + time.perf_counter() - self.began
+        if first < self.recipe.iterations:
+            self.save(self.recipe.iterations)
+
+    def save(self, iteration: int) -> None:
         """Write the checkpoint."""
         if self.path is None:
             return
+        self.done.seconds = self.before + time.perf_counter() - self.began
         content = {
             "settings": self.settings,
             "iteration": iteration,
             "model": self.model.state_dict(),
-            "optimizer": None if optimizer is None else optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict() if iteration < self.recipe.iterations else None,
             "curve": [self.done.iterations, self.done.losses],
             "seconds": self.done.seconds,
         }
         save_checkpoint(self.path, content)
 
-    def load(self, optimizer: torch.optim.Optimizer) -> int:
+    def load(self) -> int:
         """Restore the run from its checkpoint, if there is one; returns how many iterations it has done."""
         if self.path is None or not self.path.exists():
             return 0
@@ -255,9 +241,10 @@ class _Run:
             check_settings(content["settings"], self.settings, self.path)
             self.model.load_state_dict(content["model"])
             if content["optimizer"] is not None:
-                optimizer.load_state_dict(content["optimizer"])
+                self.optimizer.load_state_dict(content["optimizer"])
             iterations, losses = content["curve"]
             self.done = Training(iterations, losses, content["seconds"])
+            self.before = self.done.seconds
             return int(content["iteration"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
