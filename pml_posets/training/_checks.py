@@ -37,6 +37,7 @@ _IMAGES = 16  # looked at in a trial, spread over the data
 _NEEDED = ("posets", "regroup", "set_epoch", "state_dict", "load_state_dict")
 _OURS = {"sampler", "batch_size", "iterations_per_epoch", "data_and_label_getter"}
 _OF_EMBEDDINGS = (BaseMetricLossFunction, MultipleLosses, PseudoLabelLoss, FeatureLoss, WeightedLosses)
+_EMBEDDING = ("trunk", "embedder")
 _HISTORY = ("total_loss", "round", "iteration")
 _REFUSED = {
     CascadedEmbeddings: "its losses and miners each see a slice of the embedding",
@@ -153,9 +154,10 @@ class Cast(torch.nn.Module):
 def check_training_batch(joint: JointTrainer) -> None:
     """Put some images through collate_fn, networks and losses, as a step does, without gradients."""
     options = joint.trainer_options
+    frozen = options.get("freeze_these", ())
     indices = _spread(len(joint.dataset))
     learned = any(name in PML_LOSSES for name in joint.loss_weights)  # else objectives run the networks
-    models = [joint.models[name] for name in ("trunk", "embedder") if learned and name in joint.models]
+    models = [joint.models[name] for name in _EMBEDDING if learned and name in joint.models]
     modes = [(module, module.training) for model in models for module in model.modules()]
     with preserved_randomness(), torch.no_grad():
         seed_everything(0)
@@ -167,8 +169,9 @@ def check_training_batch(joint: JointTrainer) -> None:
         images = c_f.to_device(batch[0], device=joint.device, dtype=dtype)
         try:
             embeddings = images
-            for model in models:
-                embeddings = model.eval()(embeddings)
+            with torch.enable_grad():
+                for model in models:
+                    embeddings = model.eval()(embeddings)
         except RuntimeError as error:
             if isinstance(images, torch.Tensor) and not images.is_floating_point():
                 raise TypeError(
@@ -183,6 +186,17 @@ def check_training_batch(joint: JointTrainer) -> None:
         got = tuple(embeddings.shape) if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
         count = len(indices)
         raise TypeError(f"trunk and embedder must return ({count}, D) for {count} images, got {got}")
+    trained = [joint.models[name] for name in joint.models if name in _EMBEDDING and name not in frozen]
+    if (
+        learned
+        and not embeddings.requires_grad
+        and any(p.requires_grad for m in trained for p in m.parameters())
+    ):
+        raise TypeError(
+            "trunk and embedder return embeddings without a gradient, though they have weights to learn: do "
+            "they detach them, or run under torch.no_grad?"
+        )
+    embeddings = embeddings.detach()
     if learned and not getattr(joint.sampler, "is_grouped", True):  # else the first step is the trial
         _try_losses(joint, embeddings, torch.tensor(indices, device=joint.device))
 

@@ -194,6 +194,22 @@ class Components:
         if not self._functions and not any(p.requires_grad for p in ours - frozen):
             raise ValueError("no weight of the models and losses requires a gradient, so nothing can learn")
 
+    def totals(self) -> dict[str, torch.Tensor]:
+        """A number of each weight that an optimizer holds, which changes with it."""
+        held = {
+            key: [w for group in o.param_groups for w in group["params"]]
+            for key, o in self.optimizers.items()
+        }
+        return {key: torch.stack([w.detach().double().sum() for w in held[key]]) for key in held}
+
+    def check_moved(self, before: Mapping[str, torch.Tensor], round_number: int) -> None:
+        """Warn of optimizers that have moved nothing since `totals` gave `before`."""
+        if still := [key for key, now in self.totals().items() if torch.equal(now, before[key])]:
+            self._warn(
+                f"no weight of {', '.join(still)} has changed in round {round_number}: is the learning rate "
+                "0, or the gradient (no pair to learn from, embeddings that are all equal, dead units)?"
+            )
+
     def _warn(self, text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
@@ -216,13 +232,14 @@ class Components:
         if name in self._functions and not is_function:
             raise TypeError(f"{name} is a function, so {key} must be a function parameters -> optimizer")
         optimizer = given(parameters) if is_function else given
-        _check_step(key, optimizer)
+        _check_optimizer(key, optimizer)
         if key not in self.optimizers:
             self.optimizers[key] = optimizer
             for kind, scheduler in self._given_schedulers.items():
                 if kind.partition("_scheduler_by_")[0] == name:
                     made = isinstance(scheduler, type) or not hasattr(scheduler, "step")
                     self.lr_schedulers[kind] = scheduler(optimizer) if made else scheduler
+                    _check_scheduler(kind, self.lr_schedulers[kind], optimizer)
             return
         old = self.optimizers[key]
         old.state.clear()
@@ -271,11 +288,21 @@ class Components:
         return [m for m in modules if hasattr(m, "reset_queue") and hasattr(m, "queue_idx")]
 
 
-def _check_step(key: str, optimizer: Any) -> None:
+def _check_optimizer(key: str, optimizer: Any) -> None:
+    kind = type(optimizer).__name__
+    if not hasattr(optimizer, "param_groups"):
+        raise TypeError(f"the function for {key} must return an optimizer, got {kind}")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        kind = type(optimizer).__name__
         raise TypeError(f"{key} is {kind}, whose step needs a closure: use one that does not, such as Adam")
+
+
+def _check_scheduler(key: str, scheduler: Any, optimizer: Any) -> None:
+    if not hasattr(scheduler, "step"):
+        raise TypeError(f"the function for {key} must return a scheduler, got {type(scheduler).__name__}")
+    if getattr(scheduler, "optimizer", optimizer).param_groups is not optimizer.param_groups:
+        advice = "give it as a function optimizer -> scheduler"
+        raise ValueError(f"{key} is the scheduler of another optimizer, whose rates nobody uses: {advice}")
 
 
 def _as_module(name: str, made: Any) -> torch.nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .._random import derive_seeds, seed_everything
 from ..data.datasets import IndexedDataset
-from ..distributed.process_group import all_gather_objects, world_size
+from ..distributed.process_group import all_gather_objects, is_main, world_size
 from ..distributed.sharing import from_main, shared_work
 from ..losses.poset import PosetLoss
 from ..losses.pseudo_label import PseudoLabelLoss, PseudoLabelMiner, WeightedLosses
@@ -144,7 +145,8 @@ class Rounds:
         self._num_classes = 0
         self._num_ranks = world_size()
         self._settings: dict[str, Any] | None = None
-        self._grouped = self._stopped = self._owns_checkpoint = self._tried = self._has_moved = False
+        self._grouped = self._stopped = self._owns_checkpoint = self._tried = False
+        self._has_moved = self._has_learned = False
 
     # --- The y-step
 
@@ -221,6 +223,7 @@ class Rounds:
             self.sampler, (self.seed, _SAMPLES), self.global_iteration, last, self._positions
         )
         trainer.initialize_dataloader()
+        before = None if self._has_learned or not is_main() else self._components.totals()
         try:
             for trainer.iteration in range(self.iteration, length):
                 with finish_first():
@@ -229,6 +232,9 @@ class Rounds:
                     self._save_if_wanted()
         finally:
             trainer.dataloader_iter = trainer.dataloader = None  # ends the workers
+        if before is not None:
+            self._components.check_moved(before, self.round)
+            self._has_learned = True
         try:
             with finish_first():
                 trainer.step_lr_schedulers(end_of_epoch=True)
@@ -245,7 +251,7 @@ class Rounds:
         seed_everything(derive_seeds(self.seed, _STEP, self.global_iteration)[0])
         self._has_moved = False
         try:
-            trainer.forward_and_backward()
+            self._forward_and_backward()
             for name, average in self._averages.items():
                 average.update_parameters(self.models[name])
             self._record(bar)
@@ -254,6 +260,15 @@ class Rounds:
             if self._has_moved:  # also after an error of a hook: a step is done once
                 trainer.step_lr_schedulers(end_of_epoch=False)
                 self.iteration += 1
+
+    def _forward_and_backward(self) -> None:
+        try:
+            self.trainer.forward_and_backward()
+        except RuntimeError as error:
+            if not re.search("does not require grad|leaf Variable that requires grad", str(error)):
+                raise
+            advice = "do the losses detach the embeddings, or return a constant?"
+            raise RuntimeError(f"the losses have no gradient to weights ({error}): {advice}") from error
 
     def _record(self, bar: Any) -> None:
         last = self.iteration + 1 == self.iterations_per_round

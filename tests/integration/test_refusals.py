@@ -478,6 +478,51 @@ def test_weights_that_no_optimizer_holds():
         make(optimizers={"trunk_optimizer": lambda p: torch.optim.SGD(p[2:], lr=0.1)})
 
 
+def stop_rates(joint):
+    joint.optimizers["trunk_optimizer"].param_groups[0]["lr"] = 0.0
+
+
+class Detached(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = trunk()
+
+    def forward(self, images):
+        return self.layers(images).detach()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizers": {"trunk_optimizer": sgd(lr=0.0)}},
+        {"lr_schedulers": schedule(0.0), "feature_fn": "fixed", "start_of_round_hook": stop_rates},
+        {"models": {"trunk": torch.nn.Sequential(trunk(), torch.nn.Threshold(9.0, 0.0))}},
+    ],
+)  # fmt: skip
+def test_a_round_that_moves_no_weight_is_said(changes):
+    with pytest.warns(UserWarning, match="no weight of trunk_optimizer has changed in round 0"):
+        make(**changes).train()
+
+
+def test_losses_and_networks_without_a_gradient():
+    with pytest.raises(TypeError, match="embeddings without a gradient, though they have weights"):
+        make(models={"trunk": Detached()}).train()
+    constant = type("Constant", (torch.nn.Module,), {"forward": lambda self, *_: torch.zeros(())})()
+    with pytest.raises(RuntimeError, match="the losses have no gradient to weights"):
+        make(loss_funcs={"metric_loss": constant}).train()
+
+
+def test_optimizers_and_schedulers_that_are_none():
+    with pytest.raises(TypeError, match="trunk_optimizer must return an optimizer, got NoneType"):
+        make(optimizers={"trunk_optimizer": lambda parameters: None})
+    with pytest.raises(TypeError, match="trunk_scheduler_by_epoch must return a scheduler, got NoneType"):
+        make(lr_schedulers={"trunk_scheduler_by_epoch": lambda optimizer: None})
+    network = trunk()
+    other = torch.optim.lr_scheduler.StepLR(sgd()(network.parameters()), 1)
+    with pytest.raises(ValueError, match="trunk_scheduler_by_epoch is the scheduler of another optimizer"):
+        make(models={"trunk": network}, lr_schedulers={"trunk_scheduler_by_epoch": other})
+
+
 def test_an_optimizer_of_other_weights():
     other = torch.optim.SGD(trunk().parameters(), lr=0.1)
     with pytest.raises(ValueError, match="4 of the 4 weights in trunk_optimizer are in no model and no loss"):
