@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from batches import batch as batch_of
-from pytorch_metric_learning import distances, losses, reducers
+from pytorch_metric_learning import distances, losses
 from pytorch_metric_learning.utils import distributed as pml_dist
 
 from pml_posets.losses.poset import PosetLoss
@@ -96,14 +96,6 @@ def test_half_precision_and_autocast(dtype):
         assert as_sets(NearestMedoidMiner()(embeddings, labels)) == expected
 
 
-def test_is_equivariant_under_permutation():
-    embeddings, labels = batch(1)
-    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
-    permuted = NearestMedoidMiner()(embeddings[order], labels[order])
-    found = as_sets(order[index] for index in permuted)
-    assert found == as_sets(NearestMedoidMiner()(embeddings, labels))
-
-
 @pytest.mark.parametrize(
     ("rows", "label", "options"),
     [(0, 1, {}), (8, -1, {}), (8, 3, {"anchors": "unassigned"})],
@@ -156,17 +148,6 @@ def test_pmls_tuple_losses_take_its_pairs(loss, miner_kind):
     value = loss(embeddings, labels, pairs)
     assert value > 0
     assert torch.isfinite(torch.autograd.grad(value, embeddings)[0]).all()
-
-
-def test_contrastive_loss_on_the_pairs_by_hand():
-    embeddings, labels = batch(0, size=40)
-    positives, negatives = as_sets(NearestMedoidMiner()(embeddings, labels))
-    x = embeddings.numpy()
-    pull = [distance(x[a], x[p]) for a, p in positives]
-    push = [max(0.0, 1 - distance(x[a], x[n])) for a, n in negatives]
-    loss = losses.ContrastiveLoss(reducer=reducers.MeanReducer())
-    value = loss(embeddings, labels, NearestMedoidMiner()(embeddings, labels))
-    assert value.item() == pytest.approx(np.mean(pull) + np.mean(push))
 
 
 def test_in_the_distributed_wrapper(monkeypatch):

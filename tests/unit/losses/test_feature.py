@@ -71,11 +71,9 @@ def test_by_hand():
     assert loss(east.expand(3, 2), torch.arange(3)).item() == 1.0
 
 
-def test_scale_and_order_do_not_matter():
+def test_what_does_not_matter():
     loss, (embeddings, indices) = make(), batch()
     value = loss(embeddings, indices)
-    turned = torch.randperm(len(indices), generator=torch.Generator().manual_seed(5))
-    torch.testing.assert_close(loss(100 * embeddings[turned], indices[turned]), value)
     assert torch.equal(loss(embeddings, indices.int()), value)
     assert torch.equal(loss(embeddings, indices, (indices, indices, indices)), value)  # a miner's tuple
 

@@ -100,15 +100,6 @@ def test_centers_without_labels_are_numbered():
     assert elements(loss, x, torch.tensor([1, 1])) == pytest.approx({0: 2.5, 1: 0.5 + 0.4 - 0.8})
 
 
-def test_softmax_is_cross_entropy_over_centers():
-    x, labels = batch(2, unassigned=0)
-    centers = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    loss = ContrastiveClusteringLoss(form="softmax", temperature=2.0, distance=PLAIN)
-    logits = -torch.cdist(x, centers).square() / 2
-    expected = torch.nn.functional.cross_entropy(logits, labels)
-    torch.testing.assert_close(loss(x, labels, ref_emb=centers, ref_labels=torch.arange(12)), expected)
-
-
 def test_miners_are_passed_over():
     x, labels = batch(3, unassigned=0)
     loss = ContrastiveClusteringLoss()
