@@ -182,7 +182,7 @@ def read(got: argparse.Namespace) -> list[Samples]:
     if got.data_root is None:
         return [planted(*blobs, got.seed) for blobs in BLOBS]
     from benchmarks.data import zero_shot
-    from benchmarks.data.labeled_images import Chosen
+    from benchmarks.data.images import Chosen
     from benchmarks.data.olympic import OlympicFrames, load_tree
 
     known: dict[str, Any]

@@ -12,7 +12,8 @@ from benchmarks.core.described import PIXELS, Described
 from benchmarks.core.groupings import Start
 from benchmarks.core.options import Options
 from benchmarks.core.task import Score, Task
-from benchmarks.data.labeled_images import Chosen, LabeledImages
+from benchmarks.data.images import Chosen
+from benchmarks.data.labeled_images import LabeledImages
 from pml_posets._validation import unit_rows
 
 

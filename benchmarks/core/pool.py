@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core.options import Options
-from benchmarks.data.labeled_images import Chosen
+from benchmarks.data.images import Chosen, JoinedImages
 from benchmarks.data.olympic import OlympicFrames, load_tree
-from benchmarks.data.people import JoinedImages, PoseData
+from benchmarks.data.people import PoseData
 from benchmarks.data.poses import load_lsp, load_lspet
 
 

@@ -12,44 +12,19 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-from torch.utils.data import Dataset
 
-from benchmarks.data.files import check_index
+from benchmarks.data.images import ArrayImages
 from benchmarks.data.labeled_images import LabeledImages, load_folder, numbered
 from benchmarks.data.zero_shot import load_omniglot
-from pml_posets.data.cache import digest
 
 Kind = Literal["cifar10", "cifar100-20", "stl10", "imagenet-10", "imagenet-dogs", "omniglot", "folder"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CLASSES = {"imagenet-10": 10, "imagenet-dogs": 15}  # how many a folder must hold
 TORCHVISION = ("cifar10", "cifar100-20", "stl10")
-
-
-class ArrayImages(Dataset[Any]):
-    """Images in memory: item i is an RGB PIL image.
-
-    Args:
-        pixels: (N, H, W, 3) uint8.
-    """
-
-    def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
-        self.pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[check_index(index, len(self), "images")])
-
-    @property
-    def data_id(self) -> str:
-        """A digest that changes with the pixels."""
-        return str(digest(self.pixels))
 
 
 def load(kind: Kind, root: Path, download: bool = False, skip_unreadable: bool = False) -> LabeledImages:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import Dataset
 
-from benchmarks.data.files import files_id, left_out
+from benchmarks.data.files import left_out
+from benchmarks.data.images import ImageFiles
 from pml_posets.data.cache import digest
-from pml_posets.data.datasets import ImageList, image_files
+from pml_posets.data.datasets import image_files
 
 Split = Literal["images", "classes"]
 MISSING = "image missing or damaged"  # a reason to leave images out
@@ -76,38 +76,6 @@ class LabeledImages:
             "num_test": len(self.test),
             "left_out": {reason: len(names) for reason, names in self.excluded.items()},
         }
-
-
-class Chosen(Dataset[Any]):
-    """Some of a set of images.
-
-    Args:
-        images: with a `data_id`.
-        indices: which.
-    """
-
-    def __init__(self, images: Any, indices: npt.NDArray[np.int64]) -> None:
-        self.images, self.indices = images, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.images[int(self.indices[index])]
-
-    @property
-    def data_id(self) -> str:
-        """A digest that changes with the images or the choice."""
-        return str(digest(self.images.data_id, np.asarray(self.indices)))
-
-
-class ImageFiles(ImageList):
-    """Whole images."""
-
-    @property
-    def data_id(self) -> str:
-        """A digest that changes with the files."""
-        return files_id(self.paths)
 
 
 def numbered(names: Sequence[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:

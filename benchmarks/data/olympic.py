@@ -10,7 +10,7 @@ joints/joints_<category>.npz                optional: joints (frames, J, 2)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,71 +50,47 @@ class OlympicFrames(Dataset[Any]):
     """The person crops of a tree as a dataset: item i is frame i's box, an RGB PIL image.
 
     Frames are read when asked for, and no file stays open, so any number of worker processes may share it.
+    The crop is a square about the box, so that postures keep their proportions; what lies outside the frame
+    repeats its border.
 
     Args:
         tree: with frames.
-        transform: applied to the crop, e.g. resizing and normalizing; None: the crop itself.
-        box_scale: side of the crop relative to the box (default 1.0).
-        square: widen the shorter side of the box, so that postures keep their proportions when the crop is
-            resized to a square (default). What lies outside the frame repeats its border.
 
     Raises:
         ValueError: the tree has no frames.
         UnreadableImageError: (an OSError) on access, when the frame cannot be read; the message names it.
     """
 
-    def __init__(
-        self,
-        tree: OlympicTree,
-        transform: Callable[[Image.Image], Any] | None = None,
-        *,
-        box_scale: float = 1.0,
-        square: bool = True,
-    ) -> None:
+    def __init__(self, tree: OlympicTree) -> None:
         if not tree.paths:
             raise ValueError(f"{tree.root} was loaded without its frames (require_frames=False)")
-        if not box_scale > 0:
-            raise ValueError(f"box_scale must be positive, got {box_scale}")
         self.tree = tree
-        self.transform = transform
-        self.box_scale = box_scale
-        self.square = square
 
     def __len__(self) -> int:
         return len(self.tree)
 
     def __getitem__(self, index: int) -> Any:
         image = self.tree.open_frame(check_index(index, len(self), "frames"))
-        if self.tree.boxes is not None:
-            image = crop_box(image, self.tree.boxes[index], self.box_scale, self.square)
-        return image if self.transform is None else self.transform(image)
+        return image if self.tree.boxes is None else crop_box(image, self.tree.boxes[index])
 
     @property
     def data_id(self) -> str:
-        """A digest that changes with the frames (names, sizes, times of change), the boxes and the transform.
-
-        For `FeatureCache` and `HOGLDA.transform(..., data_id=...)`.
-        """
+        """A digest that changes with the frames (names, sizes, times of change) and the boxes."""
         tree = self.tree
         videos = [file.path for file in tree.seq_files.values()]
         return digest(
             files_id([*(Path(path) for path in tree.paths if path), *videos]),
             [tree.categories, tree.names, tree.sequences, tree.frame_numbers],
             np.zeros(0) if tree.boxes is None else tree.boxes,
-            [repr(self.transform), self.box_scale, self.square],
         )
 
 
-def crop_box(
-    image: Image.Image, box: npt.NDArray[np.int64], scale: float = 1.0, square: bool = True
-) -> Image.Image:
-    """The part of an image in a box xmin, ymin, xmax, ymax (1-based, inclusive); the border repeats."""
+def crop_box(image: Image.Image, box: npt.NDArray[np.int64]) -> Image.Image:
+    """The square about a box xmin, ymin, xmax, ymax (1-based, inclusive) of an image; the border repeats."""
     left, top, right, bottom = float(box[0] - 1), float(box[1] - 1), float(box[2]), float(box[3])
-    width, height = (right - left) * scale, (bottom - top) * scale
-    if square:
-        width = height = max(width, height)
-    x0, y0 = round((left + right - width) / 2), round((top + bottom - height) / 2)
-    x1, y1 = x0 + max(round(width), 1), y0 + max(round(height), 1)
+    side = max(right - left, bottom - top)
+    x0, y0 = round((left + right - side) / 2), round((top + bottom - side) / 2)
+    x1, y1 = x0 + max(round(side), 1), y0 + max(round(side), 1)
     if x0 >= 0 and y0 >= 0 and x1 <= image.width and y1 <= image.height:
         return image.crop((x0, y0, x1, y1))
     columns = np.clip(np.arange(x0, x1), 0, image.width - 1)
@@ -122,7 +98,7 @@ def crop_box(
     return Image.fromarray(np.asarray(image)[rows[:, None], columns])
 
 
-def find_unreadable(tree: OlympicTree, num_workers: int = 4) -> dict[int, str]:
+def find_unreadable(tree: OlympicTree) -> dict[int, str]:
     """Decode every frame once, in threads: dataset index to reason of those that cannot be read, by index."""
 
     def check(index: int) -> str | None:
@@ -132,7 +108,7 @@ def find_unreadable(tree: OlympicTree, num_workers: int = 4) -> dict[int, str]:
             return str(error.__cause__)
         return None
 
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+    with ThreadPoolExecutor(4) as pool:
         reasons = pool.map(check, range(len(tree)), chunksize=64)
         return {i: reason for i, reason in enumerate(reasons) if reason is not None}
 
@@ -143,8 +119,6 @@ def load_tree(
     categories: Sequence[str] | None = None,
     require_frames: bool = True,
     skip_unreadable: bool = False,
-    source_rule: Callable[[str, str], str] = source_of,
-    num_workers: int = 4,
 ) -> OlympicTree:
     """Read a tree in the Olympic Sports layout (see the module) and check that nothing is missing.
 
@@ -154,8 +128,6 @@ def load_tree(
         require_frames: False reads the annotation alone; such a tree has no `paths`.
         skip_unreadable: decode every frame, and leave out, counted and named in `excluded`, those that are
             missing or damaged. Default: a missing frame is an error, and a damaged one when it is read.
-        source_rule: (category, sequence) to the name of the source.
-        num_workers: threads that decode for `skip_unreadable`.
 
     Raises:
         TreeError: (a ValueError) one message that lists every problem of the tree, how many files it concerns
@@ -174,7 +146,7 @@ def load_tree(
         else:
             problems.add(f"no frames: expected {root / 'frames'} with a folder a category")
     problems.raise_if_any(root)
-    tree = _assemble(root, lists, labels, source_rule)
+    tree = _assemble(root, lists, labels)
     numbers = {name: i for i, name in enumerate(tree.sequence_names)}
     tree = replace(
         tree,
@@ -185,7 +157,7 @@ def load_tree(
         seq_files={numbers[name]: file for name, file in frames.seq_files.items()},
     )
     if skip_unreadable and require_frames:
-        bad = {**find_unreadable(tree, num_workers), **frames.missing}
+        bad = {**find_unreadable(tree), **frames.missing}
         if bad:
             order = sorted(bad)
             tree = tree.without(order, [f"{tree.describe(i)}: {bad[i]}" for i in order])
@@ -220,15 +192,10 @@ def _read_annotation(
     return lists, labels
 
 
-def _assemble(
-    root: Path,
-    lists: dict[str, FrameList],
-    labels: dict[str, RetrievalLabels],
-    source_rule: Callable[[str, str], str],
-) -> OlympicTree:
+def _assemble(root: Path, lists: dict[str, FrameList], labels: dict[str, RetrievalLabels]) -> OlympicTree:
     pairs = [(category, name) for category, frames in lists.items() for name in frames.sequences]
     of_pair = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
-    source_of_pair = {pair: source_rule(*pair) for pair in of_pair}
+    source_of_pair = {pair: source_of(*pair) for pair in of_pair}
     source_names = {name: number for number, name in enumerate(dict.fromkeys(source_of_pair.values()))}
     counts = [len(frames.names) for frames in lists.values()]
     return OlympicTree(

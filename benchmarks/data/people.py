@@ -14,7 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 from torch.utils.data import Dataset
 
-from benchmarks.data.files import check_index, files_id, left_out
+from benchmarks.data.files import files_id, left_out
+from benchmarks.data.images import JoinedImages
 from benchmarks.data.olympic import crop_box
 from benchmarks.measures.skeletons import Skeleton
 from pml_posets.data.cache import digest
@@ -167,27 +168,6 @@ class PersonCrops(Dataset[Any]):
     def data_id(self) -> str:
         """A digest that changes with the files (names, sizes, times of change) and the boxes."""
         return digest(files_id(self.paths), np.zeros(0) if self.boxes is None else self.boxes)
-
-
-class JoinedImages(Dataset[Any]):
-    """Several sets of images, one behind the other; each has a `data_id`."""
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self.parts = tuple(parts)
-        self._ends = np.cumsum([len(part) for part in self.parts])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> Any:
-        check_index(index, len(self), "images")
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self.parts[part][index - (int(self._ends[part - 1]) if part else 0)]
-
-    @property
-    def data_id(self) -> str:
-        """A digest that changes with any of the parts."""
-        return digest([part.data_id for part in self.parts])
 
 
 class People:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,23 +92,12 @@ def load_voc(
             f"cannot read the image {path}: {why}; unpack it again, or leave such images out "
             "(--skip-unreadable)"
         )
-    rows: list[tuple[Path, list[int], str, str, bool]] = []
-    for one, learned in zip(sets, (True, False), strict=True):
-        for path, note in zip(map(Path, one.images), map(Path, one.annotations), strict=True):
-            if path in wrong:
-                leave_out("image missing or damaged", path.stem)
-                continue
-            if skip_unreadable and not os.path.exists(note):
-                leave_out("image without annotation", path.stem)
-                continue
-            for number, (name, box, difficult) in enumerate(_objects(note), 1):
-                which = f"{note.stem} object {number}"
-                if difficult:
-                    leave_out("difficult", which)
-                elif box[0] >= box[2] or box[1] >= box[3]:
-                    leave_out("empty box, or outside its image", which)
-                else:
-                    rows.append((path, box, name, which, learned))
+    rows = [
+        (*row, learned)
+        for one, learned in zip(sets, (True, False), strict=True)
+        for path, note in zip(map(Path, one.images), map(Path, one.annotations), strict=True)
+        for row in _boxes(path, note, path in wrong, skip_unreadable, leave_out)
+    ]
     if not rows:
         why = "; ".join(f"{reason}: {len(which)}" for reason, which in excluded.items())
         raise ValueError(f"no object is left in {root} ({why or 'its annotations have none'})")
@@ -125,6 +114,25 @@ def load_voc(
         names=tuple(row[3] for row in rows),
         excluded=excluded,
     )
+
+
+def _boxes(
+    path: Path, note: Path, wrong: bool, skip_unreadable: bool, leave_out: Callable[[str, str], None]
+) -> Iterator[tuple[Path, list[int], str, str]]:
+    """The file, box, class and name of each object of an image that counts."""
+    if wrong:
+        leave_out("image missing or damaged", path.stem)
+    elif skip_unreadable and not os.path.exists(note):
+        leave_out("image without annotation", path.stem)
+    else:
+        for number, (name, box, difficult) in enumerate(_objects(note), 1):
+            which = f"{note.stem} object {number}"
+            if difficult:
+                leave_out("difficult", which)
+            elif box[0] >= box[2] or box[1] >= box[3]:
+                leave_out("empty box, or outside its image", which)
+            else:
+                yield path, box, name, which
 
 
 def _voc(root: Path, year: str, part: str, download: bool) -> Any:

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 from pytorch_metric_learning.datasets.cars196 import Cars196
 from pytorch_metric_learning.datasets.cub import CUB
 from pytorch_metric_learning.datasets.sop import StanfordOnlineProducts
-from torch.utils.data import Dataset
 
-from benchmarks.data.files import check_index, read_arrays
-from benchmarks.data.labeled_images import MISSING, ImageFiles, LabeledImages, load_folder, within
+from benchmarks.data.files import read_arrays
+from benchmarks.data.images import ImageFiles, PackedDrawings
+from benchmarks.data.labeled_images import MISSING, LabeledImages, load_folder, within
 from benchmarks.data.olympic import OlympicFrames, load_tree
-from pml_posets.data.cache import digest
 
 Kind = Literal["cub", "cars", "sop", "omniglot", "folder"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -97,31 +94,6 @@ def load_published(kind: Kind, root: Path, skip_unreadable: bool = False) -> Lab
         names=tuple(within(home, path) for path in images.paths),
         excluded={MISSING: tuple(within(home, path) for path in sorted(gone))} if gone else {},
     )
-
-
-class PackedDrawings(Dataset[Any]):
-    """Drawings of packed bits: item i is an RGB PIL image, black ink on white.
-
-    Args:
-        packed: (N, H, ceil(W / 8)) uint8, `np.packbits` of the rows, ink = 1.
-        width: W.
-    """
-
-    def __init__(self, packed: npt.NDArray[np.uint8], width: int) -> None:
-        self.packed, self.width = packed, width
-
-    def __len__(self) -> int:
-        return len(self.packed)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        rows = self.packed[check_index(index, len(self), "drawings")]
-        ink = np.unpackbits(rows, axis=1)[:, : self.width]
-        return Image.fromarray((255 * (1 - ink)).astype(np.uint8)).convert("RGB")
-
-    @property
-    def data_id(self) -> str:
-        """A digest that changes with the drawings."""
-        return str(digest(self.packed, self.width))
 
 
 def load_omniglot(root: Path) -> LabeledImages:

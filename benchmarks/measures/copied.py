@@ -36,19 +36,17 @@ def copy_poses(
     mirrored_features: ArrayLike | torch.Tensor | None = None,
     skeleton: Skeleton = LSP_SKELETON,
     k: int = 1,
-    width: float = 1.0,
 ) -> CopiedPoses:
     """Give every query the poses of its nearest gallery images by cosine, mirror images with mirrored joints.
 
     Args:
         query_features: (N, D) numbers, of the images without a pose.
         gallery_features: (G, D) numbers.
-        gallery_joints: (G, J, 2) numbers; further columns are copied with them.
+        gallery_joints: (G, J, 2) in shares of the crop; further columns are copied with them.
         mirrored_features: (G, D), of the mirrored gallery images. Default None: no mirror images. The paper
             has them.
         skeleton: which joints are left and right. Default: `LSP_SKELETON`.
         k: how many poses a query gets, at most as many as the gallery holds. Default 1, as in the paper.
-        width: of the images, in the unit of the joints' x. Default 1: shares of the crop.
 
     Returns:
         `CopiedPoses`. Of equally near ones the lower index comes first. The cosine with a row of zeros is 0.
@@ -75,7 +73,7 @@ def copy_poses(
                 f"got {mirrored.shape}"
             )
         gallery = np.concatenate([gallery, mirrored])  # (2G, D)
-        joints = np.concatenate([joints, mirror_joints(joints, skeleton, width)])
+        joints = np.concatenate([joints, mirror_joints(joints, skeleton)])
     queries = unit_rows(query_features, "query_features")
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(

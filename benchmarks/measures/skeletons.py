@@ -123,15 +123,12 @@ MPII_SKELETON = _person(
 """The 16 joints of MPII Human Pose, in ten rows once left and right are joined."""
 
 
-def mirror_joints(
-    joints: ArrayLike | torch.Tensor, skeleton: Skeleton = LSP_SKELETON, width: float = 1.0
-) -> NDArray[Any]:
-    """Joints of the horizontally mirrored image: x becomes width - x, and left and right change places.
+def mirror_joints(joints: ArrayLike | torch.Tensor, skeleton: Skeleton = LSP_SKELETON) -> NDArray[Any]:
+    """Joints of the horizontally mirrored image: x becomes 1 - x, and left and right change places.
 
     Args:
-        joints: (..., J, 2) numbers, or with more columns (occluded, say), which only change places.
+        joints: (..., J, 2) in shares of the image, or with more columns, which only change places.
         skeleton: which joints are left and right. Default: `LSP_SKELETON`.
-        width: of the image, in the unit of x. Default 1: shares of the crop.
 
     Returns:
         A new float array of the same shape; float32 stays float32.
@@ -143,5 +140,5 @@ def mirror_joints(
     if array.ndim < 2 or array.shape[-2] != len(skeleton.joints) or array.shape[-1] < 2:
         raise ValueError(f"joints must have shape (..., {len(skeleton.joints)}, 2), got {array.shape}")
     mirrored = array[..., list(skeleton.mirror), :]
-    mirrored[..., 0] = width - mirrored[..., 0]
+    mirrored[..., 0] = 1 - mirrored[..., 0]
     return mirrored

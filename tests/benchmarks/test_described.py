@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.core import described
 from benchmarks.core.described import VIEWS, Described
 from benchmarks.core.recipes import TINY
-from benchmarks.data.labeled_images import Chosen
+from benchmarks.data.images import Chosen
 
 
 class Noise:

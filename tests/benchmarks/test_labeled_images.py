@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.data.labeled_images import Chosen, LabeledImages, load_folder
+from benchmarks.data.images import Chosen
+from benchmarks.data.labeled_images import LabeledImages, load_folder
 from pml_posets.data.datasets import ImageList, UnreadableImageError
 
 

@@ -7,8 +7,9 @@ import pytest
 from pose_trees import SIZE, draw, person, poses, upright, write_crops, write_leeds, write_mpii
 from scipy.io import savemat
 
+from benchmarks.data.images import JoinedImages
 from benchmarks.data.mpii import load_mpii
-from benchmarks.data.people import JoinedImages, PersonCrops
+from benchmarks.data.people import PersonCrops
 from benchmarks.data.poses import FIGURE_SKELETON, load_figures, load_lsp, load_lspet
 from benchmarks.figures.dataset import make_figures
 from benchmarks.measures.pose import pcp

@@ -262,12 +262,12 @@ def test_a_circle_of_three_is_no_mirror():
 
 def test_mirrored_joints():
     joints = np.random.default_rng(0).random((3, 5, 14, 3)).astype(np.float32)
-    mirrored = mirror_joints(joints, width=2.0)
+    mirrored = mirror_joints(joints)
     assert mirrored.dtype == np.float32
     for j, other in enumerate(LSP_SKELETON.mirror):
-        np.testing.assert_array_equal(mirrored[..., j, 0], 2 - joints[..., other, 0])
+        np.testing.assert_array_equal(mirrored[..., j, 0], 1 - joints[..., other, 0])
         np.testing.assert_array_equal(mirrored[..., j, 1:], joints[..., other, 1:])
-    np.testing.assert_allclose(mirror_joints(mirrored, width=2.0), joints, atol=1e-6)
+    np.testing.assert_allclose(mirror_joints(mirrored), joints, atol=1e-6)
 
 
 # --- Copied poses
@@ -279,7 +279,7 @@ def test_copied_poses_by_plain_loops(mirrored):
     queries, gallery, turned = (rng.normal(size=(n, 6)) for n in (15, 11, 11))
     turned *= 100  # the cosine does not mind
     joints = rng.random((11, 14, 2))
-    copied = copy_poses(queries, gallery, joints, turned if mirrored else None, k=3, width=2.0)
+    copied = copy_poses(queries, gallery, joints, turned if mirrored else None, k=3)
     table = [*gallery, *turned] if mirrored else list(gallery)
     for n, q in enumerate(queries):
         cosines = [float(q @ g) / np.linalg.norm(q) / np.linalg.norm(g) for g in table]
@@ -287,7 +287,7 @@ def test_copied_poses_by_plain_loops(mirrored):
         assert copied.indices[n].tolist() == order
         assert copied.flips[n].tolist() == [g >= 11 for g in order]
         for place, g in enumerate(order):
-            expected = joints[g] if g < 11 else mirror_joints(joints[g - 11], width=2.0)
+            expected = joints[g] if g < 11 else mirror_joints(joints[g - 11])
             np.testing.assert_array_equal(copied.joints[n, place], expected)
     assert copied.flips.any() == mirrored
 
