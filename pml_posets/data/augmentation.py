@@ -47,8 +47,7 @@ class BatchAugmentation(nn.Module):
         TypeError: for a batch that is neither uint8 nor floating point.
 
     Source: section 4.1.1 of the paper; scale, rotation, shear and translation: the authors' public code.
-    Differs from the paper: the mean color is subtracted, not a mean image, and the channels are divided by
-    their deviation; brightness, color and gray are options of ours.
+    Differs from the paper: mean color and deviation, no mean image; brightness, color and gray are additions.
 
     Example:
         >>> augment = BatchAugmentation().eval()

@@ -87,10 +87,9 @@ class HOGLDA(ImageStep):
         TypeError, ValueError: if an argument is no number or out of range.
 
     Source: section 3.1 of the paper; Hariharan et al. 2012, sections 2 and 3.
-    Differs from the paper: neither text says how much is shrunk, nor which features (the paper writes HOG-LDA
-    only), so cells, normalization and ridge are ours. Hariharan et al. use a HOG of 31 values and plain
-    averages over the pairs of cells at an offset; here the averages fade towards large offsets, so that
-    Sigma is positive semi-definite however few patches there are. The window is an addition.
+    Differs from the paper: neither text gives cells, normalization and ridge. Hariharan et al. use a HOG of
+    31 values and plain averages over the pairs of cells at an offset; here they fade towards large offsets,
+    so that Sigma is positive semi-definite. The window is an addition.
 
     Example:
         >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)

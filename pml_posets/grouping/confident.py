@@ -78,9 +78,6 @@ class Links(NamedTuple):
 class ConfidentGrouping(NeighborGrouping):
     """Group only samples that are surely alike, by one threshold for all; the rest stays unassigned.
 
-    Where neighbors are relatively near, most of them may be wrong; how similar a nearest neighbor is tells
-    the right ones from the wrong ones. So:
-
     1. Candidates: the `max_neighbors` nearest of each sample, of other sources if sources are given, each in
        the better of its two orientations if mirrored features are given.
     2. Similarity: the cosine of a pair; with times and `window` k above 0 its mean along both clips,
@@ -140,10 +137,9 @@ class ConfidentGrouping(NeighborGrouping):
 
     Source: section 3.1 of the paper: compact, reliable classes, all other samples unassigned; paths as in
         "Unsupervised Video Understanding by Reconciliation of Posture Similarities" (ICCV 2017).
-    Differs from the paper: similarity is a cosine, and one threshold holds for all samples, where the paper
-        takes the nearest 5 % of each; classes grow by links, not around each sample, so there is nothing to
-        merge; time, paths and the share of samples are additions (in the ICCV 2017 paper a path is optimal
-        over whole clips; here it leads from one pair along equal steps).
+    Differs from the paper: similarity is a cosine; one threshold holds for all samples, where the paper takes
+        the nearest 5 % of each; classes grow by links, not around each sample; time, paths (of equal steps
+        from one pair, where those of ICCV 2017 are optimal over clips) and coverage are additions.
 
     Example:
         >>> rng = np.random.default_rng(0)

@@ -48,8 +48,7 @@ class KMeansGrouping(ClusterMixin, BaseEstimator):
         TypeError, ValueError: by `fit`, for an option or features that cannot be, or too few samples.
 
     Source: Cao, Chen, Lim (2019), UDML-SS: clusters of the embeddings, renewed every few epochs.
-    Differs from the paper: it starts from the last centers themselves; here they are the means of their
-    samples in the current features, which also works when these have another dimension.
+    Differs from the paper: there the start is the last centers, here the means of their samples.
 
     Example:
         >>> features = np.float32([[0.0], [0.1], [5.0], [5.1]])

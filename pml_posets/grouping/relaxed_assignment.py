@@ -84,9 +84,8 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         TypeError, ValueError: by `fit`, for an option out of its range or arrays that do not match.
 
     Source: section 3.4 of the paper, Eq. 5, 7.
-    Differs from the paper: the paper gives no more than "relaxed one-hot" and "SGD"; candidates, tolerance,
-        scaling by size, exclusion of a sample's pair with itself from the relaxed G, rounding and the check
-        of the exact G are this package's; so is the rule about sources.
+    Differs from the paper: it gives no more than "relaxed one-hot" and "SGD"; all the rest, and the rule
+        about sources, are this package's.
 
     Example:
         >>> rng = np.random.default_rng(0)

@@ -48,9 +48,8 @@ class SurrogateGrouping(NeighborGrouping):
         max_size: members of a group at most, while growing and when merged. Default 32.
         mean_size: members of a class on average, between min_size and max_size; None (default) leaves what
             comes out. The paper: 8. If both are given and cannot both be had, num_classes comes first.
-        top_fraction: share of the samples that count as similar to a sample, in (0, 1]. None
-            (default): min_neighbors alone count; the paper: 0.05. Smaller is more compact: fewer, smaller,
-            purer classes.
+        top_fraction: share of the samples that count as similar to a sample, in (0, 1]. None (default):
+            min_neighbors alone count; the paper: 0.05. Smaller makes fewer, smaller, purer classes.
         min_neighbors: nearest samples that count as similar at least, from 1. Default 12. Fewer make purer
             classes of fewer samples. With sources and no top_fraction as many as show this many sources.
         max_neighbors: neighbors that are candidates for a sample's group, from min_size - 1. None
@@ -58,13 +57,10 @@ class SurrogateGrouping(NeighborGrouping):
         merge_overlap: share of the smaller group from which two groups overlap highly, in (0, 1]. Default
             0.5.
         max_widening: how much wider than a group its union with the next sample (by diameter, from min_size
-            on) or group (by mean distance, of the tighter one) may be, from 1. Default 2.0; np.inf leaves the
-            paper's rules alone. It keeps strangers out of tight clusters that are smaller than max_size.
+            on) or group (by mean distance, of the tighter one) may be, from 1. Default 2.0; np.inf: no rule.
         contrast: ratio of two distances that is clear, from 1. A radius ends at the widest gap in the list of
             neighbors, behind min_size - 1 of them or more, if the next one is at least this many times as
-            far; it then holds a whole cluster that is no larger than the list, and nothing else. All other
-            radii are at most contrast times the median radius, which leaves out noise between clear clusters.
-            Features without such gaps come out as without it. Default 1.25; np.inf: the paper's rule alone.
+            far. All other radii are at most contrast times the median radius. Default 1.25; np.inf: no rule.
         scale: of the similarity, above 0. Default and paper: 1.0.
         one_per_source: heed sources, if given. Default True; False ignores them.
         method, backend: of the neighbor search, as for `search`. Default "exact", "auto".
@@ -87,12 +83,9 @@ class SurrogateGrouping(NeighborGrouping):
             ResourceWarning, if it seems to need more than is available.
 
     Source: section 3.1 of the paper; sources and mirror images are in the authors' code only.
-    Differs from the paper: 12 neighbors count, and contrast is an addition, without which classes hold
-        more strangers (measured by benchmarks/grouping.py); neighborhoods hold at most max_neighbors; groups
-        at most max_size; merging in passes of many pairs at once; the text leaves open how overlapping groups
-        come to one label a sample (step 5), how the number and size of classes were set (step 6) and which of
-        two constituents the stopping rule means (here the tighter one: with the looser one it hardly ever
-        holds groups apart that overlap by half).
+    Differs from the paper: 12 neighbors count; contrast, max_neighbors and max_size are additions (without
+        contrast classes hold more strangers); many pairs merge in a pass; the text leaves open steps 5 and 6,
+        and which constituent the stopping rule means (here the tighter one).
 
     Example:
         >>> rng = np.random.default_rng(0)

@@ -149,9 +149,8 @@ class PosetLoss(BaseMetricLossFunction):
             embeddings; neither labels nor tuple; ref_emb without ref_labels or tuple; indices out of range.
 
     Source: section 3.3, Eq. 4 of the paper.
-    Differs from the paper: assigned samples are anchors too by default; sigma is 0.3 by default (sigma=None
-    estimates it from the assignment, as the paper does, but from that of the batch); representatives are the
-    batch's medoids unless a miner bound to posets gives those of the round; two more margins.
+    Differs from the paper: by default assigned samples are anchors too, sigma is 0.3 (None estimates it, from
+    the batch's assignment) and representatives are the batch's medoids; two more margins.
 
     Example:
         >>> embeddings = torch.nn.Parameter(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]]))

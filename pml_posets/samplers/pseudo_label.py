@@ -117,9 +117,8 @@ class PseudoLabelSampler(BatchSampler):
         TypeError, ValueError: for arguments out of range or that do not match each other.
 
     Source: section 3.3 of the paper.
-    Differs from the paper: the paper does not say how many samples of a retrieved class are drawn, nor how a
-    batch is filled. Only the first few unassigned samples are drawn uniformly; the others are drawn from the
-    posets of the same classes, so that a batch holds several samples of each poset to be ordered.
+    Differs from the paper: it does not say how a batch is filled. Only the first few unassigned samples are
+    drawn uniformly, the others from the posets of the same classes, which are then there to be ordered.
 
     Example:
         >>> features = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)

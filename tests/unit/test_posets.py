@@ -79,14 +79,6 @@ def test_build_without_mirror_images():
     assert not posets.flips.any()
 
 
-@pytest.mark.parametrize("backend", ["faiss", "torch"])
-def test_backends_agree(backend):
-    features, mirrored, labels, flips = random_case(2)
-    options = {"mirrored": mirrored, "flips": flips}
-    one, two = (Posets.build(features, labels, 3, backend=b, **options) for b in (backend, "auto"))
-    assert one.nearest_classes.tolist() == two.nearest_classes.tolist()
-
-
 @pytest.mark.parametrize("k", [1, 3, 12, 59])
 @pytest.mark.parametrize("num_nearest", [1, 3, 9])
 @pytest.mark.parametrize("sources", [None, np.arange(60) // 4])
@@ -177,15 +169,6 @@ def test_near_duplicates_keep_their_distances():
     assert medoids(np.repeat(line, 10, 0)[::-1], [0] * 40).tolist() == loop_medoids(
         np.repeat(line, 10, 0)[::-1].astype(np.float64), [0] * 40
     )
-
-
-def test_permuting_samples_permutes_the_answer():
-    features, mirrored, labels, flips = random_case(3, num_classes=4)
-    order = np.random.default_rng(0).permutation(60)
-    plain = Posets.build(features, labels, 3, mirrored=mirrored, flips=flips)
-    moved = Posets.build(features[order], labels[order], 3, mirrored=mirrored[order], flips=flips[order])
-    assert order[moved.medoids].tolist() == plain.medoids.tolist()
-    assert moved.nearest_classes.tolist() == plain.nearest_classes[order].tolist()
 
 
 def test_no_class_and_few_classes():
