@@ -88,8 +88,8 @@ def extract(
 ) -> Rows | tuple[Rows, Rows]:
     """Features of a network or of one of its layers, in dataset order.
 
-    The network is in eval mode meanwhile. Inside `pml_posets.distributed.shared_work` every rank takes whole
-    batches of its own and gets the rows of all: on a CPU the very numbers of one process.
+    The network is in eval mode; random transforms draw the same for an item each time. Inside `shared_work`
+    of several processes every rank takes whole batches and gets the rows of all: those of one process.
 
     Args:
         model: any module from (B, channels, H, W) to (B, D) or (B, ...), which is flattened.
@@ -104,7 +104,7 @@ def extract(
         device: where to compute; the model stays there. None (default): where it is.
         mirror: also features of the mirrored images. Default False.
         center, normalize: subtract the mean, default False; scale rows to unit length, default True.
-        amp: mixed precision: a dtype; True (default): float16 on a GPU, none on a CPU; False: none.
+        amp: mixed precision: a dtype; True (default): float16 on GPUs; False: none. Overflows are done again.
         progress: show a progress bar. Default True.
 
     Returns:
