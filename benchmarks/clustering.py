@@ -99,7 +99,8 @@ from pml_posets.grouping.kmeans import KMeansGrouping
 from pml_posets.plots import Tile, image_rows
 
 WIDTH = 256  # principal directions of features without a network that k-means is given, unless --components
-SHOWN, NEAREST = 6, 8  # in the picture
+_RANKS = ("largest", "second", "third", "fourth", "fifth", "sixth")  # clusters in the picture, by size
+NEAREST = 8  # images of each in the picture
 PUBLISHED = {  # ConCURL's ACC, NMI and ARI
     "imagenet-10": "0.958 / 0.907 / 0.909",
     "imagenet-dogs": "0.695 / 0.630 / 0.531",
@@ -152,13 +153,20 @@ class Clustering(LabeledTask):
             "nmi": normalized_mutual_information(self.labels, clusters),
             "ari": adjusted_rand_index(self.labels, clusters),
         }
-        largest = np.argsort(-np.bincount(clusters, minlength=self.num_clusters), kind="stable")[:SHOWN]
+        sizes = np.bincount(clusters, minlength=self.num_clusters)
+        largest = np.argsort(-sizes, kind="stable")[: len(_RANKS)]
         distances = ((features - means.centers_[clusters]) ** 2).sum(axis=1)
-        shown = {}
-        for cluster in largest.tolist():
-            members = np.flatnonzero(clusters == cluster)
-            shown[cluster] = members[np.argsort(distances[members], kind="stable")[:NEAREST]]
+        shown = []
+        for members in (np.flatnonzero(clusters == cluster) for cluster in largest):
+            nearest = members[np.argsort(distances[members], kind="stable")[:NEAREST]]
+            shown.append((self._held(members), nearest.tolist(), np.sqrt(distances[nearest])))
         return Score(metrics, shown)
+
+    def _held(self, members: np.ndarray) -> str:
+        """What a cluster holds: how many images, and its most frequent class."""
+        counts = np.bincount(self.labels[members])
+        name = self.data.classes[counts.argmax()]
+        return f"{len(members)} images,\n{counts.max()} of them\n{name[:24]}"
 
     def plain_settings(self, method: str) -> dict[str, Any]:
         """Of pixels or HOG."""
@@ -179,18 +187,18 @@ class Clustering(LabeledTask):
             *([MARK] if self.paper else ()),
         ]
 
-    def pictures(self, shown: Mapping[str, dict[int, np.ndarray]]) -> dict[str, Any]:
+    def pictures(self, shown: Mapping[str, list[tuple[str, list[int], np.ndarray]]]) -> dict[str, Any]:
         """What the largest clusters of the last method hold."""
         if not shown:
             return {}
-        method, images = list(shown)[-1], self.tested.images
-        rows = {
-            f"cluster {cluster}": [
-                Tile(images[int(i)], self.data.classes[self.labels[i]][:14]) for i in members
+        method, images, rows_of = list(shown)[-1], self.tested.images, self.data.test.tolist()
+        rows: dict[str, list[Tile]] = {}
+        for rank, (held, nearest, distances) in zip(_RANKS, shown[method], strict=False):
+            rows[f"{rank} cluster:\n{held}"] = [
+                self.tile(images[i], rows_of[i], f"distance {distance:.2f}")
+                for i, distance in zip(nearest, distances, strict=True)
             ]
-            for cluster, members in shown[method].items()
-        }
-        title = f"{method}: images nearest to the centers of the largest clusters; below each its class"
+        title = f"Clusters of {method}: the images nearest to each center, and their distances from it"
         return {"clusters": image_rows(rows, title)}
 
 

@@ -225,8 +225,8 @@ class Poses(Task):
         if not shown:
             return {}
         count = min(copied.joints.shape[1] for copied in shown.values())
-        near = "Framed: a person and the true pose. Beside it the nearest, whose poses are copied"
-        heat = f"Where the {count} nearest have their joints (heat), and the true pose"
+        near = "People with their true poses (red), and the nearest people, whose poses are copied"
+        heat = f"Yellow: joints of the {count} nearest people. Lines: the true pose"
         return {
             "neighbors": image_rows(self._neighbors(shown), near),
             "heatmaps": image_rows(self._heat_maps(shown), heat),
@@ -239,7 +239,7 @@ class Poses(Task):
     def _neighbors(self, shown: Mapping[str, CopiedPoses], k: int = 6) -> dict[str, list[Tile]]:
         people, gallery = self.people, self.gallery
         rows: dict[str, list[Tile]] = {}
-        for number, query in enumerate(self._queries(4), 1):
+        for query in self._queries(4):
             index = int(people.test[query])
             truth = with_pose(self._image(index), people.joints[index], people.skeleton)
             for method, found in shown.items():
@@ -250,7 +250,7 @@ class Poses(Task):
                     posed = with_pose(self._image(person, flip), found.joints[query, rank], people.skeleton)
                     below = caption(people.names[person]) + ("\nmirrored" if flip else "")
                     row.append(Tile(posed, below))
-                rows[f"person {number}\n{method}"] = row
+                rows[f"{people.names[index]}\nby {method}"] = row
         return rows
 
     def _heat_maps(self, shown: Mapping[str, CopiedPoses]) -> dict[str, list[Tile]]:

@@ -145,15 +145,15 @@ class Postures(Task):
     def pictures(self, shown: Mapping[str, Any]) -> dict[str, Any]:
         """ROC curves; nearest frames of the untrained and the trained network; posets, the paper's Fig. 5."""
         curves = {name: (roc.mean.fpr, roc.mean.tpr) for name, (_, roc) in shown.items()}
-        found = {"roc": roc_curves(curves, title=f"Posture retrieval on {self.name}, mean of all categories")}
+        found = {"roc": roc_curves(curves, title=f"Posture retrieval on {self.name}\nmean of all categories")}
         moments = {"random": "untrained", "posets": "trained"}
         features = {moments[name]: shown[name][0] for name in moments if name in shown}
         if "posets" in shown:
-            title = "Nearest frames of other sources, by cosine similarity (green: the same category)"
+            title = "Frames (red) and the nearest frames of other sources (green: the same category)"
             found["neighbors"] = image_rows(self._neighbors(features), title)
             rows = self._posets(shown["posets"][0][0])
             if rows:
-                title = "Posets: between two frames of a sequence (red), frames of other sequences in order"
+                title = "Posets: between two frames of a sequence (red), frames of others in order (green)"
                 found["posets"] = image_rows(rows, title)
         return found
 
@@ -178,8 +178,8 @@ class Postures(Task):
                     image = self.images[int(others[i])]
                     flip = scores[1, i] > scores[0, i]
                     same = tree.frame_categories[others[i]] == tree.frame_categories[query]
-                    near = f"{'mirror image' if flip else 'similarity'} {scores[:, i].max():.2f}"
-                    caption = f"{near}\n{self._named(int(others[i]))}"
+                    caption = f"cosine {scores[:, i].max():.2f}\n{self._named(int(others[i]))}"
+                    caption += ", mirrored" if flip else ""
                     row.append(
                         Tile(image.flip(-1) if flip else image, caption, "tab:green" if same else None)
                     )

@@ -314,7 +314,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     axes.invert_xaxis()
     axes.set_xlabel("share of pairs in a group that are truly alike")
     axes.set_ylabel("mean AUC on other athletes")
-    axes.set_title("What each loss makes of groups that are less and less pure")
+    axes.set_title("AUC after training by each loss, over the purity of the groups")
     axes.legend(fontsize=8)
     save_figure(figure, path)
 

@@ -101,10 +101,12 @@ class Neighbors:
     Args:
         queries: (Q,) rows of the tested images.
         indices: (Q, k) rows of the nearest, -1 for none.
+        cosines: (Q, k) of each with the query.
     """
 
     queries: np.ndarray
     indices: np.ndarray
+    cosines: np.ndarray
 
 
 class Retrieval(LabeledTask):
@@ -165,7 +167,9 @@ class Retrieval(LabeledTask):
             metrics["nmi"] = normalized_mutual_information(self.labels, clusters)
         queries = np.linspace(0, len(features) - 1, QUERIES + 2).astype(int)[1:-1]
         nearest = search(features, NEAREST, queries=queries, device=device).indices
-        return Score(metrics, Neighbors(queries, nearest))
+        rows = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+        cosines = np.einsum("qd,qkd->qk", rows[queries], rows[nearest])
+        return Score(metrics, Neighbors(queries, nearest, cosines))
 
     def scored_settings(self) -> dict[str, Any]:
         """Which images are scored, of how many classes, and whether they are clustered."""
@@ -187,17 +191,18 @@ class Retrieval(LabeledTask):
         methods = [name for name in SHOWN if name in shown][:4] or list(shown)[:4]
         if not methods:
             return {}
-        images, names = self.tested.images, [self.data.classes[c] for c in self.labels]
+        images, rows_of = self.tested.images, self.data.test.tolist()
         rows: dict[str, list[Tile]] = {}
-        for number, query in enumerate(shown[methods[0]].queries):
+        for number, query in enumerate(shown[methods[0]].queries.tolist()):
             for method in methods:
-                row = [Tile(images[int(query)], names[query][:18], "tab:red")]
-                for found in shown[method].indices[number]:
+                near = shown[method]
+                row = [self.tile(images[query], rows_of[query], "query", "tab:red")]
+                for found, r in zip(near.indices[number].tolist(), near.cosines[number], strict=True):
                     if found >= 0:
                         same = "tab:green" if self.labels[found] == self.labels[query] else None
-                        row.append(Tile(images[int(found)], names[found][:14], same))
-                rows[f"image {query}\n{method}"] = row
-        title = "Images (red) and those nearest to them; below each its class (green: the same)"
+                        row.append(self.tile(images[found], rows_of[found], f"cosine {r:.2f}", same))
+                rows[self.row_name(rows_of[query], method)] = row
+        title = "Images of unseen classes (red) and the nearest others (green: the same class)"
         return {"neighbors": image_rows(rows, title)}
 
 

@@ -88,7 +88,7 @@ from benchmarks.data.voc import load_voc
 from benchmarks.measures.voting import Votes, knn_vote
 from pml_posets.plots import Tile, image_rows
 
-SHOWN = ("random", "hog-lda", "posets", "checkpoint")  # in the picture
+SHOWN = ("hog", "hog-lda", "random", "init", "posets", "checkpoint")  # in the picture, four at most
 
 
 class Objects(LabeledTask):
@@ -160,7 +160,7 @@ class Objects(LabeledTask):
 
     def pictures(self, shown: Mapping[str, Votes]) -> dict[str, Any]:
         """Some objects, and those that voted for them."""
-        methods = [name for name in SHOWN if name in shown]
+        methods = [name for name in SHOWN if name in shown][:4]
         if not methods:
             return {}
         data, images = self.data, self.tested.images
@@ -168,13 +168,14 @@ class Objects(LabeledTask):
         for query in np.linspace(0, len(data.test) - 1, 7).astype(int)[1:-1]:
             index = int(data.test[query])
             for method in methods:
-                row = [Tile(images[index], data.classes[data.labels[index]][:18], "tab:red")]
-                for found in data.train[shown[method].indices[query]]:
-                    same = data.labels[found] == data.labels[index]
-                    caption = data.classes[data.labels[found]][:14]
-                    row.append(Tile(images[int(found)], caption, "tab:green" if same else None))
-                rows[f"object {query}\n{method}"] = row
-        title = "Objects (red) and those that vote on their class; below each its class (green: the same)"
+                votes = shown[method]
+                row = [self.tile(images[index], index, "query", "tab:red")]
+                near = zip(data.train[votes.indices[query]].tolist(), votes.correlations[query], strict=True)
+                for found, r in near:
+                    same = "tab:green" if data.labels[found] == data.labels[index] else None
+                    row.append(self.tile(images[found], found, f"correlation {r:.2f}", same))
+                rows[self.row_name(index, method)] = row
+        title = "Objects (red) and the nearest, which vote on their class (green: the same class)"
         return {"neighbors": image_rows(rows, title)}
 
 

@@ -70,6 +70,7 @@ def draw_rounds() -> None:
     axis.annotate(
         "", (2.1, 1.1), (9.1, 1.1), arrowprops={"arrowstyle": "->", "connectionstyle": "bar,fraction=-0.1"}
     )
+    axis.text(0.15, 2.22, "One round", fontsize=11)
     axis.text(5.6, 0.12, "the next round: features of the trained network", ha="center", fontsize=9)
     for name, left, right in (("y-step", 2.9, 6.85), ("theta-step", 7.1, 9.65)):
         axis.plot([left, right], [2.12, 2.12], color="#3f51b5", linewidth=1)

@@ -79,7 +79,7 @@ def search(options: argparse.Namespace) -> None:
         for index, similarity in zip(nearest, close, strict=True):
             print(f"  {similarity:.3f}  {gallery.names[index]}")
         sheet.append((str(query), [(query, "query"), *_tiles(gallery, nearest, close)]))
-    title = "The photos most similar to each query (cosine similarity)"
+    title = "The photos most similar to each query"
     print(f"picture: {save_sheet(row_sheet(title, sheet), gallery.folder / 'search.png')}")
 
 
@@ -114,6 +114,7 @@ def duplicates(options: argparse.Namespace) -> None:
         sheet.append((f"group {number}: {len(group)} photos", _tiles(gallery, group[:8])))
     if sheet:
         title = f"{len(sheet)} of {len(groups)} groups of near-duplicates"
+        title += f", thumbnails with a cosine of {options.threshold:g} or more"
         print(f"picture: {save_sheet(row_sheet(title, sheet), gallery.folder / 'duplicates.png')}")
 
 
@@ -211,7 +212,7 @@ def _tiles(gallery: Gallery, indices: Any, similarities: Any = None) -> list[tup
     """Photos with their names, below their similarities if there are any."""
     names = [gallery.names[i] for i in indices]
     if similarities is not None:
-        names = [f"similarity {s:.2f}\n{name}" for s, name in zip(similarities, names, strict=True)]
+        names = [f"cosine {s:.2f}\n{name}" for s, name in zip(similarities, names, strict=True)]
     return [(gallery.path(i), name) for i, name in zip(indices, names, strict=True)]
 
 
@@ -234,7 +235,7 @@ def _write_report(gallery: Gallery, embedder: Embedder, added: Added) -> Path:
         others = np.flatnonzero(found != query)[:7]
         tiles = _tiles(gallery, found[others], close[others])
         rows.append((gallery.names[query], [(gallery.path(query), "query"), *tiles]))
-    title = f"{len(rows)} photos and those most similar to them (cosine similarity)"
+    title = f"{len(rows)} photos and those most similar to them"
     save_sheet(row_sheet(title, rows), gallery.folder / "nearest.png")
     path, method = _map_picture(gallery, "auto")
     paragraphs = [

@@ -21,17 +21,21 @@ Tile = tuple[Path, str]  # photo and caption, which may have several lines
 def row_sheet(title: str, rows: Sequence[tuple[str, Sequence[Tile]]], side: int = 112) -> Image.Image:
     """Rows (heading, tiles) of thumbnails with captions below and a heading above each row."""
     lines = max(caption.count("\n") + 1 for _, tiles in rows for _, caption in tiles)
-    width, height = side + _GAP, _LINE + side + lines * _LINE + 2 * _GAP
+    photos = [[_thumbnail(path, side) for path, _ in tiles] for _, tiles in rows]
+    heights = [max(photo.height for photo in row) for row in photos]
+    width, height = side + _GAP, (lines + 1) * _LINE + 4 * _GAP
     columns = max(len(tiles) for _, tiles in rows)
-    sheet, pen = _titled(title, columns * width + _GAP, len(rows) * height)
-    for line, (heading, tiles) in enumerate(rows):
-        top = _TITLE + line * height
+    sheet, pen = _titled(title, columns * width + _GAP, sum(heights) + len(rows) * height)
+    top = _TITLE
+    for (heading, tiles), row, tallest in zip(rows, photos, heights, strict=True):
         pen.text((_GAP, top), _shortened(heading, sheet.width - 2 * _GAP), fill=_INK)
-        for column, (path, caption) in enumerate(tiles):
+        bottom = top + _LINE + tallest
+        for column, ((_, caption), photo) in enumerate(zip(tiles, row, strict=True)):
             left = _GAP + column * width
-            sheet.paste(_thumbnail(path, side), (left, top + _LINE))
+            sheet.paste(photo, (left + (side - photo.width) // 2, bottom - photo.height))
             text = "\n".join(_shortened(part, side) for part in caption.split("\n"))
-            pen.multiline_text((left, top + _LINE + side), text, fill=_INK, spacing=2)
+            pen.multiline_text((left, bottom), text, fill=_INK, spacing=2)
+        top += tallest + height
     return sheet
 
 
@@ -45,7 +49,8 @@ def map_sheet(
     sheet, pen = _titled(title, columns * width + _GAP, rows * height)
     for path, (column, row) in zip(paths, cells.tolist(), strict=True):
         left, top = _GAP + column * width, _TITLE + row * height
-        sheet.paste(_thumbnail(path, side), (left, top))
+        photo = _thumbnail(path, side)
+        sheet.paste(photo, (left + (side - photo.width) // 2, top + side - photo.height))
         pen.text((left, top + side), _shortened(path.name, side), fill=_INK)
     return sheet
 
@@ -89,7 +94,7 @@ def save_sheet(sheet: Image.Image, path: Path) -> Path:
 
 def _thumbnail(path: Path, side: int) -> Image.Image:
     try:
-        return ImageOps.pad(read_image(path), (side, side), color=_BACKGROUND, centering=(0.5, 1))
+        return ImageOps.contain(read_image(path), (side, side))
     except UnreadableImageError:
         missing = Image.new("RGB", (side, side), "lightgray")
         ImageDraw.Draw(missing).line((0, 0, side, side), fill="red", width=2)

@@ -126,6 +126,7 @@ def loss_curves(
             textcoords="offset points", fontsize=7, color="0.4",
         )  # fmt: skip
     axis.set(xlabel="iteration", ylabel="loss", title=title)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=8)
     return figure

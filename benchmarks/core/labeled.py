@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from benchmarks.core.task import Score, Task
 from benchmarks.data.images import Chosen
 from benchmarks.data.labeled_images import LabeledImages
 from pml_posets._validation import unit_rows
+from pml_posets.plots import Tile
+
+WIDTH = 14  # characters that fit under a tile
 
 
 class LabeledTask(Task):
@@ -68,3 +73,27 @@ class LabeledTask(Task):
     def scored_settings(self) -> dict[str, Any]:
         """Which images are scored."""
         return self.data.settings()
+
+    def tile(self, image: Any, index: int, above: str = "", frame: str | None = None) -> Tile:
+        """An image over what was measured of it, its file name and its class, a line each.
+
+        Args:
+            image: what is drawn.
+            index: of the image among all of the data.
+            above: the first line, such as "cosine .83".
+            frame: color of the frame.
+        """
+        file = PurePosixPath(self.name_of(index)).name
+        name = self.data.classes[self.data.labels[index]]
+        file = file if len(file) <= WIDTH else "…" + file[1 - WIDTH :]
+        name = name if len(name) <= WIDTH else name[: WIDTH - 1] + "…"
+        return Tile(image, "\n".join(filter(None, (above, file, name))), frame)
+
+    def name_of(self, index: int) -> str:
+        """The name of an image of the data: its file, or its number where it has none."""
+        return self.data.names[index] if self.data.names else f"image {index}"
+
+    def row_name(self, index: int, method: str) -> str:
+        """What stands beside the neighbors of an image: its whole name, and the method."""
+        parts = self.name_of(index).split("/")
+        return "\n".join([*(line for part in parts for line in textwrap.wrap(part, 26)), f"by {method}"])

@@ -135,7 +135,7 @@ def losses(trainers: Mapping[str, JointTrainer]) -> Any:
     starts = [number * first.iterations_per_round for number in range(first.num_rounds)]
     figure = loss_curves(curves, starts, "Training loss over the rounds")
     if len(curves) > 1:
-        figure.axes[0].set_ylabel("loss (of each method its own)")
+        figure.axes[0].set_ylabel("training loss (each method has its own)")
     return figure
 
 

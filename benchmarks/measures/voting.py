@@ -21,11 +21,13 @@ class Votes:
         classes: (N,) int64, the class with the highest score.
         scores: (N, C) float64, in [0, 1]; a row sums to at most 1.
         indices: (N, k) int64, the nearest samples, nearest first.
+        correlations: (N, k) float64, of each with the query, in [-1, 1].
     """
 
     classes: NDArray[np.int64]
     scores: NDArray[np.float64]
     indices: NDArray[np.int64]
+    correlations: NDArray[np.float64]
 
 
 def knn_vote(
@@ -79,7 +81,7 @@ def knn_vote(
     scores = counts * summed
     of_votes = np.take_along_axis(scores, voted, axis=1)  # (N, k), nearest first
     best = np.isclose(of_votes, of_votes.max(axis=1, keepdims=True), rtol=1e-9).argmax(axis=1)
-    return Votes(voted[rows[:, 0], best], scores, nearest.indices)
+    return Votes(voted[rows[:, 0], best], scores, nearest.indices, similarities - 1)
 
 
 def _standardized(features: Any, name: str, side: int) -> NDArray[np.float32]:

@@ -66,7 +66,7 @@ def write(folder: Path, results: Sequence[Result], data: PoseData, seed: int) ->
             print(f"not in the pictures: {home} is gone", flush=True)
             continue
         found = read_npz(home / "predictions.npz")
-        name = f"{row.method}\n{row.settings['num_labels']} labels"
+        name = f"from {row.method}\n{row.settings['num_labels']} labels"
         runs[name] = found["joints"]
         curves[name.replace("\n", ", ")] = (found["iterations"], found["losses"])
     if runs:
@@ -124,7 +124,7 @@ def notes(results: Sequence[Result], data: PoseData) -> list[str]:
 
 
 _TITLE = (
-    "Predicted poses; below each the mean error in percent of the crop's side\n"
+    "Predicted poses, with their mean error in percent of the crop's side\n"
     "(first row: the truth; red: right limbs, blue: left)"
 )
 
