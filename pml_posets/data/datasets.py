@@ -140,6 +140,12 @@ class SeededDataset(_Wrapper):
         return items
 
 
+class _Batch(list[Any]):
+    """A batch that knows the seeds of its samples, for `SeededCollate`."""
+
+    seeds: list[int]
+
+
 class IndexedDataset(_Wrapper):
     """Yields (image, index) from any dataset of images, so that the index travels in PML's labels channel.
 
@@ -200,7 +206,9 @@ class IndexedDataset(_Wrapper):
         pairs = [self._as_pair(key) for key in keys]
         if any(seed is not None for _, seed in pairs):
             with preserved_randomness(accelerators=False):
-                return [(self._finish(self._load(*pair), pair[0]), pair[0]) for pair in pairs]
+                batch = _Batch((self._finish(self._load(*pair), pair[0]), pair[0]) for pair in pairs)
+            batch.seeds = [seed or 0 for _, seed in pairs]
+            return batch
         indices = [index for index, _ in pairs]
         load: Any = getattr(self.dataset, "__getitems__", None)
         alone = load is None or len(indices) == 1

@@ -110,6 +110,8 @@ def combine(
     """
     if not len(parts):
         raise ValueError("parts must hold at least one pair (features, weight), got none")
+    if any(not isinstance(part, tuple | list) or len(part) != 2 for part in parts):
+        raise TypeError("each part must be a pair (features, weight): give [(features, 0.5), ...]")
     paired = [isinstance(features, tuple) for features, _ in parts]
     if any(paired) != all(paired):
         raise ValueError("parts must all be features, or all be pairs of features and mirrored ones")

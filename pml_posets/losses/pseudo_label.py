@@ -121,6 +121,14 @@ class PseudoLabelLoss(_Adapter):
         1.3862943649291992
     """
 
+    def __init__(self, inner: Any, posets: Store = None, unassigned: Unassigned = "drop") -> None:
+        super().__init__(inner, posets, unassigned)
+        if unassigned != "drop" and (kind := kind_with_classes(inner, unassigned)):
+            raise ValueError(
+                f"unassigned must be 'drop' for {kind}, which has an output or a proxy for each class and "
+                f"none for unassigned samples, got {unassigned!r}"
+            )
+
     def forward(
         self,
         embeddings: torch.Tensor,
@@ -269,6 +277,17 @@ class WeightedLosses(torch.nn.Module):
         terms = {name: loss(embeddings, indices, *rest) for name, loss in self.losses.items()}
         self.values = {name: value.detach() for name, value in terms.items()}
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+
+
+def kind_with_classes(loss: Any, unassigned: Unassigned) -> str | None:
+    """The name of a loss of torch or PML, in `loss`, that takes ids of its own classes alone."""
+    for part in loss.modules() if isinstance(loss, torch.nn.Module) else ():
+        ignored = unassigned == "keep" and getattr(part, "ignore_index", None) == -1
+        of_torch = isinstance(part, torch.nn.CrossEntropyLoss | torch.nn.NLLLoss) and not ignored
+        several = hasattr(part, "num_classes") or torch.as_tensor(getattr(part, "beta", 0.0)).numel() > 1
+        if of_torch or (several and type(part).__module__.startswith("pytorch_metric_learning")):
+            return type(part).__name__
+    return None
 
 
 def _rows(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from torch.utils.data import BatchSampler
 
-from .._random import derive_seeds
+from .._random import derive_seeds, preserved_randomness, seed_everything
 from ..posets import Posets
 
 
@@ -190,3 +190,18 @@ class SeededBatches(BatchSampler):
             seeds = derive_seeds(*self.seeds, iteration, count=len(batch))
             keys = list(zip(batch, seeds, strict=True))
             yield keys if self.positions is None else [keys[p] for p in self.positions]
+
+
+class SeededCollate:
+    """A `collate_fn` whose randomness is a function of the seeds of the batch, in any process."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, items: list[Any]) -> Any:
+        seeds = getattr(items, "seeds", None)
+        if seeds is None:
+            return self.collate(items)
+        with preserved_randomness(accelerators=False):
+            seed_everything(derive_seeds(*seeds)[0], accelerators=False)
+            return self.collate(items)

@@ -13,6 +13,8 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 Axes = Mapping[str, tuple[int, int]]
 """Name of a weight to the axis that the classes lie on, and its rows for each class."""
 
+_OF_CLASSES = (("W", 2, 1), ("proxies", 2, 0), ("beta", 1, 0))  # of PML's losses: name, dimensions, axis
+
 
 def match_classes(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """For each class that of the round before which it goes on, or -1, so that most samples stay in theirs.
@@ -125,8 +127,13 @@ def num_outputs(layer: torch.nn.Module, name: str) -> int | None:
     """How many classes a layer of a head has room for; None if it is no such layer."""
     if name == "classifier":
         count = getattr(layer, "out_features", None)
-    else:  # a loss of PML's; some keep their proxies W (D, C) alone
-        proxies = getattr(layer, "W", None)
-        width = proxies.shape[1] if isinstance(proxies, torch.nn.Parameter) and proxies.ndim == 2 else None
-        count = getattr(layer, "num_classes", 0) or width  # 0: PML's record of the last batch
+    else:  # a loss of PML's; some keep weights of their classes alone
+        kept = dict(layer.named_parameters(recurse=False))
+        fitting = [
+            kept[key].shape[axis] for key, ndim, axis in _OF_CLASSES if key in kept and kept[key].ndim == ndim
+        ]
+        count = getattr(layer, "num_classes", 0) or max(
+            fitting, default=None
+        )  # 0: a record of the last batch
+        count = None if count == 1 else count  # MarginLoss has one beta for all by default
     return count if isinstance(count, int) else None

@@ -20,10 +20,10 @@ from ..data.datasets import IndexedDataset
 from ..distributed.process_group import all_gather_objects, is_main, world_size
 from ..distributed.sharing import from_main, shared_work
 from ..losses.poset import PosetLoss
-from ..losses.pseudo_label import PseudoLabelLoss, PseudoLabelMiner, WeightedLosses
+from ..losses.pseudo_label import PseudoLabelLoss, PseudoLabelMiner, WeightedLosses, kind_with_classes
 from ..miners import NearestMedoidMiner
 from ..posets import Posets
-from ..samplers._batches import SeededBatches
+from ..samplers._batches import SeededBatches, SeededCollate
 from ._components import Components
 from ._heads import match_classes
 from ._ranks import broadcast_groups, broadcast_weights, rank_positions, shared_groups
@@ -299,6 +299,7 @@ class Rounds:
     # --- What goes into a PML trainer
 
     def _make_trainer(self) -> Any:
+        collate = self.trainer_options.get("collate_fn")
         trainer = self.trainer_class(
             models=self.models,
             optimizers=self.optimizers,
@@ -309,7 +310,7 @@ class Rounds:
             iterations_per_epoch=self.iterations_per_round,
             loss_weights=self.loss_weights,
             lr_schedulers=self.lr_schedulers,
-            **self.trainer_options,
+            **{**self.trainer_options, **({"collate_fn": SeededCollate(collate)} if collate else {})},
         )
         if self.autocast is not None:
             under = torch.autocast(self.device.type, dtype=self.autocast)
@@ -328,6 +329,7 @@ class Rounds:
         if hasattr(loss, "bind") or name not in PML_LOSSES:
             return loss
         mined = isinstance(self.mining_funcs.get("tuple_miner"), NearestMedoidMiner)
+        mined = mined and not kind_with_classes(loss, "keep")
         knows = name == "metric_loss" and (mined or any(isinstance(m, PosetLoss) for m in loss.modules()))
         return PseudoLabelLoss(loss, unassigned="keep" if knows else "drop")
 

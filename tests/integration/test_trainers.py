@@ -250,6 +250,17 @@ def test_pml_miner_and_proxies_made_anew():
     assert joint.optimizers["metric_loss_optimizer"].param_groups[0]["params"][0].shape == (8, 4)
 
 
+def test_losses_with_a_proxy_for_each_class_see_the_assigned_alone_beside_medoids():
+    joint = make(
+        loss_funcs={"metric_loss": lambda num_classes: NormalizedSoftmaxLoss(num_classes, 8)},
+        mining_funcs={"tuple_miner": NearestMedoidMiner()},
+        optimizers={"trunk_optimizer": sgd(), "metric_loss_optimizer": sgd(0.5)},
+        num_rounds=1,
+    )
+    joint.train()
+    assert joint.loss_funcs["metric_loss"].unassigned == "drop"
+
+
 class Recording(torch.nn.Module):
     """A loss that remembers what it was given; bindable by choice."""
 

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.losses import (
+    ArcFaceLoss,
     ContrastiveLoss,
+    MarginLoss,
+    MultipleLosses,
     MultiSimilarityLoss,
     NormalizedSoftmaxLoss,
     NTXentLoss,
+    ProxyAnchorLoss,
     TripletMarginLoss,
 )
 from pytorch_metric_learning.miners import (
@@ -433,3 +437,15 @@ def test_references_without_a_class_give_nothing_to_mine(posets):
         embeddings, indices, embeddings[:2], torch.tensor([2, 6])
     )
     assert [len(part) for part in mined] == [0] * 4
+
+
+@pytest.mark.parametrize("unassigned", ["keep", "own"])
+def test_losses_with_an_output_for_each_class_take_assigned_samples_alone(unassigned):
+    proxies = MultipleLosses([ProxyAnchorLoss(3, 4)])
+    for inner in (torch.nn.CrossEntropyLoss(), ArcFaceLoss(3, 4), proxies, MarginLoss(num_classes=3)):
+        with pytest.raises(
+            ValueError, match=r"'drop' for \w+Loss, which has an output or a proxy for each class"
+        ):
+            PseudoLabelLoss(inner, unassigned=unassigned)
+    PseudoLabelLoss(torch.nn.CrossEntropyLoss(ignore_index=-1), unassigned="keep")
+    PseudoLabelLoss(MarginLoss(), unassigned=unassigned)

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
-from pml_posets.samplers._batches import SeededBatches
+from pml_posets.data.datasets import IndexedDataset
+from pml_posets.samplers._batches import SeededBatches, SeededCollate
 from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
 
 
@@ -32,3 +34,24 @@ def test_indices_are_the_samplers_and_seeds_all_differ(sampler):
     assert len(set(seeds)) == 40
     other = [seed for batch in SeededBatches(sampler, (1, 1), 0, 8) for _, seed in batch]
     assert not set(seeds) & set(other)
+
+
+def test_a_random_collate_fn_draws_by_the_seeds_of_the_batch_alone(sampler):
+    def noisy(items):
+        return torch.rand(len(items)), np.random.rand(), torch.tensor([index for _, index in items])  # noqa: NPY002
+
+    images = IndexedDataset(list(torch.zeros(20, 1, 2, 2)))
+
+    def batches():
+        keys = SeededBatches(sampler, (0, 1), 0, 3)
+        return list(torch.utils.data.DataLoader(images, batch_sampler=keys, collate_fn=SeededCollate(noisy)))
+
+    one = batches()
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    for (a, b, c), (d, e, f) in zip(one, batches(), strict=True):
+        assert b == e
+        assert torch.equal(a, d)
+        assert torch.equal(c, f)
+    assert len({b for _, b, _ in one}) == 3
+    assert SeededCollate(len)([1, 2]) == 2  # without seeds, as the trial of a batch

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.losses import (
+    MarginLoss,
     NormalizedSoftmaxLoss,
     ProxyAnchorLoss,
+    ProxyNCALoss,
     SoftTripleLoss,
     SubCenterArcFaceLoss,
 )
@@ -144,12 +146,20 @@ def test_a_function_of_its_own_mind_begins_again_with_a_warning():
         parts.fit(3, 1, torch.device("cpu"), np.array([1, 0, 2]))
 
 
+def margins():
+    loss = MarginLoss(num_classes=5, learn_beta=True)
+    loss.beta.data = torch.arange(5.0)
+    return loss
+
+
 @pytest.mark.parametrize(
     ("name", "loss", "rows"),
     [
         ("proxies", ProxyAnchorLoss(5, 4), 1),
         ("W", NormalizedSoftmaxLoss(5, 4), 1),
         ("fc", SoftTripleLoss(5, 4, centers_per_class=2), 2),
+        ("proxies", ProxyNCALoss(5, 4), 1),
+        ("beta", margins(), 1),
     ],
 )
 def test_proxies_given_as_a_module_move_too(name, loss, rows):
@@ -163,7 +173,7 @@ def test_proxies_given_as_a_module_move_too(name, loss, rows):
     before = getattr(loss, name).detach().clone()
     parts.fit(3, 0, torch.device("cpu"), np.array([2, -1, 0]))
     order = [rows * c + i for c in [2, 1, 0, 3, 4] for i in range(rows)]
-    expected = before[order] if name == "proxies" else before[:, order]
+    expected = before[order] if name in ("proxies", "beta") else before[:, order]
     assert torch.equal(getattr(loss, name), expected)
     with pytest.raises(ValueError, match="the metric_loss has 5 outputs for 6 classes"):
         parts.check_outputs(6)
