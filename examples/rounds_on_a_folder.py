@@ -108,21 +108,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"recall@1 {name}: {np.mean(truth[nearest] == truth):.3f}")
 
     wanted = ImageList([options.find or images.paths[len(images) // 6]])
-    found = search(rows[best], min(8, len(images)), query_features=embedders[best](wanted))
-    near = list(zip(found.indices[0].tolist(), found.distances[0].tolist(), strict=True))
-    print(f"nearest to {wanted.paths[0].name}: {', '.join(names[i] for i, _ in near[:4])}")
-    shown = [Tile(store[i], f"distance {distance:.2f}\n{Path(names[i]).name}") for i, distance in near]
-    query = ImageStore(wanted, options.output, options.size, progress=False)
-    row = [Tile(query[0], "wanted", "tab:red"), *shown]
-    title = f"The images nearest to {wanted.paths[0].name}"
-    picture = save_figure(image_rows({"found": row}, title), options.output / "found.png")
-    print(f"picture: {picture}")
+    show_nearest(wanted, embedders[best](wanted), rows[best], store, names, options)
     start, trained = scores["start"], scores["trained"]
     print(f"Judged without labels: the start {start:.3f}, the trained network {trained:.3f}.")
     if helped:
         print("By this hint training helped: embeddings.npy is the trained network's.")
     else:
         print("By this hint training did not help: embeddings.npy is the start. Look at both.")
+
+
+def show_nearest(
+    wanted: ImageList,
+    query: np.ndarray,
+    rows: np.ndarray,
+    store: ImageStore,
+    names: Sequence[str],
+    options: argparse.Namespace,
+) -> None:
+    """A picture of an image and those that are nearest to it."""
+    found = search(rows, min(8, len(rows)), query_features=query)
+    near = list(zip(found.indices[0].tolist(), found.distances[0].tolist(), strict=True))
+    print(f"nearest to {wanted.paths[0].name}: {', '.join(names[i] for i, _ in near[:4])}")
+    shown = [Tile(store[i], f"distance {distance:.2f}\n{Path(names[i]).name}") for i, distance in near]
+    asked = ImageStore(wanted, options.output, options.size, progress=False)
+    row = [Tile(asked[0], "wanted", "tab:red"), *shown]
+    title = f"The images nearest to {wanted.paths[0].name}"
+    picture = save_figure(image_rows({"found": row}, title), options.output / "found.png")
+    print(f"picture: {picture}")
 
 
 def pretrained() -> nn.Module | None:

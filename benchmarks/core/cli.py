@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -117,9 +117,12 @@ def expand_set(
 
 
 def add_recipe_options(
-    parser: argparse.ArgumentParser, names: Mapping[str, Any], presets: Mapping[str, Any] = PRESETS
+    parser: argparse.ArgumentParser, names: Mapping[str, Any], presets: Mapping[str, Any], says: str
 ) -> None:
-    """An option for each field of the recipes, without a default: the preset's is kept. Groups: by title."""
+    """--preset, --set, and an option for each field of the recipes, without a default of its own."""
+    add = names["learning"].add_argument
+    add("--preset", choices=tuple(presets), help=says)
+    add("--set", nargs="+", metavar="NAME=VALUE", help="settings for trials; --set help lists all")
     for one in fields(presets["small"]):
         about = one.metadata
         extra: dict[str, Any] = {"help": argparse.SUPPRESS}
@@ -157,8 +160,19 @@ def build_parser(line: CommandLine, description: str) -> argparse.ArgumentParser
     data = parser.add_argument_group("data")
     for name, about in data_arguments(line).items():
         data.add_argument(f"--{name}", **about)
-    what = parser.add_argument_group("what is compared")
-    add = what.add_argument
+    _add_what(parser.add_argument_group("what is compared").add_argument, line)
+    add_run_options(parser.add_argument_group("where it runs, and where results go").add_argument)
+    _add_start(parser.add_argument_group("what training starts from").add_argument, line)
+    network = parser.add_argument_group("network")
+    learning = parser.add_argument_group(
+        "learning", "each option overrides the preset; in brackets small's value, and the paper's"
+    )
+    says = f"paper: its values; default: small, or {line.drawn} on drawn figures"
+    add_recipe_options(parser, {"network": network, "learning": learning}, PRESETS, says)
+    return parser
+
+
+def _add_what(add: Callable[..., Any], line: CommandLine) -> None:
     add("--method", nargs="+", choices=(*line.methods, "all"), metavar="METHOD", help="see below, or all")
     add(
         "--seed", type=int, nargs="+", metavar="N", help="a row each; default: 0 1 2 on drawn figures, else 0"
@@ -166,50 +180,39 @@ def build_parser(line: CommandLine, description: str) -> argparse.ArgumentParser
     other = line.layer_of("resnet18")
     add("--layer", choices=LAYERS, help=f"whose features are scored; default: {line.layer}, or {other}")
     add("--instance-lda", action="store_true", help="score an InstanceLDA of that layer, learned from views")
-    add(
-        "--with-start",
-        action="store_true",
-        help="score it together with the first similarities, half and half",
-    )
+    half = "score it together with the first similarities, half and half"
+    add("--with-start", action="store_true", help=half)
     add("--no-round-scores", action="store_true", help="score after the last round only, which is quicker")
     add("--checkpoint", type=Path, metavar="FILE", help="checkpoint.pt of a run, for --method checkpoint")
     add("--imagenet-weights", type=Path, metavar="FILE", help="for --method alexnet-imagenet")
-    run = parser.add_argument_group("where it runs, and where results go")
-    add = run.add_argument
+
+
+def add_run_options(add: Callable[..., Any]) -> None:
+    """Those of every benchmark that trains: where it runs, and where results go."""
     add("--output", type=Path, metavar="FOLDER", help="default: a new folder under runs/")
-    add("--cache", type=Path, metavar="FOLDER", help="decoded images and HOG; default: runs/cache")
-    add("--resume", action="store_true", help="go on with the run in --output, or add methods to it")
+    cache = Path("runs/cache")
+    add(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        default=cache,
+        help=f"decoded images and HOG; default: {cache}",
+    )
+    add("--resume", action="store_true", help="go on with the run in --output, or add rows to it")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--workers", type=int, default=min(2, os.cpu_count() or 1), metavar="N", help="that load images")
     add("--quiet", action="store_true", help="no progress bars")
-    first = parser.add_argument_group("what training starts from")
-    add = first.add_argument
-    says = f"default: {line.first}; hog-lda with the preset paper"
-    add(
-        "--first-similarities",
-        dest="first",
-        choices=FIRST,
-        help=f"of the images; network: those of the pretrained trunk, frozen; {says}",
-    )
+
+
+def _add_start(add: Callable[..., Any], line: CommandLine) -> None:
+    says = "of the images; network: those of the pretrained trunk, frozen; "
+    says += f"default: {line.first}; hog-lda with the preset paper"
+    add("--first-similarities", dest="first", choices=FIRST, help=says)
     add("--initial", dest="first", choices=FIRST, help=argparse.SUPPRESS)
     add("--init", type=Path, metavar="FILE", help="ImageNet weights of the trunk, as torchvision has them")
     add("--window", type=float, nargs=2, metavar=("X", "Y"), help=argparse.SUPPRESS)
     add("--hog-size", type=int, default=96, help=argparse.SUPPRESS)
     add("--components", type=int, help=argparse.SUPPRESS)
-    network = parser.add_argument_group("network")
-    learning = parser.add_argument_group(
-        "learning", "each option overrides the preset; in brackets small's value, and the paper's"
-    )
-    learning.add_argument(
-        "--preset",
-        choices=tuple(PRESETS),
-        help=f"paper: its values; default: small, or {line.drawn} on drawn figures",
-    )
-    learning.add_argument(
-        "--set", nargs="+", metavar="NAME=VALUE", help="settings for trials; --set help lists all"
-    )
-    add_recipe_options(parser, {"network": network, "learning": learning})
-    return parser
 
 
 def data_arguments(line: CommandLine) -> dict[str, Mapping[str, Any]]:

@@ -44,41 +44,57 @@ def train(
     flips: bool = False,
     progress: bool = True,
 ) -> JointTrainer:
-    """Train a network by one of the methods, to the end or from where a run was stopped.
-
-    All methods see the same images, first similarities, augmentation, optimizer and number of iterations.
+    """Train a network by one of the methods, to the end or from where a run was stopped; returns the trainer.
 
     Args:
         method: one of `methods.LEARNED`; all but "supervised" learn without labels.
         images: yields (3, S, S) uint8 tensors, in the order of the start's features (an `ImageStore`).
         start: first similarities.
-        recipe: every other choice.
-        seed: of weights, batches and augmentation.
-        device: to train on.
+        recipe, seed: the seed is of weights, batches and augmentation.
         models: {"trunk", "embedder"} to begin with; None: random weights.
-        log: of the run; None: none.
-        settings: what else tells runs apart (the data, the first similarities), for the checkpoint.
-        resume: go on from the checkpoint in `output_dir`, if it exists.
-        start_of_round: called with the trainer after each y-step.
-        end_of_round: called with the trainer after each round.
-        num_workers: processes that load images.
-        output_dir: folder of the checkpoint; None: none.
-        cache: folder of cached maps.
-        flips: half of the cached views are of mirrored images.
-        progress: show progress bars.
-
-    Returns:
-        The trainer at its end; `evaluation_models` are the networks, `history` the losses.
-
-    Raises:
-        ValueError: for an unknown method; errors of `JointTrainer` otherwise.
+        log, settings: of the run; what else tells runs apart, for the checkpoint.
+        resume, output_dir: go on from the checkpoint in that folder, if there is one.
+        start_of_round, end_of_round: called with the trainer after each y-step, and after each round.
+        cache, flips: folder of cached maps; half of the cached views are of mirrored images.
     """
     if recipe.mirror_images and start.mirrored is not None:
         images, start = WithMirrorImages(images), start.with_mirror_images()
-        flips = False  # mirror images are samples of their own
     models = networks.build(recipe.architecture, seed, recipe.dropout) if models is None else models
     if recipe.trunk == "hog":
         hog_trunk.begin(models, images, start.features, device)
+    parts_of_it, seen, plain = _made_ready(models, images, recipe, device, cache, flips, progress)
+    with preserved_randomness():
+        seed_everything(derive_seeds(seed)[0])  # a loss may have weights too
+        parts = losses.build(method, Plan(start, recipe, parts_of_it, seed))
+    joint = JointTrainer(
+        models=parts_of_it | parts.networks,
+        dataset=seen,
+        feature_dataset=plain,
+        output_dir=output_dir,
+        settings={"method": method, **recipe.settings(), **(settings or {})},
+        seed=seed,
+        progress=progress,
+        dataloader_num_workers=num_workers,
+        end_of_iteration_hook=None if log is None else log.record,
+        start_of_round_hook=start_of_round,
+        end_of_epoch_hook=None if end_of_round is None else lambda trainer: end_of_round(trainer.joint),
+        **_trainer_options(recipe, parts, parts_of_it, device),
+    )
+    begun = output_dir is not None and from_main((output_dir / "checkpoint.pt").is_file)
+    joint.train(resume=resume and begun)
+    return joint
+
+
+def _made_ready(
+    models: dict[str, nn.Module],
+    images: Any,
+    recipe: Recipe,
+    device: str,
+    cache: Path,
+    flips: bool,
+    progress: bool,
+) -> tuple[dict[str, Any], Any, Any]:
+    """Networks as they are trained, and what is seen of the images: views to learn from, and plain ones."""
     networks.freeze(models["trunk"], recipe.freeze)
     if not recipe.train_batch_norm:
         freeze_batch_norm(models["trunk"])
@@ -92,46 +108,32 @@ def train(
         networks.begin_whitened(
             trunk, models["embedder"], plain, recipe.whitening, device=device, progress=progress
         )
-    parts_of_it: dict[str, Any] = {"trunk": trunk.to(device), "embedder": models["embedder"].to(device)}
-    with preserved_randomness():
-        seed_everything(derive_seeds(seed)[0])  # a loss may have weights too
-        parts = losses.build(method, Plan(start, recipe, parts_of_it, seed))
-    parts_of_it |= parts.networks
+    return {"trunk": trunk.to(device), "embedder": models["embedder"].to(device)}, seen, plain
+
+
+def _trainer_options(
+    recipe: Recipe, parts: losses.Parts, models: Mapping[str, Any], device: str
+) -> dict[str, Any]:
+    """What a `JointTrainer` gets of the recipe and of the method."""
     loss_funcs = {name: loss.to(device) for name, loss in parts.losses.items()}
     learned = [name for name, loss in loss_funcs.items() if any(p.requires_grad for p in loss.parameters())]
-    total = recipe.rounds * recipe.iterations
-    joint = JointTrainer(
-        models=parts_of_it,
-        optimizers={f"{name}_optimizer": optimizer(recipe) for name in (*parts_of_it, *learned)},
-        lr_schedulers={
-            f"{name}_scheduler_by_iteration": schedule(recipe, total) for name in (*parts_of_it, *learned)
-        },
-        sampler=parts.sampler,
-        loss_funcs=loss_funcs,
-        loss_weights={name: parts.weights.get(name, 1.0) for name in loss_funcs},
-        mining_funcs=parts.miners,
-        dataset=seen,
-        feature_dataset=plain,
-        num_rounds=recipe.rounds,
-        iterations_per_round=recipe.iterations,
-        feature_fn=parts.feature_fn,
-        feature_options={"batch_size": 256},
-        output_dir=output_dir,
-        checkpoint_every=max(50, recipe.iterations // 4),
-        settings={"method": method, **recipe.settings(), **(settings or {})},
-        seed=seed,
-        ema_decay=recipe.ema or None,
-        autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
-        record_every=max(1, total // 200),
-        progress=progress,
-        dataloader_num_workers=num_workers,
-        end_of_iteration_hook=None if log is None else log.record,
-        start_of_round_hook=start_of_round,
-        end_of_epoch_hook=None if end_of_round is None else lambda trainer: end_of_round(trainer.joint),
-    )
-    begun = output_dir is not None and from_main((output_dir / "checkpoint.pt").is_file)
-    joint.train(resume=resume and begun)
-    return joint
+    names, total = (*models, *parts.networks, *learned), recipe.rounds * recipe.iterations
+    return {
+        "sampler": parts.sampler,
+        "feature_fn": parts.feature_fn,
+        "feature_options": {"batch_size": 256},
+        "loss_funcs": loss_funcs,
+        "loss_weights": {name: parts.weights.get(name, 1.0) for name in loss_funcs},
+        "mining_funcs": parts.miners,
+        "optimizers": {f"{name}_optimizer": optimizer(recipe) for name in names},
+        "lr_schedulers": {f"{name}_scheduler_by_iteration": schedule(recipe, total) for name in names},
+        "num_rounds": recipe.rounds,
+        "iterations_per_round": recipe.iterations,
+        "checkpoint_every": max(50, recipe.iterations // 4),
+        "record_every": max(1, total // 200),
+        "ema_decay": recipe.ema or None,
+        "autocast": torch.bfloat16 if recipe.precision == "bfloat16" else None,
+    }
 
 
 def augmentation(recipe: Recipe) -> BatchAugmentation:

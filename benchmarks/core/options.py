@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.core.cli import (
     FIGURE_SIZES,
@@ -136,12 +136,10 @@ def read_arguments(
     weights = got.init or getattr(got, "imagenet_weights", None)
     imagenet = weights or "alexnet-imagenet" in (got.method or ())
     preset = got.preset or (("figures" if imagenet else line.drawn) if drawn else "small")
-    changes = {one.name: getattr(got, one.name) for one in fields(Recipe) if hasattr(got, one.name)}
-    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     for option, path in (("--init", got.init), *((o, getattr(got, _name(o))) for o in FILES.values())):
         if path is not None and not path.is_file():
             raise ValueError(f"{option}: there is no file {path}")
-    recipe = replace(PRESETS[preset], **{**line.recipe, **changes})
+    recipe = replace(PRESETS[preset], **{**line.recipe, **changes(got, PRESETS[preset])})
     files = {method: getattr(got, _name(option)) for method, option in FILES.items()}
     files = {method: path for method, path in files.items() if path is not None}
     methods = tuple(dict.fromkeys(got.method or line.default))
@@ -154,7 +152,7 @@ def read_arguments(
         line=line,
         data=argparse.Namespace(**{_name(name): getattr(got, _name(name)) for name in data_arguments(line)}),
         output=got.output or new_folder(Path("runs"), line.name),
-        cache=got.cache or Path("runs") / "cache",
+        cache=got.cache,
         resume=got.resume,
         methods=methods,
         layer=got.layer or line.layer_of(recipe.trunk),
@@ -176,6 +174,12 @@ def read_arguments(
     )
     _check(got, options)
     return options
+
+
+def changes(got: argparse.Namespace, preset: Any) -> dict[str, Any]:
+    """The fields of a recipe that were given."""
+    given = {one.name: getattr(got, one.name) for one in fields(preset) if hasattr(got, one.name)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def new_folder(parent: Path, name: str) -> Path:

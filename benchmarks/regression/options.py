@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from benchmarks.core.cli import add_recipe_options, expand_set
+from benchmarks.core.cli import LAYERS, add_recipe_options, add_run_options, expand_set
 from benchmarks.regression.recipe import PRESETS, Init
 
 DESCRIPTION = """Supervised pose with few labels and with all, from different first weights (Tables 3 and 4).
@@ -54,7 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _check(got)
     from benchmarks.core import common
     from benchmarks.core.networks import architecture_of
-    from benchmarks.core.options import fast_precision, new_folder
+    from benchmarks.core.options import changes, fast_precision, new_folder
 
     drawn = got.data_root is None and got.mpii_annotations is None
     got.preset = got.preset or ("figures" if drawn else "small")
@@ -62,8 +61,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     got.output = got.output or new_folder(Path("runs"), "deeppose")
     got.device = common.pick_device(got.device)
     names = [one.name for one in fields(PRESETS[got.preset])]
-    chosen = {name: getattr(got, name) for name in names if hasattr(got, name)}
-    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
+    chosen = changes(got, PRESETS[got.preset])
     inits = _inits(got.init or [])
     trained = [init.path for init in inits if init.kind == "posets" and init.path is not None]
     if trained:
@@ -103,8 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("run").add_argument
     forms = "; ".join(f"{form} ({ABOUT[kind]})" for kind, form in FORMS.items())
     add("--init", nargs="+", action="append", metavar=("KIND", "FILE"), help=f"once for each row: {forms}")
-    layers = ("pool5", "fc6", "fc7", "pooled", "embedding")
-    add("--init-layers", choices=layers, help="last layer taken from FILE; default: fc7, or embedding")
+    add("--init-layers", choices=LAYERS, help="last layer taken from FILE; default: fc7, or embedding")
     add(
         "--label-fraction",
         type=float,
@@ -113,23 +110,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="parts of the people to learn from, nested; default: 0.01 0.1 1",
     )
-    add("--output", type=Path, metavar="FOLDER", help="default: a new folder under runs/")
-    add("--cache", type=Path, metavar="FOLDER", default=Path("runs/cache"), help="of decoded images")
-    add("--resume", action="store_true", help="go on with the run in --output")
     add("--seed", type=int, nargs="+", default=[0], metavar="N", help="one row for each; default: 0")
-    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
-    add("--workers", type=int, metavar="N", default=min(2, os.cpu_count() or 1), help="that load images")
-    add("--quiet", action="store_true", help="no progress bars")
+    add_run_options(add)
     network = parser.add_argument_group("network")
     learning = parser.add_argument_group(
         "learning", "in brackets the value of the preset small, and the paper's"
     )
     presets = ", ".join(f"{name} ({one.iterations} steps)" for name, one in PRESETS.items())
-    learning.add_argument("--preset", choices=tuple(PRESETS), help=f"{presets}; default: small or figures")
-    learning.add_argument(
-        "--set", metavar="NAME=VALUE", nargs="+", help="settings for trials; --set help lists all"
-    )
-    add_recipe_options(parser, {"network": network, "learning": learning}, PRESETS)
+    says = f"{presets}; default: small or figures"
+    add_recipe_options(parser, {"network": network, "learning": learning}, PRESETS, says)
     return parser
 
 
@@ -171,7 +160,7 @@ def _check_network(got: argparse.Namespace, trained: bool, begun: str) -> None:
     trunk = got.recipe.trunk
     if trunk == "hog" and not trained:
         raise ValueError("--trunk hog is of a checkpoint alone: --init posets FILE")
-    if trunk != "alexnet" and got.init_layers in ("pool5", "fc6", "fc7"):
+    if trunk != "alexnet" and got.init_layers in LAYERS[:3]:
         raise ValueError(f"--init-layers {got.init_layers} is AlexNet's: of {trunk} take pooled or embedding")
     for init in got.inits:
         if init.kind in ("random", "pretrained") and init.kind != begun:

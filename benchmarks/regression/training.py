@@ -70,7 +70,7 @@ def fit(
         rows: dataset indices to learn from, at least one.
         mirror: `Skeleton.mirror`.
         recipe, seed: the seed is of order, augmentation and dropout.
-        device, num_workers: where to train, and how many processes load images.
+        device, num_workers: where to train; processes that load images.
         checkpoint: file, written every tenth of the run, whole or not at all; None: none.
         settings: of the run, kept in the checkpoint beside recipe and seed, and compared.
         resume: go on from the checkpoint if there is one.
@@ -87,10 +87,8 @@ def fit(
     run = _Run(checkpoint, {**(settings or {}), **recipe.settings(), "seed": seed}, model, recipe)
     first = run.load() if resume else 0
     order = batches(rows, recipe.batch_size, first, recipe.iterations, seed)
-    pinned = device.startswith("cuda")
-    loader = DataLoader(
-        IndexedDataset(images), batch_sampler=order, num_workers=num_workers, pin_memory=pinned
-    )
+    how: dict[str, Any] = {"num_workers": num_workers, "pin_memory": device.startswith("cuda")}
+    loader = DataLoader(IndexedDataset(images), batch_sampler=order, **how)
     loss_of = _loss_of(model, joints, visible, mirror, recipe, device)
     learned = [value for value in model.trunk.parameters() if value.requires_grad]
     bar = tqdm(total=recipe.iterations, initial=first, desc=name, unit="it", disable=not progress)
