@@ -10,7 +10,7 @@ from typing import Any
 from ._moved import install as _install
 from ._moved import old_names as _old_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "BatchAugmentation": "data",

@@ -1,33 +1,39 @@
-"""The README: its code runs, its commands are those of the CI run, its links and names lead somewhere."""
+"""The README and the pages it leads to: code and commands run, links and names lead somewhere."""
 
 import configparser
 import importlib.util
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pml_posets
+from benchmarks import olympic
 from pml_posets import WithViews
+from pml_posets.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "docs" / page for page in ("getting-started.md", "how-to/photos.md", "how-to/rounds.md")]
+TEXT = "\n".join([README, *(page.read_text(encoding="utf-8") for page in PAGES)])
 
 
 def blocks(language):
     """The fenced blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
 
 
 def run_block(containing, changes=()):
     """Run the one Python block that contains a text, with some texts replaced; returns its names."""
     (code,) = [block for block in blocks("python") if containing in block]
     for old, new in changes:
-        assert code.count(old) == 1, f"the README no longer holds {old!r} once"
+        assert code.count(old) == 1, f"the block no longer holds {old!r} once"
         code = code.replace(old, new)
     names = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "docs", "exec"), names)
     return names
 
 
@@ -99,6 +105,28 @@ def test_a_folder_is_embedded(tmp_path, monkeypatch):
     assert (tmp_path / "photos.embedder.npz").is_file()
 
 
+def commands(start):
+    """The arguments of the README's command lines that begin so."""
+    lines = re.findall(rf"^{re.escape(start)}\b(.*)$", README, flags=re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_the_commands_for_photos_print(tmp_path, monkeypatch, capsys):
+    draw_folder()(tmp_path / "photos", num_postures=4, num_images=5)
+    shutil.copy(next((tmp_path / "photos").rglob("*.png")), tmp_path / "query.jpg")
+    monkeypatch.chdir(tmp_path)
+    given = commands("python -m pml_posets")
+    assert [arguments[0] for arguments in given] == ["embed", "search", "clusters", "duplicates"]
+    for arguments in given:
+        assert main(arguments) == 0
+        assert capsys.readouterr().out.count("\n") >= 2, arguments
+
+
+def test_the_command_for_a_table_is_one():
+    options = olympic.parse(commands("python benchmarks/olympic.py")[0])
+    assert (options.data.figures, options.seeds) == ("tiny", (0,))
+
+
 @pytest.mark.parametrize("ending", ["benchmarks/olympic.py", "-m pytest -n 2 --dist loadfile"])
 def test_the_commands_make_an_environment_and_run_one_thing(ending):
     environment, install, work = command(ending).split(" && ")
@@ -111,14 +139,15 @@ def test_the_commands_make_an_environment_and_run_one_thing(ending):
 
 
 def test_the_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README)
     assert links
     for link in links:
         assert link.startswith("https://") or (ROOT / link).exists(), f"{link} does not exist"
 
 
 def test_the_rooms_and_names_exist():
-    rows = re.findall(r"^\| (`.*?) \|", README.split("## The rooms")[1], flags=re.MULTILINE)
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", contributing.split("## The rooms")[1], flags=re.MULTILINE)
     rooms = [room for row in rows for room in re.findall(r"`(\w+)`", row)]
     assert len(rooms) > 10
     for room in rooms:
