@@ -158,6 +158,12 @@ def _warn_if_rounded(sample: NDArray[Any], name: str) -> None:
         )
 
 
+def scale_of(rows: NDArray[np.float32]) -> np.float32:
+    """What rows are to be divided by so that squares of their numbers fit float32: 1 where they do."""
+    largest = np.float32(np.abs(rows).max(initial=0))
+    return np.float32(1) if largest == 0 or 1e-12 < largest < 1e12 else largest
+
+
 def unit_rows(features: Any, name: str = "features") -> NDArray[np.float32]:
     """Features scaled to length 1, (N, D) float32, as a new array; a row of zeros stays one."""
     rows = as_features(features, name)

@@ -14,7 +14,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import (
     nan_accuracy,
 )
 
-from .._validation import as_class_ids, as_count, as_features
+from .._validation import as_class_ids, as_count, as_features, scale_of
 from .clustering import (
     adjusted_mutual_information,
     adjusted_rand_index,
@@ -130,6 +130,8 @@ class RetrievalCalculator(AccuracyCalculator):
         wanted = _whole(query_labels, len(asked), "query_labels")
         classes = [wanted, _whole(reference_labels, len(table), "reference_labels")]
         codes = np.unique(np.concatenate(classes), return_inverse=True)[1]  # ids that float32 holds exactly
+        if (scale := scale_of(table)) != 1:  # faiss ends the process where squares overflow
+            asked, table = asked / scale, table / scale
         theirs = asked, codes[: len(asked)], table, codes[len(asked) :]
         return super().get_accuracy(*theirs, ref_includes_query, include, exclude)
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from .._validation import as_features, unit_rows
+from .._validation import as_features, scale_of, unit_rows
 from ..distributed.process_group import all_gather_rows, is_main
 from ..distributed.sharing import shard, share_errors, shares_work
 
@@ -36,6 +36,16 @@ class LinearStep(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             raise ValueError(f"features must have {len(self.mean_)} columns, as fitted, got {rows.shape}")
         embedded = np.asarray((rows - self.mean_) @ self.weight_.T, np.float32)
         return unit_rows(embedded) if self.normalize else embedded
+
+
+def rows_to_fit(features: ArrayLike) -> Rows:
+    """Features as (N, D) float32 whose products fit float32 too."""
+    rows = as_features(features)
+    if (largest := scale_of(rows)) != 1:
+        raise ValueError(
+            f"features must be of a size whose squares fit float32, got {largest:.0e}: scale them"
+        )
+    return rows
 
 
 def shows_progress(progress: bool) -> bool:

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.exceptions import NotFittedError
 
 from .._validation import ArrayLike, as_class_ids, as_count, as_features, as_real, unit_rows
-from ._rows import Rows
+from ._rows import Rows, rows_to_fit
 from .saving import Saved
 
 try:
@@ -142,7 +142,7 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             )
         if isinstance(y, np.ndarray) and y.dtype.hasobject:
             raise ValueError("Unknown label type: y must be integers, got an array of objects")
-        rows = _as_rows(self, X, reset=True)
+        rows = rows_to_fit(_as_rows(self, X, reset=True))
         owners = as_class_ids(y, len(rows), "instances")
         if (owners < 0).any():
             rows, owners = rows[owners >= 0], owners[owners >= 0]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import as_count, as_features, as_real
+from .._validation import as_count, as_real
 from ..neighbors.nearest import search
-from ._rows import LinearStep
+from ._rows import LinearStep, rows_to_fit
 
 __all__ = ["NeighborWhitening"]
 
@@ -57,7 +57,7 @@ class NeighborWhitening(LinearStep):
         Raises:
             ValueError: for fewer than three rows, rows that are all equal or an argument out of range.
         """
-        rows = as_features(features)
+        rows = rows_to_fit(features)
         k = min(as_count(self.num_neighbors, "num_neighbors"), max(1, len(rows) - 1))
         share = as_real(self.share, "share", low=0, open_low=True)
         power = as_real(self.power, "power", low=0, high=1)

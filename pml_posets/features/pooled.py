@@ -11,9 +11,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from .._validation import as_count, as_features, as_real
+from .._validation import as_count, as_real
 from ._layers import hooked, in_eval_mode, submodules
-from ._rows import LinearStep
+from ._rows import LinearStep, rows_to_fit
 
 __all__ = ["LayerOutputs", "PartialWhitening", "choose_layers"]
 
@@ -98,7 +98,7 @@ class PartialWhitening(LinearStep):
         Raises:
             ValueError: for fewer than two rows, rows that are all equal or an argument out of range.
         """
-        rows = as_features(features)
+        rows = rows_to_fit(features)
         power = as_real(self.power, "power", low=0, high=1)
         mean = rows.mean(0, dtype=np.float64)
         centered = rows - mean.astype(np.float32)

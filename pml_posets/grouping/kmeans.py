@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import kmeans_plusplus
 
 from .._moved import old_names
-from .._validation import ArrayLike, as_count, as_features, as_labels
+from .._validation import ArrayLike, as_count, as_features, as_labels, scale_of
 from ..neighbors._measuring import squared_gaps
 
 __all__ = ["KMeansGrouping"]
@@ -87,6 +87,7 @@ class KMeansGrouping(ClusterMixin, BaseEstimator):
         as_count(self.random_state, "random_state", least=0)
         mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         rows = rows - mean  # |c|^2 - 2 c.x in float32 needs rows near the origin
+        rows /= (scale := scale_of(rows))
         start = None
         if labels is not None and self.warm_start:
             known = as_labels(labels, len(rows), contiguous=False)
@@ -94,7 +95,8 @@ class KMeansGrouping(ClusterMixin, BaseEstimator):
                 start, num_starts = _class_means(rows, known, clusters), 1
         runs = [self._run(rows, start, self.random_state + number) for number in range(num_starts)]
         self.labels_, centers, self.inertia_ = min(runs, key=lambda run: run[2])
-        self.centers_ = centers + mean
+        self.centers_ = centers * scale + mean
+        self.inertia_ *= float(scale) ** 2
         self.n_features_in_ = rows.shape[1]
         return self
 

@@ -18,7 +18,7 @@ _JOIN_ROWS = 2048  # rows of a tile of `all_pairs`
 MIN_REDUCED_SAMPLES = 8_192  # below this, looking at samples in full is faster
 MAX_REDUCED_DIM = 512
 _VARIANCE_KEPT = 0.95
-_MAX_SQUARE = 1e36  # squared distances beyond may overflow
+_MAX_SQUARE = 1e36  # squared distances beyond may overflow; below its inverse they may be 0
 _FAR = 4.0  # squared distance to the origin, over the variance, from which features are centered
 _MIN_AUTO = 20_000  # samples and queries from which "auto" is approximate ...
 _MIN_AUTO_DIM = 1024  # ... for features this long: it is then faster even if no direction is negligible
@@ -166,6 +166,11 @@ def around_center(table: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         raise ValueError(
             f"features must be shorter than {_MAX_SQUARE**0.5:.0e} to be searched, got {largest**0.5:.0e}: "
             "scale them"
+        )
+    if largest < 1 / _MAX_SQUARE and bool(table.any()):
+        raise ValueError(
+            f"features must be longer than {_MAX_SQUARE**-0.5:.0e} to be searched, got numbers of "
+            f"{float(table.abs().max()):.0e} at most, whose squares may be 0: scale them"
         )
     sample = table[:: max(1, len(table) // 1024)]
     center = sample.mean(0, dtype=torch.float64)

@@ -22,6 +22,7 @@ from pytorch_metric_learning.trainers import (
     MetricLossOnly,
     TwoStreamMetricLoss,
 )
+from pytorch_metric_learning.trainers.base_trainer import BaseTrainer
 from torchvision.transforms import v2
 
 from pml_posets import extract
@@ -681,6 +682,11 @@ def test_trainers_of_other_losses(kind):
 def test_what_is_no_trainer(given):
     with pytest.raises(TypeError, match="trainer_class must be a class of PML trainers"):
         make(trainer_class=given)
+
+
+def test_a_trainer_without_a_loss():
+    with pytest.raises(TypeError, match="BaseTrainer computes no loss: use MetricLossOnly"):
+        make(trainer_class=BaseTrainer)
 
 
 @pytest.mark.parametrize("weight", [0, 0.0, -1.0, float("nan"), float("inf"), "1", None, True])

@@ -365,3 +365,13 @@ def test_it_is_loaded_when_asked_for():
     assert "RetrievalCalculator" in pml_posets.evaluation.__all__
     with pytest.raises(AttributeError, match="no attribute 'RetrivalCalculator'"):
         _ = pml_posets.evaluation.RetrivalCalculator
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_numbers_whose_squares_leave_float32(scale):
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    rows = np.float32(np.eye(3)[labels] + 0.1 * rng.normal(size=(60, 3)))
+    scores = RetrievalCalculator(ks=(1,)).get_accuracy(rows * np.float32(scale), labels)
+    assert scores["recall_at_1"] == 1.0
+    assert scores["ACC"] == 1.0

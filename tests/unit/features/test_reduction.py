@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pml_posets.features import combine, principal_components
+from pml_posets.features import (
+    InstanceLDA,
+    NeighborWhitening,
+    PartialWhitening,
+    combine,
+    principal_components,
+)
 
 # --- Principal components
 
@@ -133,3 +139,11 @@ def test_squared_distances_add_by_weight():
 def test_parts_that_do_not_fit(parts, message):
     with pytest.raises(ValueError, match=message):
         combine(parts)
+
+
+@pytest.mark.parametrize("step", [NeighborWhitening(2), PartialWhitening(2), InstanceLDA(2)])
+def test_steps_refuse_rows_whose_squares_leave_float32(step):
+    rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    for scale in (1e-30, 1e30):
+        with pytest.raises(ValueError, match=r"squares fit float32, got [1-9]e[+-](30|29): scale them"):
+            step.fit(rows * np.float32(scale), np.arange(20) // 2)

@@ -130,3 +130,14 @@ def test_bad_features_and_labels_say_what_is_wrong():
         KMeansGrouping(3).fit_predict(np.full((5, 2), np.nan))
     with pytest.raises(ValueError, match=r"\(300,\)"):
         KMeansGrouping(3).fit_predict(features, labels=np.zeros(5, int))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_numbers_whose_squares_leave_float32(scale):
+    rows = np.repeat(np.eye(4, dtype=np.float32), 10, axis=0) + np.float32(0.01) * np.eye(
+        40, 4, dtype=np.float32
+    )
+    found = KMeansGrouping(4).fit(rows * np.float32(scale))
+    assert (np.sort(np.bincount(found.labels_)) == 10).all()
+    np.testing.assert_allclose(found.inertia_, scale**2 * KMeansGrouping(4).fit(rows).inertia_, rtol=1e-3)
+    assert np.abs(found.centers_).max() == pytest.approx(scale, rel=0.05)
