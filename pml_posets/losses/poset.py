@@ -26,7 +26,7 @@ __all__ = ["Margin", "PosetLoss", "poset_terms"]
 
 Margin = Literal["paper", "magnet", "additive"]
 
-# Labeled Omniglot, 2 epochs, recall@1: .803; estimated .738, .2 .802, .5 .780, triplet .805 (benchmarks/NOTES.md).
+# Labeled Omniglot, recall@1: .803; estimated .738, .2 .802, .5 .780, triplet .805 (benchmarks/NOTES.md).
 _UNIT_SIGMA = 0.3
 
 
