@@ -261,6 +261,10 @@ class WeightedLosses(torch.nn.Module):
         if not any(weights.values()):
             raise ValueError("there is no loss with a weight above 0: give at least one")
         for name, loss in losses.items():
+            if "." in name or hasattr(torch.nn.ModuleDict, name):
+                raise ValueError(
+                    f"losses has the name {name!r}, which a torch.nn.ModuleDict cannot hold: take another"
+                )
             if not hasattr(loss, "bind"):
                 raise TypeError(f"the loss {name} takes no dataset indices: put it into PseudoLabelLoss")
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}

@@ -24,7 +24,7 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch.utils.data import BatchSampler, Subset, default_collate
 
 from .._random import preserved_randomness, seed_everything
-from .._validation import as_real
+from .._validation import as_count, as_real
 from ..losses.feature import FeatureLoss
 from ..losses.pseudo_label import PseudoLabelLoss, WeightedLosses
 from ..posets import Posets
@@ -90,6 +90,9 @@ def check_names(
     """Check names that the trainer class would refuse or not look at."""
     if not isinstance(models.get("trunk"), torch.nn.Module):
         raise TypeError('models must have a module "trunk"')
+    for name in loss_funcs:
+        if not isinstance(name, str) or not name or name != name.strip():
+            raise ValueError(f"the name of a loss must be a string without spaces around it, got {name!r}")
     for name in _HISTORY:
         if name in loss_funcs:
             raise ValueError(f"loss_funcs has the name {name!r}, which the history has for another thing")
@@ -120,6 +123,8 @@ def check_names(
 
 def check_weights(loss_weights: Mapping[str, Any] | None, loss_funcs: Mapping[str, Any]) -> dict[str, float]:
     """The weight of each loss, a float from 0, at least one of them above 0; None for all 1."""
+    if not isinstance(loss_weights, Mapping | None):
+        raise TypeError(f"loss_weights must be a dict of numbers, got {loss_weights!r}")
     given = dict.fromkeys(loss_funcs, 1.0) if loss_weights is None else loss_weights
     names = sorted(loss_funcs)
     if sorted(given) != names:
@@ -138,7 +143,26 @@ def check_options(trainer_class: type[Any], options: Mapping[str, Any]) -> dict[
             listed = ", ".join(sorted(known - _OURS - {"self", "args", "kwargs"}))
             kinds = f"JointTrainer or {trainer_class.__name__}"
             raise TypeError(f"{name!r} is no option of {kinds}: these are {listed}")
+    functions = {name: options[name] for name in options if name.endswith("_hook") or name == "collate_fn"}
+    check_functions(**functions, **(options.get("gradient_clippers") or {}))
+    as_count(options.get("dataloader_num_workers", 0), "dataloader_num_workers", 0)
     return dict(options)
+
+
+def check_functions(**given: Any) -> None:
+    """Raise a TypeError for what cannot be called, unless it is None."""
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function, got {function!r}")
+
+
+def check_schedules(schedulers: Mapping[str, Any], num_rounds: int, iterations: int) -> None:
+    """Raise a ValueError for a schedule that is made for fewer steps than there will be."""
+    for key, scheduler in schedulers.items():
+        steps = num_rounds * (iterations if key.endswith("_by_iteration") else 1)
+        total = getattr(scheduler, "total_steps", None) or steps
+        if total < steps:
+            raise ValueError(f"{key} has total_steps={total} of {steps}: it would end the run by an error")
 
 
 # --- One batch through networks, losses and extraction

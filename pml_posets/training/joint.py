@@ -20,9 +20,11 @@ from ._checks import (
     Cast,
     check_datasets,
     check_extraction,
+    check_functions,
     check_names,
     check_options,
     check_sampler,
+    check_schedules,
     check_trainer_class,
     check_training_batch,
     check_weights,
@@ -194,6 +196,7 @@ class JointTrainer(Saved):
             raise TypeError(f'feature_fn must be a function of the trainer, or "fixed", got {feature_fn!r}')
         self.feature_fn = None if feature_fn == "fixed" else feature_fn or JointTrainer.extract
         self.feature_options = dict(feature_options or {})
+        check_functions(start_of_round_hook=start_of_round_hook, judge=judge)
         self.start_of_round_hook, self.judge = start_of_round_hook, judge
         self.checkpoint_path = None if output_dir is None else Path(output_dir) / "checkpoint.pt"
         self.settings = dict(settings or {})
@@ -203,6 +206,7 @@ class JointTrainer(Saved):
         frozen = tuple(self.trainer_options.get("freeze_these", ()))
         parts = Components(models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss, frozen)
         self._take(parts, ema_decay)
+        check_schedules(self.lr_schedulers, self.num_rounds, self.iterations_per_round)
         trunk_device = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
         self.device = torch.device(self.trainer_options.setdefault("data_device", trunk_device))
 

@@ -706,6 +706,37 @@ def test_an_optimizer_that_needs_a_closure():
         make(optimizers={"trunk_optimizer": torch.optim.LBFGS})
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"end_of_epoch_hook": 3}, "end_of_epoch_hook must be a function, got 3"),
+        ({"start_of_round_hook": "print"}, "start_of_round_hook must be a function"),
+        ({"judge": 1}, "judge must be a function"),
+        ({"gradient_clippers": {"trunk_grad_clipper": 1.0}}, "trunk_grad_clipper must be a function"),
+        ({"dataloader_num_workers": "2"}, "dataloader_num_workers must be an integer"),
+        ({"loss_weights": 2}, "loss_weights must be a dict"),
+    ],
+)
+def test_what_is_called_later_is_checked_at_once(changes, text):
+    with pytest.raises(TypeError, match=text):
+        make(**changes)
+
+
+def test_a_schedule_that_ends_before_the_run():
+    def one_cycle(total_steps):
+        return lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps)
+
+    with pytest.raises(ValueError, match="trunk_scheduler_by_iteration has total_steps=5 of 6"):
+        make(lr_schedulers={"trunk_scheduler_by_iteration": one_cycle(5)})
+    make(lr_schedulers={"trunk_scheduler_by_iteration": one_cycle(6)}).train()
+
+
+@pytest.mark.parametrize("name", ["", " mine", 3])
+def test_names_of_losses_that_are_none(name):
+    with pytest.raises(ValueError, match="the name of a loss must be a string"):
+        make(loss_funcs={"metric_loss": PosetLoss(), name: torch.nn.Identity()})
+
+
 @pytest.mark.parametrize("name", ["trunk", "embedder", "total_loss", "round", "iteration"])
 def test_names_of_losses_that_are_taken(name):
     losses = {"metric_loss": PosetLoss(), name: torch.nn.Identity()}

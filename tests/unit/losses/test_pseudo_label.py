@@ -449,3 +449,9 @@ def test_losses_with_an_output_for_each_class_take_assigned_samples_alone(unassi
             PseudoLabelLoss(inner, unassigned=unassigned)
     PseudoLabelLoss(torch.nn.CrossEntropyLoss(ignore_index=-1), unassigned="keep")
     PseudoLabelLoss(MarginLoss(), unassigned=unassigned)
+
+
+@pytest.mark.parametrize("name", ["a.b", "values"])
+def test_names_that_a_sum_cannot_hold(name):
+    with pytest.raises(ValueError, match=f"losses has the name '{name}'"):
+        WeightedLosses({name: PseudoLabelLoss(PosetLoss())})
