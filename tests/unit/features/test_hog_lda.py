@@ -201,16 +201,6 @@ def test_all_kinds_of_images_give_the_same(fitted, folder):
         np.testing.assert_array_equal(fitted.transform(images, progress=False), expected)
 
 
-def test_workers_and_batches_change_nothing(fitted, folder):
-    paths = sorted(folder.glob("*.png"))
-    before = torch.get_rng_state()
-    alone = fitted.transform(paths, mirror=True, batch_size=3, progress=False)
-    workers = fitted.transform(paths, mirror=True, batch_size=2, num_workers=2, progress=False)
-    for a, b in zip(alone, workers, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-    assert torch.equal(before, torch.get_rng_state())
-
-
 def test_background_depends_on_its_seed_alone():
     options = {"num_patches": 40, "progress": False}
     first = HOGLDA(image_size=32).fit_background(pictures(6), **options)
@@ -502,15 +492,16 @@ class Drawing(torch.utils.data.Dataset):
 
 
 def test_random_transforms_draw_the_same_with_any_number_of_workers(fitted):
-    data = Drawing(pictures(7, size=32))
+    data, before = Drawing(pictures(7, size=32)), torch.get_rng_state()
     rows = [
-        fitted.transform(data, num_workers=workers, batch_size=batch, progress=False)
+        np.stack(fitted.transform(data, mirror=True, num_workers=workers, batch_size=batch, progress=False))
         for workers, batch in ((0, 256), (1, 2), (2, 3))
     ]
     for other in rows[1:]:
         np.testing.assert_allclose(other, rows[0], atol=1e-6)
-    reversed_ = fitted.transform(torch.utils.data.Subset(data, range(7)), progress=False)
-    np.testing.assert_allclose(reversed_, rows[0], atol=1e-6)
+    assert torch.equal(before, torch.get_rng_state())
+    part = fitted.transform(torch.utils.data.Subset(data, range(7)), progress=False)
+    np.testing.assert_allclose(part, rows[0][0], atol=1e-6)
     learned = [
         HOGLDA(image_size=32).fit_background(data, num_patches=20, num_workers=workers, progress=False).mean_
         for workers in (0, 1, 2)
