@@ -67,8 +67,10 @@ class HogTrunk(nn.Module):
         return torch.cat([hog, maps.to(hog.dtype)], dim=1)
 
 
-def begin(models: Mapping[str, nn.Module], images: Any, targets: np.ndarray, device: str = "cpu") -> None:
-    """Let the embedding begin as the linear map of HOG that predicts the targets best (ridge regression).
+def begin(
+    models: Mapping[str, nn.Module], images: Any, targets: np.ndarray, device: str = "cpu", fit: bool = True
+) -> None:
+    """Center HOG, and let the embedding begin as the linear map that predicts the targets best (ridge).
 
     The convolutions have no say in it yet: training finds theirs.
 
@@ -77,6 +79,7 @@ def begin(models: Mapping[str, nn.Module], images: Any, targets: np.ndarray, dev
         images: yields N (3, S, S) uint8 tensors.
         targets: (N, K) float32, unit rows. Of more columns than the embedding has the first are predicted.
         device: to compute on.
+        fit: False: HOG is centered alone, and the embedding begins at random.
     """
     trunk: Any = models["trunk"].to(device)
     embedder: Any = models["embedder"].to(device)
@@ -86,6 +89,8 @@ def begin(models: Mapping[str, nn.Module], images: Any, targets: np.ndarray, dev
         batch = torch.stack([images[i] for i in range(start, min(start + 256, len(targets)))])
         rows[start : start + 256] = trunk.grid.describe_tensor(batch.to(device).float()).cpu()
     trunk.offset.copy_(rows.float().mean(0))
+    if not fit:
+        return
     size, width = trunk.num_hog, min(targets.shape[1], linear.out_features)
     gram, cross = torch.zeros(size, size), torch.zeros(size, width)
     for start in range(0, len(targets), 4096):

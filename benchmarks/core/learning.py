@@ -59,9 +59,10 @@ def train(
     """
     if recipe.mirror_images and start.mirrored is not None:
         images, start = WithMirrorImages(images), start.with_mirror_images()
+        flips = False  # mirror images are samples of their own
     models = networks.build(recipe.architecture, seed, recipe.dropout) if models is None else models
     if recipe.trunk == "hog":
-        hog_trunk.begin(models, images, start.features, device)
+        hog_trunk.begin(models, images, start.features, device, fit=recipe.ridge)
     parts_of_it, seen, plain = _made_ready(models, images, recipe, device, cache, flips, progress)
     with preserved_randomness():
         seed_everything(derive_seeds(seed)[0])  # a loss may have weights too

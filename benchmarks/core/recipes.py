@@ -229,6 +229,9 @@ class Recipe(Choices):
     cached_maps: str = choice("", "train what is behind this layer of the trunk, on maps of a few views of each image, computed once", group=NETWORK)  # fmt: skip  # noqa: E501
     cached_views: int = choice(4, "random views of each image, of --cached-maps", 1)
     whitening: float | None = choice(None, "the embedding begins as PCA of the trunk's features, over their deviations to this power; default: at random", 0, 1)  # fmt: skip  # noqa: E501
+    ridge: bool = choice(
+        True, "--trunk hog: the embedding begins as the best linear map of HOG to what is taught"
+    )
     train_batch_norm: bool = choice(True, "batch normalization counts on, and its weights learn")
     rounds: int = choice(10, "of grouping and training", 1, group=LEARNING)
     iterations: int = choice(20_000, "in each round", 1, group=LEARNING)

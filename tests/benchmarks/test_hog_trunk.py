@@ -43,6 +43,14 @@ def test_it_begins_as_the_ridge_regression_of_its_targets(images):
     assert not told[:, 5:].any()
 
 
+def test_it_may_begin_at_random(images):
+    models, untouched = (networks.build(HogConfig(32, 7), seed=0, dropout=0.0) for _ in range(2))
+    begin(models, images, np.ones((40, 5), np.float32), fit=False)
+    assert models["trunk"].offset.any()
+    for mine, theirs in zip(models["embedder"].parameters(), untouched["embedder"].parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
 def test_shapes_that_it_does_not_have():
     with pytest.raises(ValueError, match="multiple of 8"):
         HogConfig(60, 5)
