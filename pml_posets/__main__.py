@@ -146,7 +146,7 @@ def _open_embedder(gallery: Gallery, options: argparse.Namespace) -> Embedder:
             )
         network = named_network(settings["network"], options.weights or settings["weights"])
         embedder = Embedder.load(path, network, **how, **_amp(options.amp or settings["amp"]))
-        _check_same(embedder, options)
+        _check_same(embedder, settings["amp"], options)
         return embedder
     network = named_network(options.network, options.weights)
     chosen = {name: getattr(options, name) for name in _OF_EMBEDDER if getattr(options, name) is not None}
@@ -170,10 +170,11 @@ def _amp(name: str | None) -> dict[str, Any]:
     return {} if name is None else {"amp": getattr(torch, name)}
 
 
-def _check_same(embedder: Embedder, options: argparse.Namespace) -> None:
+def _check_same(embedder: Embedder, amp: str | None, options: argparse.Namespace) -> None:
     """Refuse options that differ from those the photos were embedded with."""
     found = {"image_size": embedder.side, "layers": embedder.layers_, "no_mirror": not embedder.mirror}
-    for name in (*_OF_EMBEDDER, "no_mirror"):
+    found |= {"amp": amp}
+    for name in (*_OF_EMBEDDER, "no_mirror", "amp"):
         given, known = getattr(options, name, None), found.get(name, getattr(embedder, name, None))
         if given not in (None, False, known):
             option, folder = name.replace("_", "-"), options.output

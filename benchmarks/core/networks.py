@@ -23,6 +23,7 @@ from pml_posets.features.network import extract
 from pml_posets.features.pooled import PartialWhitening
 from pml_posets.methods._networks import conv_maps
 from pml_posets.training.checkpoints import load_checkpoint
+from pml_posets.training.finetune import freeze_batch_norm
 
 FILES = {  # torchvision's ImageNet weights, for messages
     "alexnet": "alexnet-owt-7be5be79.pth",
@@ -124,7 +125,7 @@ def up_to(models: Mapping[str, nn.Module], layer: str) -> nn.Module:
 
 
 def freeze(trunk: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Let parameters whose names match a pattern stay as they are; batch normalization goes on counting.
+    """Let parameters whose names match a pattern stay as they are, and statistics of batch norm beside them.
 
     Raises:
         ValueError: for a pattern that no parameter matches.
@@ -136,6 +137,10 @@ def freeze(trunk: nn.Module, patterns: tuple[str, ...]) -> None:
             raise ValueError(f"--freeze {pattern} matches none of {', '.join(list(named)[:4])}, ...")
         for parameter in found:
             parameter.requires_grad_(False)
+    for layer in trunk.modules() if patterns else ():
+        weights = list(layer.parameters(recurse=False))
+        if weights and not any(weight.requires_grad for weight in weights):
+            freeze_batch_norm(layer)
 
 
 def begin_whitened(

@@ -225,7 +225,7 @@ class Recipe(Choices):
     fc_dim: int = choice(4096, "width of AlexNet's fc6 and fc7, or of the embedding", group=NETWORK)
     batch_norm: bool = choice(False, "AlexNet with batch normalization; the others have theirs")
     dropout: float = choice(0.5, "before fc6 and fc7, or the embedder", 0, 1, excluded=1)
-    freeze: tuple[str, ...] = choice((), "parameters of the trunk that stay as they are, by pattern: '*', 'features.[0-4].*'", group=NETWORK)  # fmt: skip  # noqa: E501
+    freeze: tuple[str, ...] = choice((), "parameters of the trunk that stay as they are, with their batch norm, by pattern: '*', 'features.[0-4].*'", group=NETWORK)  # fmt: skip  # noqa: E501
     cached_maps: str = choice("", "train what is behind this layer of the trunk, on maps of a few views of each image, computed once", group=NETWORK)  # fmt: skip  # noqa: E501
     cached_views: int = choice(4, "random views of each image, of --cached-maps", 1)
     whitening: float | None = choice(None, "the embedding begins as PCA of the trunk's features, over their deviations to this power; default: at random", 0, 1)  # fmt: skip  # noqa: E501

@@ -38,7 +38,7 @@ class PoseRecipe(Choices):
     image_size: int = choice(64, "pixels of a side", group=NETWORK)
     fc_dim: int = choice(1024, "width of AlexNet's fc6 and fc7, or of the embedding", group=NETWORK)
     batch_norm: bool = choice(True, "AlexNet with batch normalization; the others have theirs")
-    freeze: tuple[str, ...] = choice((), "parameters of the trunk that stay as they are, by pattern", group=NETWORK)  # fmt: skip  # noqa: E501
+    freeze: tuple[str, ...] = choice((), "parameters of the trunk that stay as they are, with their batch norm, by pattern", group=NETWORK)  # fmt: skip  # noqa: E501
     frozen_iterations: int = choice(0, "iterations at the beginning in which the whole trunk stays as it is", 0)  # fmt: skip  # noqa: E501
     iterations: int = choice(1000, "steps", 1, group=LEARNING)
     batch_size: int = choice(128, "people in a batch", 2, group=LEARNING)

@@ -63,6 +63,9 @@ class PosetCrossBatchMemory(_ForPosetLoss, CrossBatchMemory):
         15
     """
 
+    queue_idx: int
+    has_been_filled: bool
+
     def __init__(
         self, loss: PosetLoss, embedding_size: int, memory_size: int = 1024, miner: Any = None, **kwargs: Any
     ) -> None:
@@ -96,7 +99,17 @@ class PosetCrossBatchMemory(_ForPosetLoss, CrossBatchMemory):
         if mask is not None and (mask.dtype != torch.bool or mask.shape != labels.shape):
             found = f"{mask.dtype} {tuple(mask.shape)}"
             raise ValueError(f"enqueue_mask must be bool of shape ({count},), one a sample, got {found}")
-        return super().forward(embeddings, labels, None, enqueue_mask)
+        start: int = self.queue_idx
+        filled: bool = self.has_been_filled
+        rows = torch.arange(start, start + count) % self.memory_size
+        kept = [memory[rows] for memory in (self.embedding_memory, self.label_memory)]
+        try:
+            return super().forward(embeddings, labels, None, enqueue_mask)
+        except BaseException:  # of the loss or the miner: the batch goes out of the memory again
+            self.queue_idx, self.has_been_filled = start, filled
+            for memory, old in zip((self.embedding_memory, self.label_memory), kept, strict=True):
+                memory[rows] = old.to(memory)
+            raise
 
     def create_indices_tuple(
         self,

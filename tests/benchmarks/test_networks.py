@@ -420,6 +420,15 @@ def test_parameters_are_frozen_by_pattern():
         networks.freeze(trunk, ("layer1.*",))
 
 
+def test_batch_norm_of_frozen_blocks_stands_still():
+    trunk = torch.nn.Sequential(
+        *(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)) for _ in range(2))
+    )
+    networks.freeze(trunk, ("0.*",))
+    trunk.train()(torch.rand(4, 3, 2, 2))
+    assert [block[1].num_batches_tracked.item() for block in trunk] == [0, 1]
+
+
 # --- Networks that a run has trained
 
 

@@ -154,6 +154,7 @@ def test_errors_are_said_in_one_line(arguments, message, embedded, tmp_path, cap
     [
         (("--image-size", 64), "was embedded with image-size 96, not 64: choose another folder"),
         (("--no-mirror",), "was embedded with no-mirror False, not True"),
+        (("--amp", "bfloat16"), "was embedded with amp None, not bfloat16"),
         (("--layers", "x"), r"was embedded with layers [], not ['x']"),
     ],
 )

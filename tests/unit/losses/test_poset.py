@@ -777,6 +777,24 @@ def test_a_refused_batch_leaves_the_memory_as_it_was(case):
     assert torch.equal(memory(embeddings, labels), fresh(embeddings, labels))
 
 
+def test_a_loss_that_fails_leaves_the_memory_as_it_was(monkeypatch):
+    memory, fresh = (PosetCrossBatchMemory(PosetLoss(), 6, memory_size=30) for _ in range(2))
+    for each in (memory, fresh):
+        each(*batch(1))
+    forward = memory.loss.forward
+    for error in (KeyboardInterrupt, RuntimeError):  # the second batch goes round the end
+
+        def fail(*args, error=error):
+            raise error
+
+        monkeypatch.setattr(memory.loss, "forward", fail)
+        with pytest.raises(error):
+            memory(*batch(2))
+    monkeypatch.setattr(memory.loss, "forward", forward)
+    assert memory.queue_idx == fresh.queue_idx
+    assert torch.equal(memory(*batch(0)), fresh(*batch(0)))
+
+
 def test_self_supervised_loss():
     first, second = batch(0)[0], batch(1)[0]
     labels = torch.arange(24)
