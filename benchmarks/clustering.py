@@ -60,11 +60,7 @@ LINE = CommandLine(
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """The checked arguments; None: those of the process.
-
-    Raises:
-        ValueError: for values that do not fit together.
-    """
+    """The checked arguments; None: those of the process."""
     found = read_arguments(LINE, __doc__, arguments)
     data = found.data
     if data.data_root is None and data.dataset is not None:
@@ -123,9 +119,6 @@ class Clustering(LabeledTask):
     Args:
         data: every image on both sides.
         options: of the run.
-
-    Raises:
-        ValueError: for fewer than two classes.
     """
 
     measure = "acc"
@@ -209,11 +202,7 @@ def data_name(options: Options) -> str:
 
 
 def prepare(options: Options) -> Clustering:
-    """Read the data, or draw them.
-
-    Raises:
-        OSError, ValueError: for data that are missing, damaged, or too few for a batch.
-    """
+    """Read the data, or draw them."""
     given = options.data
     if given.data_root is None:
         data = cluster_data.every_image(zero_shot.load_figures(draw(options), "sports"))

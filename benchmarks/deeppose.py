@@ -86,11 +86,7 @@ def data_name(options: argparse.Namespace) -> str:
 
 
 def prepare(options: argparse.Namespace) -> PoseData:
-    """Read the people, or draw them.
-
-    Raises:
-        OSError, ValueError: for data that are incomplete or unreadable.
-    """
+    """Read the people, or draw them."""
     from benchmarks.core.options import FIGURE_SIZES
     from benchmarks.data.mpii import load_mpii
     from benchmarks.data.poses import load_figures, load_lsp, load_lspet
@@ -209,9 +205,6 @@ def judge(predicted: npt.NDArray[Any], data: PoseData, head_size: str) -> dict[s
     Returns:
         "pcp_total", "pcp/<part>" (or "pckh...") in percent; "judged" and "not_judged", the numbers of sticks
         or joints; "distance", the mean distance of the annotated joints, percent of the crop.
-
-    Raises:
-        ValueError: for head boxes of data without any.
     """
     import numpy as np
 
@@ -279,11 +272,7 @@ def find(
     settings: dict[str, Any],
     folder: Path,
 ) -> bool:
-    """Whether the results hold the row of a run.
-
-    Raises:
-        ValueError: if they do, but it was made with other settings.
-    """
+    """Whether the results hold the row of a run."""
     for row in results:
         if (row.method, row.settings.get("label_fraction"), row.seed) != (init.name, fraction, seed):
             continue

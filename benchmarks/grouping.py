@@ -254,11 +254,7 @@ def report(results: Sequence[Result]) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read and check the command line.
-
-    Raises:
-        ValueError: for values that are out of range.
-    """
+    """Read and check the command line."""
     listed = "\n".join(f"  {name:16s}{what}" for name, what in METHODS.items())
     parser = argparse.ArgumentParser(
         description=f"{__doc__}\nmethods:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter

@@ -47,11 +47,7 @@ LINE = CommandLine(
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """The checked arguments; None: those of the process.
-
-    Raises:
-        ValueError: for values that do not fit together.
-    """
+    """The checked arguments; None: those of the process."""
     found = read_arguments(LINE, __doc__, arguments)
     roots = found.data.train_root
     for root in roots:
@@ -280,11 +276,7 @@ def data_name(options: Options) -> str:
 
 
 def prepare(options: Options) -> Poses:
-    """Read the people and the pool, or draw them.
-
-    Raises:
-        OSError, ValueError: for data that are incomplete, unreadable, or too few for a batch.
-    """
+    """Read the people and the pool, or draw them."""
     if options.data.data_root is None:
         people = load_figures(draw(options))
     else:

@@ -295,11 +295,7 @@ def data_name(options: Options) -> str:
 
 
 def prepare(options: Options) -> Postures:
-    """Read the tree, or draw one.
-
-    Raises:
-        OSError, ValueError: for a tree that is incomplete, unreadable, or too small for a batch.
-    """
+    """Read the tree, or draw one."""
     data = options.data
     categories = None if data.categories is None else tuple(data.categories)
     root = draw(options) if data.data_root is None else data.data_root

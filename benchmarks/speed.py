@@ -103,12 +103,7 @@ def _absolute(name: str) -> bool:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read and check the command line.
-
-    Raises:
-        ValueError: for values that are out of range.
-        SystemExit: by argparse, for unknown options and for --help.
-    """
+    """Read and check the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -49,11 +49,7 @@ LINE = CommandLine(
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """The checked arguments; None: those of the process.
-
-    Raises:
-        ValueError: for values that do not fit together.
-    """
+    """The checked arguments; None: those of the process."""
     found = read_arguments(LINE, __doc__, arguments)
     data = found.data
     if data.votes < 1:
@@ -189,11 +185,7 @@ def data_name(options: Options) -> str:
 
 
 def prepare(options: Options) -> Objects:
-    """Read the data.
-
-    Raises:
-        OSError, ValueError: for data that are missing, damaged, or too few for a batch.
-    """
+    """Read the data."""
     given = options.data
     if given.dataset == "voc":
         sets = (given.train_set, given.test_set)

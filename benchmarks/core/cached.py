@@ -23,9 +23,6 @@ class CachedTrunk(nn.Sequential):
         trunk: the network.
         layer: name of its submodule whose maps are cached.
         image_size: S.
-
-    Raises:
-        ValueError: for an unknown layer, or one that the trunk passes by.
     """
 
     def __init__(self, augmentation: nn.Module, trunk: nn.Module, layer: str, image_size: int) -> None:

@@ -69,11 +69,7 @@ def several_processes() -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        OSError: if it cannot be written, with its name; an older file stays as it was.
-    """
+    """Write a text file, whole or not at all."""
     path = Path(path)
     try:
         with atomic_write(path, "w", encoding="utf-8") as file:
@@ -91,9 +87,6 @@ def output_folder(path: str | Path, option: str = "--output") -> Path:
     Args:
         path: the folder.
         option: the option it was given by, for the message.
-
-    Raises:
-        OSError: if it cannot, with what to do.
     """
     try:
         return check_folder(path)
@@ -165,11 +158,7 @@ def hardware(device: str) -> str:
 
 
 def pick_device(name: str) -> str:
-    """`auto` becomes cuda if this machine has it, else cpu.
-
-    Raises:
-        ValueError: for a device that this machine does not have, or no device at all.
-    """
+    """`auto` becomes cuda if this machine has it, else cpu."""
     import torch
 
     if name == "auto":

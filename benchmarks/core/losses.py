@@ -50,11 +50,7 @@ class Parts:
 
 
 def build(name: str, plan: Plan) -> Parts:
-    """The parts of a method.
-
-    Raises:
-        ValueError: for a method that is not in `METHODS` or does not learn; without classes for supervised.
-    """
+    """The parts of a method."""
     method = METHODS.get(name, Method(""))
     if not method.losses:
         learned = ", ".join(name for name, one in METHODS.items() if one.losses)

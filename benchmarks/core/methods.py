@@ -114,9 +114,6 @@ def check(name: str, recipe: Recipe, num_samples: int, num_clusters: int) -> Non
         recipe: of the run.
         num_samples: to learn from, mirror images among them where they count.
         num_clusters: K where the recipe leaves it open.
-
-    Raises:
-        ValueError: for more clusters than there are pairs for, or a batch too small.
     """
     method, size, nearest = METHODS[name], recipe.batch_size, recipe.samples_per_cluster
     clusters = recipe.num_clusters or num_clusters

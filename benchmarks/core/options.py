@@ -125,10 +125,6 @@ def read_arguments(
         line: of the benchmark.
         description: heads the help.
         arguments: Default: those of the process.
-
-    Raises:
-        ValueError: for values that do not fit together.
-        SystemExit: by argparse, for unknown options and for --help.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     got = build_parser(line, (description or "").strip()).parse_args(expand_set(given))

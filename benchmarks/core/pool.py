@@ -34,11 +34,7 @@ class Pool:
 
 
 def read_pool(people: PoseData, options: Options) -> Pool:
-    """The images of --train-root; without it, those of the people to learn from.
-
-    Raises:
-        OSError, ValueError: for a folder that is none of the known kinds, or is damaged.
-    """
+    """The images of --train-root; without it, those of the people to learn from."""
     roots = options.data.train_root
     if not roots:
         return _train_half(people)

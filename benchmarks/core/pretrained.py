@@ -32,9 +32,6 @@ def efficientnet_lite0_postures() -> nn.Module:
     Returns:
         (B, 3, S, S) images normalized by ImageNet's statistics -> (B, 4032): 112 maps, averaged to 6 x 6
         cells, times a Gaussian window about the middle of .2 by .4 of the image's sides.
-
-    Raises:
-        ImportError: without the packages of the extra "pretrained".
     """
     network = _packaged()
     network._blocks = network._blocks[: LAST_BLOCK + 1]

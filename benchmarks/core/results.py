@@ -57,10 +57,6 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
         path: the file, in a folder that exists.
         results: the rows. A metric that is NaN or infinite is written as null, a setting that is as a string:
             JSON has no such numbers.
-
-    Raises:
-        OSError: if it cannot be written; an older file stays as it was.
-        TypeError: for a setting that is no plain value, array, path or dtype.
     """
     rows = []
     for result in results:
@@ -80,12 +76,7 @@ def rows_to_add_to(path: Path, resume: bool) -> list[Result]:
 
 
 def read_results(path: Path) -> list[Result]:
-    """The rows of a results file; none if there is no file.
-
-    Raises:
-        ValueError: if the file is no results file.
-        OSError: if it cannot be read.
-    """
+    """The rows of a results file; none if there is no file."""
     try:
         text = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -112,11 +103,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def plain_values(value: Any) -> Any:
-    """A value as JSON can hold it, and as `read_results` gives it back.
-
-    Raises:
-        TypeError: for what is no plain value, array, path, dtype or device.
-    """
+    """A value as JSON can hold it, and as `read_results` gives it back."""
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -185,9 +172,6 @@ def check_alike(
         expected: a method to the settings that this run would give its row; those of the machine, and those
             that only one of the two has, are not compared.
         path: of the rows, for the message.
-
-    Raises:
-        ValueError: if not; the message lists every option that differs, and the rows it differs in.
     """
     options = {one.name: flag(one.name) for one in fields(Recipe)}
     options["num_votes"] = "--votes"
@@ -233,9 +217,6 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
 
     Returns:
         Columns mean, std (both NaN if a value is) and count, by (method, measure) in the order of the rows.
-
-    Raises:
-        ValueError: if the rows are of several datasets, whose mean would say nothing.
     """
     datasets = {result.dataset for result in results}
     if len(datasets) > 1:
@@ -300,11 +281,7 @@ def score_table(
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns.
-
-    Raises:
-        ValueError: for a row with more or fewer cells than the header.
-    """
+    """A Markdown table with aligned columns."""
     for number, row in enumerate(rows):
         if len(row) != len(header):
             raise ValueError(f"row {number} has {len(row)} cells, the header has {len(header)}: {list(row)}")

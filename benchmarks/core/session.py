@@ -113,6 +113,12 @@ def write_report(task: Task, folder: Path, results: list[Result], outcomes: dict
     main = score_table(results, task.columns, task.paper, task.paper_title, task.digits)
     text = "\n".join([main, "", *task.notes(results)]).rstrip()
     common.write_text(folder / "table.md", text + "\n")
+    save_pictures(task, folder, outcomes)
+    return text
+
+
+def save_pictures(task: Task, folder: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """The losses of what trained, and the task's pictures of what was scored."""
     trained = {name: one.joint for name, one in outcomes.items() if one.joint is not None}
     trained = {name: joint for name, joint in trained.items() if joint.history}
     if trained:
@@ -120,7 +126,6 @@ def write_report(task: Task, folder: Path, results: list[Result], outcomes: dict
     shown = {name: one.score.shown for name, one in outcomes.items() if one.score.shown is not None}
     for name, figure in task.pictures(shown).items():
         save_figure(figure, folder / f"{name}.png")
-    return text
 
 
 def losses(trainers: Mapping[str, JointTrainer]) -> Any:
@@ -153,11 +158,7 @@ def main_speaks() -> Iterator[None]:
 
 
 def check_processes(options: Options) -> None:
-    """See that what was asked for can be done by this number of processes.
-
-    Raises:
-        ValueError: for a method with an objective, or batches that cannot be split.
-    """
+    """See that what was asked for can be done by this number of processes."""
     count = world_size()
     if count == 1 or not options.learned:
         return

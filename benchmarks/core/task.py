@@ -149,9 +149,6 @@ def check_size(found: int, where: str, options: Options, num_clusters: int = 100
         where: they are, for the message.
         options: of the run.
         num_clusters: K of k-means where the recipe leaves it open.
-
-    Raises:
-        ValueError: if not, or for clusters and batches that do not go with a method (see `methods.check`).
     """
     recipe = options.recipe
     count = found * (2 if recipe.mirror_images else 1)

@@ -44,9 +44,6 @@ class TwoViews(BatchSampler):
 
     Attributes:
         epoch: number of the next pass, from 0.
-
-    Raises:
-        ValueError: for an odd batch_size, or fewer samples than half of it.
     """
 
     def __init__(self, num_samples: int, batch_size: int, num_batches: int, seed: int) -> None:

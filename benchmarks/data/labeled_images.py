@@ -33,9 +33,6 @@ class LabeledImages:
         train, test: dataset indices, int64.
         names: N names of the images, the same wherever they lie; empty: their numbers tell them apart.
         excluded: reason to the names of what was left out.
-
-    Raises:
-        ValueError: for labels or names that do not match, or an empty side of the split.
     """
 
     name: str

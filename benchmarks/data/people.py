@@ -45,9 +45,6 @@ class PoseData:
         head_boxes: (N, 4) float32 x1, y1, x2, y2 in [0, 1] of the crop, NaN where unknown; None: no such
             data.
         excluded: reason to the names of what it leaves out: a person, or a joint or stick of a person.
-
-    Raises:
-        ValueError: for arrays that do not match each other.
     """
 
     name: str
@@ -103,11 +100,7 @@ class PoseData:
         }
 
     def with_training(self, extra: PoseData) -> PoseData:
-        """These data, and the people to learn from of another set behind them.
-
-        Raises:
-            ValueError: if its joints are others.
-        """
+        """These data, and the people to learn from of another set behind them."""
         if extra.skeleton != self.skeleton:
             raise ValueError(
                 f"{extra.name} has other joints than {self.name}: they cannot be learned together"

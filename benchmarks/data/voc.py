@@ -31,9 +31,6 @@ class BoxCrops(Dataset[Any]):
     Args:
         paths: N image files.
         boxes: (N, 4) int left, top, right, bottom in pixels; right and bottom are not in the box.
-
-    Raises:
-        UnreadableImageError: on access, if a file cannot be read or its box is far larger than the image.
     """
 
     def __init__(self, paths: Sequence[Path], boxes: npt.NDArray[np.int64]) -> None:

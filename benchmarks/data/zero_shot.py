@@ -54,10 +54,6 @@ def load_published(kind: Kind, root: Path, skip_unreadable: bool = False) -> Lab
         kind: which of them.
         root: the folder that PML is given, or the one that it looks for there.
         skip_unreadable: leave out images that are missing or cannot be decoded.
-
-    Raises:
-        ValueError: for tables that are missing, damaged or not those of all the images.
-        FileNotFoundError: for images that are missing.
     """
     name, reader, mark, count = PUBLISHED[kind]
     home = Path(root).resolve().parent if Path(root).resolve().name == mark else Path(root)

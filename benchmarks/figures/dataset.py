@@ -62,9 +62,6 @@ def make_figures(
         seed: of everything; the same seed and settings give bit-identical files.
         num_workers: processes (default: one a core).
         **settings: see `FigureSettings`; by default 6 sports x 16 sources x 2 clips x 14 frames make 2,688.
-
-    Raises:
-        ValueError: for settings out of range, or a folder that holds other data or other settings.
     """
     chosen = FigureSettings(seed=seed, **settings)
     chosen.check()
@@ -87,11 +84,7 @@ def make_figures(
 
 
 def load_truth(folder: str | os.PathLike[str]) -> FigureTruth:
-    """What is known of every frame of a tree that `make_figures` made.
-
-    Raises:
-        ValueError: the folder was not made by `make_figures`.
-    """
+    """What is known of every frame of a tree that `make_figures` made."""
     folder = Path(folder)
     if not (folder / _STAMP).is_file():
         raise ValueError(f"{folder} holds no embedded figures: {_STAMP} is missing")

@@ -43,10 +43,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
     Returns:
         The options, and `inits`, `recipe`.
-
-    Raises:
-        ValueError: for values that do not fit together, and files that are not there or do not fit.
-        SystemExit: by argparse, for unknown options and for --help.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     got = _parser().parse_args(expand_set(given, PRESETS, {}))
@@ -169,11 +165,7 @@ def _check_network(got: argparse.Namespace, trained: bool, begun: str) -> None:
 
 
 def _inits(given: Sequence[Sequence[str]]) -> tuple[Init, ...]:
-    """What the regressors begin from.
-
-    Raises:
-        ValueError: for an unknown kind, a file that is not there, or a name that is used twice.
-    """
+    """What the regressors begin from."""
     inits: dict[str, Init] = {}
     for kind, *rest in given:
         if kind not in FORMS:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 class PoseRecipe(Choices):
     """Every choice of a training, beside its first weights; each field says what it does.
 
-    Raises:
-        ValueError: for a value out of its range; the message names the option of the command line.
-
     Source: section 4.1.2. The authors' public code has 1,000,000 iterations, batches of 128, Adagrad at 5e-4,
         dropout 0.6, mirror images, shifts of 0.1; convolutions frozen for 10,000 iterations where they come
         from ImageNet.
@@ -106,9 +103,6 @@ class Init:
             layers: the last one that is taken from the file.
             seed: of the random weights.
             dropout: before fc6 and fc7, or the embedding.
-
-        Raises:
-            FileNotFoundError, ValueError: for a file that is not there, damaged, or of other shapes.
         """
         from benchmarks.core import networks
 

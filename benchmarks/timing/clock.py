@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 
 @dataclass
@@ -41,22 +42,27 @@ class Times:
         return float(np.median(np.divide(times[name], times[to])))
 
 
-def in_turns(things: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> Times:
+def in_turns(
+    things: Mapping[str, Callable[[], Any]], repeats: int, title: str, quiet: bool, warm_up: int = 1
+) -> Times:
     """Do each of several things, then each again: A B A B.
 
     Args:
         things: name to what is done.
         repeats: that count, from 1.
-        warm_up: before them, not counted.
+        title, quiet: of the progress bar.
+        warm_up: repeats before them, not counted.
     """
     times = Times()
-    for number in range(-warm_up, repeats):
-        for name, thing in things.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            thing()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            if number >= 0:
-                times.add(name, wall, cpu)
+    with tqdm(total=(repeats + warm_up) * len(things), desc=title, disable=quiet) as bar:
+        for number in range(-warm_up, repeats):
+            for name, thing in things.items():
+                wall, cpu = time.perf_counter(), time.process_time()
+                thing()
+                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+                bar.update()
+                if number >= 0:
+                    times.add(name, wall, cpu)
     return times
 
 

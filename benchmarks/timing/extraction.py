@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import nn
 from torchvision.models import resnet18
-from tqdm.auto import tqdm
 
 from benchmarks.timing.clock import in_turns
 from pml_posets import extract
@@ -31,20 +29,13 @@ def time_extraction(size: int, num_images: int, seed: int, repeats: int, quiet: 
     def ours(half: bool) -> None:
         extract(network, images, batch_size=_BATCH, amp=torch.bfloat16 if half else False, progress=False)
 
-    runs: dict[str, tuple[Callable[[bool], None], bool]] = {
-        "bare": (bare, False),
-        "extract": (ours, False),
-        "bare bfloat16": (bare, True),
-        "extract bfloat16": (ours, True),
+    runs = {
+        "bare": partial(bare, False),
+        "extract": partial(ours, False),
+        "bare bfloat16": partial(bare, True),
+        "extract bfloat16": partial(ours, True),
     }
-    with tqdm(total=(repeats + 1) * len(runs), desc=f"extraction {size} px", disable=quiet) as bar:
-
-        def step(name: str) -> None:
-            function, half = runs[name]
-            function(half)
-            bar.update()
-
-        times = in_turns({name: partial(step, name) for name in runs}, repeats)
+    times = in_turns(runs, repeats, f"extraction {size} px", quiet)
     return {
         "of_bare": times.ratio("bare", "extract"),
         "of_bare_cpu": times.ratio("bare", "extract", "cpu"),

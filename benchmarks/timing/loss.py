@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
 import torch
-from tqdm.auto import tqdm
 
 from benchmarks.timing.clock import forget_peak, in_turns, peak_bytes
 from pml_posets._memory import available_bytes
@@ -59,17 +59,10 @@ def steps(compiled: bool) -> dict[str, Step]:
         x, y = x[y >= 0], y[y >= 0]
         return similar(x, y, similar_miner(x, y))
 
-    found: dict[str, Step] = dict(
-        zip(
-            ("poset", *RIVALS),
-            (poset_step, ntxent_step, similar_step, ntxent_assigned, similar_assigned),
-            strict=True,
-        )
-    )
-    if not compiled:
-        return found
-    done: dict[str, Step] = {name: torch.compile(step) for name, step in found.items()}
-    return done
+    found: list[Step] = [poset_step, ntxent_step, similar_step, ntxent_assigned, similar_assigned]
+    if compiled:
+        found = [torch.compile(step) for step in found]
+    return dict(zip(("poset", *RIVALS), found, strict=True))
 
 
 def too_large(size: int, available: int | None) -> list[str]:
@@ -88,24 +81,17 @@ def time_loss(
     """Ratios of a forward and backward pass, in turns; to be called in a process of its own."""
     embeddings, labels = make_batch(size, num_dims, seed)
 
-    def done(step: Callable[..., torch.Tensor]) -> Callable[[], Any]:
-        def run() -> None:
-            x = embeddings.clone().requires_grad_()
-            step(x, labels).backward()
-            bar.update()
-
-        return run
+    def done(step: Step) -> None:
+        x = embeddings.clone().requires_grad_()
+        step(x, labels).backward()
 
     left_out = too_large(size, available_bytes())
-    things = {name: done(step) for name, step in steps(compiled).items() if name not in left_out}
-    total = (repeats + 2) * len(things)
-    name = f"loss {size} {'compiled' if compiled else 'eager'}"
-    with tqdm(total=total, desc=name, disable=quiet) as bar:
-        times = in_turns(things, repeats, warm_up=2)
-        forget_peak()
-        before = peak_bytes()
-        things["poset"]()
-        extra = peak_bytes() - before
+    things = {name: partial(done, step) for name, step in steps(compiled).items() if name not in left_out}
+    times = in_turns(things, repeats, f"loss {size} {'compiled' if compiled else 'eager'}", quiet, warm_up=2)
+    forget_peak()
+    before = peak_bytes()
+    things["poset"]()
+    extra = peak_bytes() - before
     metrics = {f"milliseconds_{name}": 1e3 * times.seconds(name) for name in things}
     for rival in RIVALS:
         if rival in left_out:

@@ -46,20 +46,12 @@ def time_hog(num_images: int, repeats: int, seed: int, quiet: bool) -> dict[str,
         for image in images:
             hog(image.astype(np.float32), 9, (8, 8), (2, 2), feature_vector=False, channel_axis=-1)
 
-    def counted(thing: Callable[[], Any]) -> Callable[[], None]:
-        def run() -> None:
-            thing()
-            bar.update()
-
-        return run
-
-    things = {
-        "skimage": counted(by_skimage),
-        "hog": counted(lambda: lda.grid.describe(images)),
-        "hoglda": counted(lambda: lda.transform(images, progress=False)),
+    things: dict[str, Callable[[], Any]] = {
+        "skimage": by_skimage,
+        "hog": lambda: lda.grid.describe(images),
+        "hoglda": lambda: lda.transform(images, progress=False),
     }
-    with tqdm(total=len(things) * repeats, desc="HOG-LDA", disable=quiet) as bar:
-        times = in_turns(things, repeats, warm_up=0)
+    times = in_turns(things, repeats, "HOG-LDA", quiet, warm_up=0)
     row = {f"{name}_images_per_second": num_images / times.seconds(name) for name in things}
     for name in ("hog", "hoglda"):
         row[f"{name}_times_skimage"] = times.ratio("skimage", name)

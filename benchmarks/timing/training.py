@@ -149,13 +149,16 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def _alternate(things: dict[str, Callable[[], list[float]]], repeats: int, bar: Any) -> dict[str, float]:
+def _alternate(
+    things: dict[str, Callable[[], list[float]]], repeats: int, title: str, quiet: bool
+) -> dict[str, float]:
     """Median seconds of a step, of the steps of all repeats, in turns A B A B."""
     found: dict[str, list[float]] = {name: [] for name in things}
-    for _ in range(repeats):
-        for name, thing in things.items():
-            found[name] += thing()
-            bar.update()
+    with tqdm(total=len(things) * repeats, desc=title, disable=quiet) as bar:
+        for _ in range(repeats):
+            for name, thing in things.items():
+                found[name] += thing()
+                bar.update()
     return {name: float(np.median(steps)) for name, steps in found.items()}
 
 
@@ -163,8 +166,7 @@ def time_training(shape: Shape, repeats: int, quiet: bool) -> dict[str, float]:
     """Images a second in rounds over those of a bare loop; to be called in a process of its own."""
     images = Tensors(torch.from_numpy(images_of(shape.image_size, shape.seed).transpose(0, 3, 1, 2).copy()))
     things = {"rounds": lambda: rounds(images, shape), "bare": lambda: bare(images, shape)}
-    with tqdm(total=2 * repeats, desc=f"training, {shape.workers} workers", disable=quiet) as bar:
-        seconds = _alternate(things, repeats, bar)
+    seconds = _alternate(things, repeats, f"training, {shape.workers} workers", quiet)
     return {
         "rounds_images_per_second": shape.batch_size / seconds["rounds"],
         "bare_images_per_second": shape.batch_size / seconds["bare"],
@@ -187,8 +189,7 @@ def time_feeding(shape: Shape, repeats: int, quiet: bool) -> dict[str, float]:
         decode = time.perf_counter() - start
         tensors = Tensors(torch.stack([store[number] for number in range(len(store))]))
         things = {"store": lambda: rounds(store, shape), "tensors": lambda: rounds(tensors, shape)}
-        with tqdm(total=2 * repeats, desc="feeding", disable=quiet) as bar:
-            seconds = _alternate(things, repeats, bar)
+        seconds = _alternate(things, repeats, "feeding", quiet)
     return {
         "store_images_per_second": shape.batch_size / seconds["store"],
         "tensors_images_per_second": shape.batch_size / seconds["tensors"],

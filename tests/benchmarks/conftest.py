@@ -4,6 +4,9 @@ import pytest
 from scipy.io import loadmat
 
 import benchmarks.data.files
+from benchmarks.core import session
+
+SAVE_PICTURES = session.save_pictures
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +16,15 @@ def no_processes_for_matlab_files(request, monkeypatch):
         monkeypatch.setattr(
             benchmarks.data.files, "_load_matlab", lambda path, options: loadmat(path, **options)
         )
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Those of runs that a module shares are enough: they are made before, and take as long as a training."""
+    monkeypatch.setattr(session, "save_pictures", lambda *given: None)
+
+
+@pytest.fixture
+def pictures(no_pictures, monkeypatch):
+    """Pictures after all."""
+    monkeypatch.setattr(session, "save_pictures", SAVE_PICTURES)

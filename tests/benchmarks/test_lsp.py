@@ -36,12 +36,6 @@ def data(tmp_path_factory):
         yield root
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Those of `whole`, which is made before, are enough."""
-    monkeypatch.setattr(lsp, "SHOWN", ())
-
-
 def arguments(data, output, *more):
     given = [] if "--figures" in more else ["--data-root", data / "lsp"]
     return quick(data / "cache", output, *given, *more)
@@ -281,8 +275,8 @@ def test_layers(data, tmp_path, layer, width, monkeypatch):
     assert rows_of(tmp_path)["random", 0]["settings"]["layer"] == layer
 
 
-def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(lsp, "SHOWN", ("checkpoint",))
+@pytest.mark.usefixtures("pictures")
+def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path):
     path = whole / "posets-seed0" / "checkpoint.pt"
     main(arguments(data, tmp_path, "--method", "checkpoint", "--checkpoint", path, "--fc-dim", 4))
     row, theirs = rows_of(tmp_path)["checkpoint", 0], rows_of(whole)["posets", 0]

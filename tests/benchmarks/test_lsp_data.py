@@ -34,12 +34,6 @@ def data(tmp_path_factory):
         yield root
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Those of test_lsp.py are enough."""
-    monkeypatch.setattr(lsp, "SHOWN", ())
-
-
 def arguments(data, output, *more):
     given = [] if "--figures" in more else ["--data-root", data / "lsp"]
     return quick(data / "cache", output, *given, *more)

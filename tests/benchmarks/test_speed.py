@@ -105,7 +105,7 @@ def test_help_imports_no_torch(name):
 
 def test_turns_alternate():
     done = []
-    times = clock.in_turns({"a": lambda: done.append("a"), "b": lambda: done.append("b")}, repeats=2)
+    times = clock.in_turns({"a": lambda: done.append("a"), "b": lambda: done.append("b")}, 2, "", True)
     assert done == ["a", "b"] * 3
     assert len(times.wall["a"]) == 2
     times = clock.Times({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 1.0]}, {})

@@ -47,12 +47,6 @@ def data(tmp_path_factory):
         yield root
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Those of `whole`, which is made before, are enough."""
-    monkeypatch.setattr(voc, "SHOWN", ())
-
-
 def arguments(data, output, *more):
     given = ["--data-root", data / "voc"] if "--data-root" not in more else []
     return quick(data / "cache", output, *given, "--num-classes", 4, "--mean-size", 4, *more)
