@@ -269,11 +269,21 @@ class Embedder(BaseEstimator):
 
     def _set_steps(self, steps: list[dict[str, NDArray[np.float32]]]) -> None:
         self._steps = steps
+        self._used = self._in_use()
         self.num_features_ = sum(len(step["weight"]) for step in steps[: max(1, len(self.layers_))])
+
+    def _in_use(self) -> dict[str, Any]:
+        """The settings that what was learned belongs to."""
+        return {"image_size": self.side, "mirror": self.mirror, "mean": [*self.mean], "std": [*self.std]}
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "_steps"):
             raise NotFittedError("the embedder has learned nothing yet: call fit(photos) first")
+        for name, now in self._in_use().items():
+            if now != (before := self._used[name]):
+                raise ValueError(
+                    f"{name} is {now}, but was {before} when the embedder was fitted: call fit again"
+                )
 
     def _photos(self, images: Any) -> Any:
         if isinstance(images, str | os.PathLike):

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
+
+try:
+    from sklearn.utils.validation import _check_feature_names
+except ImportError:  # scikit-learn before 1.6
+
+    def _check_feature_names(estimator: Any, X: Any, *, reset: bool) -> None:
+        estimator._check_feature_names(X, reset=reset)
+
 
 from .._validation import as_features, scale_of, unit_rows
 from ..distributed.process_group import all_gather_rows, is_main
@@ -28,12 +37,18 @@ class LinearStep(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def _n_features_out(self) -> int:
         return len(self.weight_)
 
+    def _rows_to_fit(self, features: ArrayLike) -> Rows:
+        rows = rows_to_fit(features)
+        _check_feature_names(self, features, reset=True)
+        return rows
+
     def transform(self, features: ArrayLike) -> Rows:
         """(N, D) features to (N, K) float32."""
         check_is_fitted(self)
         rows = as_features(features)
         if rows.shape[1] != len(self.mean_):
             raise ValueError(f"features must have {len(self.mean_)} columns, as fitted, got {rows.shape}")
+        _check_feature_names(self, features, reset=False)
         embedded = np.asarray((rows - self.mean_) @ self.weight_.T, np.float32)
         return unit_rows(embedded) if self.normalize else embedded
 

@@ -295,6 +295,11 @@ class HOGLDA(ImageStep):
             raise NotFittedError(
                 "HOGLDA needs background statistics: call fit_background(images) or HOGLDA.load(path)"
             )
+        shape = np.shape(self.covariance_)
+        if shape and (
+            shape[0] != 2 * self.grid.side - 1 or shape[-1] * self.grid.side**2 != self.num_features
+        ):
+            raise ValueError("the settings of the grid have changed since fit_background: call it again")
 
     def _finish(self, rows: np.ndarray) -> np.ndarray:
         if self.whiten:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._validation import as_count, as_real
 from ..neighbors.nearest import search
-from ._rows import LinearStep, rows_to_fit
+from ._rows import LinearStep
 
 __all__ = ["NeighborWhitening"]
 
@@ -57,7 +57,7 @@ class NeighborWhitening(LinearStep):
         Raises:
             ValueError: for fewer than three rows, rows that are all equal or an argument out of range.
         """
-        rows = rows_to_fit(features)
+        rows = self._rows_to_fit(features)
         k = min(as_count(self.num_neighbors, "num_neighbors"), max(1, len(rows) - 1))
         share = as_real(self.share, "share", low=0, open_low=True)
         power = as_real(self.power, "power", low=0, high=1)

@@ -13,7 +13,7 @@ from torch import nn
 
 from .._validation import as_count, as_real
 from ._layers import hooked, in_eval_mode, submodules
-from ._rows import LinearStep, rows_to_fit
+from ._rows import LinearStep
 
 __all__ = ["LayerOutputs", "PartialWhitening", "choose_layers"]
 
@@ -98,7 +98,7 @@ class PartialWhitening(LinearStep):
         Raises:
             ValueError: for fewer than two rows, rows that are all equal or an argument out of range.
         """
-        rows = rows_to_fit(features)
+        rows = self._rows_to_fit(features)
         power = as_real(self.power, "power", low=0, high=1)
         mean = rows.mean(0, dtype=np.float64)
         centered = rows - mean.astype(np.float32)

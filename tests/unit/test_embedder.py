@@ -1,5 +1,7 @@
 """From photos to embeddings: what is learned, what is kept, what is refused."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -152,7 +154,12 @@ def test_the_judge_compares_with_plain_features(photos):
 def test_it_is_an_estimator(photos):
     embedder = hog_embedder(mirror=False)
     assert clone(embedder).get_params()["mirror"] is False
-    assert clone(embedder).set_params(num_views=2).fit(list(photos)).num_features_ <= 6
+    fitted = clone(embedder).set_params(num_views=2).fit(list(photos))
+    assert fitted.num_features_ <= 6
+    for name, value in (("image_size", 48), ("mirror", True), ("mean", (0.5, 0.5, 0.5))):
+        changed = copy.deepcopy(fitted).set_params(**{name: value})
+        with pytest.raises(ValueError, match=f"{name} is .*, but was .* when the embedder was fitted"):
+            changed.transform(list(photos))
 
 
 @pytest.mark.parametrize(

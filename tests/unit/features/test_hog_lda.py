@@ -472,6 +472,9 @@ def test_settings_that_set_params_has_broken_are_found(fitted):
     broken.set_params(ridge=1, image_size=30)
     with pytest.raises(ValueError, match="multiple of cell_size"):
         broken.transform(pictures(1, size=32), progress=False)
+    for changes in ({"image_size": 64}, {"image_size": 32, "num_orientations": 8}):
+        with pytest.raises(ValueError, match="grid have changed since fit_background: call it again"):
+            broken.set_params(**changes).transform(pictures(1, size=32), progress=False)
 
 
 # --- Randomness

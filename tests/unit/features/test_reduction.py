@@ -147,3 +147,12 @@ def test_steps_refuse_rows_whose_squares_leave_float32(step):
     for scale in (1e-30, 1e30):
         with pytest.raises(ValueError, match=r"squares fit float32, got [1-9]e[+-](30|29): scale them"):
             step.fit(rows * np.float32(scale), np.arange(20) // 2)
+
+
+@pytest.mark.parametrize("step", [NeighborWhitening(2), PartialWhitening(2)])
+def test_columns_of_other_names_are_refused(step):
+    pandas = pytest.importorskip("pandas")
+    rows = np.random.default_rng(0).normal(size=(20, 2))
+    step.fit(pandas.DataFrame(rows, columns=["a", "b"]))
+    with pytest.raises(ValueError, match="feature names should match"):
+        step.transform(pandas.DataFrame(rows, columns=["b", "a"]))
