@@ -295,7 +295,7 @@ class HOGLDA(ImageStep):
             raise NotFittedError(
                 "HOGLDA needs background statistics: call fit_background(images) or HOGLDA.load(path)"
             )
-        shape = np.shape(self.covariance_)
+        shape = () if self.covariance_ is None else self.covariance_.shape
         if shape and (
             shape[0] != 2 * self.grid.side - 1 or shape[-1] * self.grid.side**2 != self.num_features
         ):
