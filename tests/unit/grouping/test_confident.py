@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pml_posets import PseudoLabelSampler
-from pml_posets.grouping.confident import ConfidentGrouping
+from pml_posets._clips import Clips
+from pml_posets.grouping.confident import ConfidentGrouping, Links
 
 
 def planted(num_samples=60, num_pairs=6, dim=16, noise=0.1, seed=0):
@@ -297,3 +298,16 @@ def test_features_of_one_direction_are_warned_of():
     rows = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
     with pytest.warns(UserWarning, match="all features point in one direction.*subtract their mean"):
         ConfidentGrouping().fit(rows + np.float32(1e4))
+
+
+def test_a_pair_that_is_found_twice_counts_at_its_best():
+    rows = np.float32([[0, 1], [1, 0], [0, 1], [1, 0]])
+    clips = Clips(np.array([0, 0, 1, 1]), np.array([0.0, 1.0, 0.0, 1.0]), None)
+    grouping = ConfidentGrouping(window=0, path=1)
+    grouping.threshold_ = 0.5
+    links = Links(np.array([0, 1]), np.array([2, 3]), np.array([False, True]), np.float32([1.0, 0.6]))
+    found = grouping._followed(rows, rows[:, ::-1].copy(), clips, links)
+    assert list(zip(*(part.tolist() for part in found), strict=True)) == [
+        (0, 2, False, 1.0),
+        (1, 3, False, 1.0),
+    ]
