@@ -47,8 +47,8 @@ class Embedder(BaseEstimator):
     It needs no download and no training. With a pretrained network: the pooled outputs of several of its
     layers, each centered, rotated to its principal directions, partly whitened and scaled to unit length;
     then concatenated, so that squared distances of the layers add. Middle layers add details that the last
-    one has dropped. The network is not trained. The last step of both, `features.NeighborWhitening`, holds
-    back the directions in which mutual nearest neighbors differ.
+    one has dropped. The network is not trained. The last step of both, `features.NeighborWhitening`,
+    shrinks the directions in which mutual nearest neighbors differ.
 
     Args:
         network: a module (B, 3, S, S) -> anything, pretrained. It is used in evaluation mode. Default None:

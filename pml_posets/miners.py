@@ -38,10 +38,10 @@ class NearestMedoidMiner(BaseMiner):
 
     **Bound** to `Posets`, by `posets=` or by `bind` at each new round, the labels channel carries **dataset
     indices** (ref_labels too), as PML's trainers can pass them on. Classes, medoids and nearest classes are
-    then those of the round, whatever the embeddings say now: representatives are the medoids of the round
-    that are in the batch (of several copies the first), the positives of an unassigned sample are those of
-    its first `num_nearest` `Posets.nearest_classes` that are in it; without one it is no anchor. A loss given
-    along with this tuple still expects class ids, `posets.labels[indices]`.
+    then those of the round, not those of the current embeddings: representatives are the medoids of the
+    round that are in the batch (of several copies the first), the positives of an unassigned sample are
+    those of its first `num_nearest` `Posets.nearest_classes` that are in it; without one it is no anchor. A
+    loss given along with this tuple still expects class ids, `posets.labels[indices]`.
 
     A medoid is never paired with itself: it has negatives alone. `PosetLoss` counts it as its own positive;
     other losses need no such pair, and some have no finite gradient for it.

@@ -82,11 +82,11 @@ class Posets:
 
     Args:
         labels: (N,) int64, -1 for an unassigned sample, else its class in 0..C-1.
-        medoids: (C,) int64, dataset index of the member that stands for the class.
+        medoids: (C,) int64, dataset index of the member that represents the class.
         nearest_classes: (N, Z) int64, the Z nearest classes by distance to their medoids, nearest first; an
             assigned sample's own class comes first whatever its distance. -1 where C < Z leaves a gap.
         nearest_distances: (N, Z) float32, Euclidean distances to those medoids; inf beside -1.
-        flips: (N,) bool, True where the sample is to be mirrored before it meets its class.
+        flips: (N,) bool, True where the sample must be mirrored to match its class.
         round: the round of the joint optimization these belong to, from 0.
 
     Raises:

@@ -22,9 +22,9 @@ class BatchAugmentation(nn.Module):
     """Normalizes a batch of images and, in training mode, moves and recolors each of them at random.
 
     Put it in front of a trunk: `nn.Sequential(BatchAugmentation(), trunk)`. In evaluation mode the images are
-    only normalized. Every amount is drawn evenly from its range, for each image on its own. About its center
-    an image is sheared, rotated and magnified; then the center is shifted. What comes in from outside the
-    image is 0 after normalization, the mean color.
+    only normalized. Each amount is drawn uniformly from its range, for each image separately. An image is
+    sheared, rotated and magnified about its center; then the center is shifted. Pixels from outside of the
+    image are 0 after normalization, the mean color.
 
     Args:
         scale: range of the magnification, both above 0. Default (1.0, 1.41).

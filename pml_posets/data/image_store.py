@@ -35,12 +35,12 @@ class ImageStore(Dataset[torch.Tensor]):
     new one (the old one stays until it is deleted). It appears under its name only when it is whole.
 
     Args:
-        dataset: yields PIL images, or tuples whose first element is one. What they become is told in
-            `images.as_image`; random transforms draw the same for an item each time.
+        dataset: yields PIL images, or tuples whose first element is one. `images.as_image` says how they
+            are converted; random transforms draw the same for an item each time.
         folder: where the file lies; made if missing.
         size: S, side of the square images, pixels, at least 1. Images that are not square are stretched.
-        data_id: what stands for the data, in place of `identity.data_identity(dataset)`, for data sets that
-            it refuses. The caller changes it when the data change. Default None.
+        data_id: a string that identifies the data, for datasets that `identity.data_identity` refuses.
+            Change it when the data change. Default None.
         num_workers: processes that decode. Default 0: this one.
         progress: show a progress bar while the file is made. Default True.
 

@@ -37,8 +37,9 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         S_b w = l S_w w,    f(x) = W^T (x - mu),    W^T S_w W = 1
 
     with m_i the mean of image i's views, mu that of all, S_t the covariance of all, and W the directions of
-    the largest l: those in which images differ most for how much their views do. In f the views of an image
-    scatter alike in all directions. Of HOG 8 views were much better than 4. Features may be of any kind.
+    the largest l: in these directions images differ most, relative to their views. In f the views of an
+    image have the same variance in all directions. For HOG, 8 views were much better than 4. Features may
+    be of any kind.
 
     scikit-learn's `LinearDiscriminantAnalysis` goes through thousands of classes one by one.
 

@@ -86,11 +86,13 @@ class ConfidentGrouping(NeighborGrouping):
 
        where i + d is the frame d steps later in the clip of i. At the end of a clip its last frame repeats.
     3. Threshold: `min_similarity`, or the one that the nearest neighbors of a share `coverage` of all
-       samples reach. It is one for all samples: one for each would keep what is merely nearest.
+       samples reach. One threshold holds for all samples: a threshold for each sample would also keep pairs
+       that are not alike.
     4. Sure links: the candidates at or above it, and with `mutual` only pairs of which each is among the
        other's `mutual` most similar.
-    5. Paths: with times and `path` above 0 a sure link (i, j) brings along (i + d, j + d), d = 1, 2, ... and
-       -1, -2, ..., up to `path` steps, as long as they are no less similar than `follow` times the threshold.
+    5. Paths: with times and `path` above 0 a sure link (i, j) adds the links (i + d, j + d), d = 1, 2, ...
+       and -1, -2, ..., up to `path` steps, as long as they are no less similar than `follow` times the
+       threshold.
     6. Growth: links are taken from the most similar down. Each unites the classes of its two samples, where
        the union has no more than `max_size` members, none of them in two orientations, and at least a share
        `linkage` of its pairs across are links themselves.
@@ -112,7 +114,8 @@ class ConfidentGrouping(NeighborGrouping):
         min_size: members of a class at least, from 2. Default 2.
         max_size: members of a class at most, from min_size. Default 16.
         one_per_source: a class holds one sample of a source at most, if sources are given. Default False:
-            two frames of a source meet in a class where both are surely alike with a frame of another.
+            two frames of a source can be in one class, where both are surely like a frame of another
+            source.
         max_neighbors: candidates of a sample, from 1. Default 32.
         max_step: samples of one source whose times lie farther apart belong to two clips, above 0; None
             (default): twice the median step between successive times of a source.

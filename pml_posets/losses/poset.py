@@ -96,8 +96,8 @@ class PosetLoss(BaseMetricLossFunction):
     **With a pair tuple** (a1, p, a2, n), e.g. of `NearestMedoidMiner`: the representatives are the samples in
     p and n. The numerator runs over the p of an anchor, the denominator over its p and n; a pair listed twice
     counts once; triplets work too. An anchor that has no p but is itself a representative, as a medoid is, is
-    its own positive. Labels are then needed for sigma only. PML's own miners and its `DistributedLossWrapper`
-    with efficient=True take -1 for a class: use tuples of `NearestMedoidMiner`.
+    its own positive. Labels are then needed for sigma only. PML's own miners, and its
+    `DistributedLossWrapper` with efficient=True, treat -1 as a class: use tuples of `NearestMedoidMiner`.
 
     **The margin** gamma, and what it does to the gradient:
 

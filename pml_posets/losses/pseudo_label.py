@@ -97,8 +97,8 @@ class PseudoLabelLoss(_Adapter):
             ref_labels if they are given: a PML loss, or a classification loss such as CrossEntropyLoss.
         posets: `Posets`, or a store with an attribute `posets` that changes, such as the sampler; None
             (default): to be given by `bind`.
-        unassigned: what becomes of unassigned samples: "drop" (default): they are left out, and pairs or
-            triplets with them too; "keep": they have the label -1, for losses that know what it means
+        unassigned: what happens to unassigned samples. "drop" (default): they are left out, with their
+            pairs and triplets; "keep": they have the label -1, for losses that know what it means
             (`PosetLoss`) or see only the miner's tuple; "own": each is a class of its own with an id from C
             up, for losses of pairs (not for those with a proxy or logit for each class).
 

@@ -38,7 +38,7 @@ class PosetCrossBatchMemory(_ForPosetLoss, CrossBatchMemory):
 
     The memory holds the embeddings (detached) and class ids of the last `memory_size` samples, the batch
     among them. Its medoids are recomputed at each step; no gradient reaches them. Unassigned samples are kept
-    too, but never become representatives. A batch that is refused leaves the memory as it was.
+    too, but never become representatives. A batch that raises an error does not change the memory.
 
     Args:
         loss: a `PosetLoss`.

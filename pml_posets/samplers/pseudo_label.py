@@ -69,14 +69,14 @@ class PseudoLabelSampler(BatchSampler):
 
     A few unassigned samples are drawn at random, and the classes whose posets hold them (their Z nearest)
     become the batch's home classes: the medoid and random other members, `samples_per_class` together. More
-    unassigned samples from the posets of the home classes join them, those first whose Z nearest classes are
-    all at home; of a nearest class that is not, the medoid alone joins too. What always holds:
+    unassigned samples from the posets of the home classes are added, first those whose Z nearest classes
+    are all home classes. Of a nearest class that is none, only the medoid is added. What always holds:
 
     - every batch has exactly `batch_size` indices;
     - with an unassigned sample come the medoids of all its Z nearest classes;
     - with any member of a class comes its medoid;
     - unassigned samples and the medoids that come along for them alone take at most `unassigned_fraction` of
-      the batch. What they leave free goes to further classes, then to further members;
+      the batch. The rest of the batch is filled by further classes, then by further members;
     - a sample is in a batch twice only if the classes have too few members in all to fill it. They are
       then repeated evenly (augmentation tells them apart). Unassigned samples never are.
 
@@ -84,9 +84,9 @@ class PseudoLabelSampler(BatchSampler):
     the batch one view after another. Without unassigned samples the home classes are drawn at random. Classes
     in no poset are drawn as often as their number demands. Without any class a batch is a random set.
 
-    Batches are drawn independently: in an epoch some samples come more often than others, over epochs
-    unassigned samples even out. Batch b is a function of (seed, round, epoch, b) alone; each pass over the
-    sampler is the next epoch.
+    Batches are drawn independently: in an epoch some samples come more often than others, over many epochs
+    unassigned samples come equally often. Batch b is a function of (seed, round, epoch, b) alone; each pass
+    over the sampler is the next epoch.
 
     Args:
         features: (N, D) float32, in dataset order, for the first grouping. It is made when labels, posets or
@@ -96,8 +96,9 @@ class PseudoLabelSampler(BatchSampler):
         samples_per_class: members of a home class in a batch, its medoid included. Default 4.
         views: how often each drawn sample is in a batch, each time augmented otherwise. Default 1.
         unassigned_fraction: largest part of a batch for unassigned samples, 0..1. Default 0.5; 0: none.
-        random_fraction: part of a batch that is drawn from all samples alike, 0..1. Default 0. The samples of
-            few posets show little of the data: losses of single samples, and batch norm, gain by others.
+        random_fraction: part of a batch that is drawn from all samples alike, 0..1. Default 0. A batch of
+            few posets shows little of the data; losses of single samples, and batch norm, gain from random
+            samples.
         grouping: a `PseudoLabelProvider`. Default: `SurrogateGrouping()`.
         assignment: refines the labels (`RelaxedAssignment`, Eq. 5). Default None: the grouping's labels stay.
         warm_start: with an assignment, from the second round on, True (default, the paper's): it starts from

@@ -50,16 +50,17 @@ class JointTrainer(Saved):
     theta-step (Eq. 6): `iterations_per_round` steps of an ordinary PML trainer on L = L1 + lambda L2 (Eq. 2)
     by PML's loss_weights. The first round takes the groups the sampler has made of the features given to it.
 
-    **Losses and miners.** PML's labels channel carries dataset indices. What has a method `bind(posets)` gets
-    them and is told the posets of each round, such as `NearestMedoidMiner` (its representatives are then
-    R^(m) of Eq. 6). Anything else is put behind `PseudoLabelLoss` or `PseudoLabelMiner` and sees class ids: a
-    `PosetLoss`, or a loss fed by a `NearestMedoidMiner`, with -1 for unassigned samples; other losses, and
-    the classification loss, only the assigned ones. Wrap a loss yourself for another choice.
+    **Losses and miners.** PML's labels channel carries dataset indices. A loss or miner with a method
+    `bind(posets)` gets these indices, and is bound to the posets of each round; `NearestMedoidMiner` is one
+    (its representatives are then R^(m) of Eq. 6). Any other is wrapped in `PseudoLabelLoss` or
+    `PseudoLabelMiner` and gets class ids: a `PosetLoss`, or a loss fed by a `NearestMedoidMiner`, with -1
+    for unassigned samples; other losses, and the classification loss, only the assigned ones. Wrap a loss
+    yourself for another choice.
 
     **Class heads** (a classifier, a loss with proxies) are given as functions num_classes -> module, their
     optimizers as functions too. After a y-step the classes are matched with those of the round before by the
-    samples they share; a class that goes on keeps its rows of the head and what the optimizer knows of them.
-    Heads given as modules must have enough outputs; their rows move likewise.
+    samples they share; a class that continues keeps its rows of the head and their optimizer state. Heads
+    given as modules must have enough outputs; their rows move likewise.
 
     **Randomness** is derived from (seed, iteration) and, for augmentation, the position in the batch; the
     global generators are restored at the end. A run killed at any time and resumed ends, on a CPU, with the
