@@ -190,8 +190,7 @@ class JointTrainer(Saved):
         self.seed = as_count(seed, "seed", least=0)
         self._losses = LossRecord(as_count(record_every, "record_every"))
         if autocast not in (None, torch.bfloat16):
-            wanted = "torch.bfloat16 or None (PML scales no losses)"
-            raise ValueError(f"autocast must be {wanted}, got {autocast}")
+            raise ValueError(f"autocast must be torch.bfloat16 or None (PML scales no losses), got {autocast}")
         self.autocast = autocast
         if not (feature_fn is None or callable(feature_fn) or feature_fn == "fixed"):
             raise TypeError(f'feature_fn must be a function of the trainer, or "fixed", got {feature_fn!r}')
@@ -200,8 +199,7 @@ class JointTrainer(Saved):
         check_functions(start_of_round_hook=start_of_round_hook, judge=judge)
         self.start_of_round_hook, self.judge = start_of_round_hook, judge
         self.checkpoint_path = None if output_dir is None else Path(output_dir) / "checkpoint.pt"
-        self.settings = dict(settings or {})
-        self.progress = progress and is_main()
+        self.settings, self.progress = dict(settings or {}), progress and is_main()
         self._choose_trainer(trainer_class, trainer_options, models, loss_funcs, mining_funcs or {})
         self.loss_weights = check_weights(loss_weights, loss_funcs)
         frozen = tuple(self.trainer_options.get("freeze_these", ()))
