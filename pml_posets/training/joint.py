@@ -190,7 +190,7 @@ class JointTrainer(Saved):
         self.seed = as_count(seed, "seed", least=0)
         self._losses = LossRecord(as_count(record_every, "record_every"))
         if autocast not in (None, torch.bfloat16):
-            raise ValueError(f"autocast must be torch.bfloat16 or None (PML scales none), got {autocast}")
+            raise ValueError(f"autocast must be torch.bfloat16 or None (PML scales no loss), got {autocast}")
         self.autocast = autocast
         if not (feature_fn is None or callable(feature_fn) or feature_fn == "fixed"):
             raise TypeError(f'feature_fn must be a function of the trainer, or "fixed", got {feature_fn!r}')
