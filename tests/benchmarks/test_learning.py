@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from learning_runs import Images, Killed, Watch, assert_same, unit, weights
+from learning_runs import SHORT, Images, Killed, Watch, assert_same, start_of_kinds, unit, weights
 from torch import nn
 
 from benchmarks.core import groupings, learning, networks
@@ -21,27 +21,12 @@ from pml_posets.losses.poset import PosetLoss
 
 NUM, KINDS = 60, 10
 FIRST = ("posets", "cliques", "triplet", "ntxent")  # the others: test_methods.py
-SHORT = dataclasses.replace(
-    PRESETS["tiny"],
-    rounds=2,
-    iterations=2,
-    batch_size=8,
-    fc_dim=16,
-    top_fraction=0.2,
-    mirror_images=False,
-    random_fraction=0.0,
-    precision="float32",
-)
 
 
 @pytest.fixture(scope="module")
 def start():
-    """Ten kinds of six samples, and mirror images near the originals; a source has one of each kind."""
-    rng = np.random.default_rng(0)
-    kinds = rng.standard_normal((KINDS, 12))[np.arange(NUM) % KINDS]
-    features = unit(kinds + 0.9 * rng.standard_normal(kinds.shape))
-    mirrored = unit(features + 0.1 * rng.standard_normal(kinds.shape))
-    return Start(features, mirrored, np.arange(NUM) // KINDS)
+    """Ten kinds of six samples; a source has one of each kind."""
+    return start_of_kinds(NUM, KINDS, sources=np.arange(NUM) // KINDS)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
-from benchmark_runs import few_patches, quick, rows_of
+from benchmark_runs import few_patches, rows_of
 from PIL import Image
-from pose_trees import write_lsp_and_more
+from pose_trees import PEOPLE, RUNNERS, lsp_arguments, write_lsp_and_more
 
 from benchmarks import lsp
 from benchmarks.core import options
@@ -14,36 +14,21 @@ from benchmarks.data.poses import load_lsp
 from benchmarks.figures.dataset import make_figures
 from benchmarks.lsp import main
 
-PEOPLE = 20  # to learn from, and as many to test on
-FIGURES = {
-    "sports": ("run",),
-    "num_sources": 4,
-    "num_clips": 1,
-    "num_frames": 5,
-    "size": 48,
-    "num_anchors": 4,
-}
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """LSP, its extended set and a tree of olympic.py beside the folder for what is made of them once."""
     root = write_lsp_and_more(tmp_path_factory.mktemp("data"), PEOPLE)
-    make_figures(root / "tree", num_workers=1, **FIGURES)
+    make_figures(root / "tree", num_workers=1, **RUNNERS)
     with few_patches():
         yield root
-
-
-def arguments(data, output, *more):
-    given = [] if "--figures" in more else ["--data-root", data / "lsp"]
-    return quick(data / "cache", output, *given, *more)
 
 
 # --- What is learned from
 
 
 def pool_of(data, *roots):
-    given = lsp.parse(arguments(data, data / "unused", "--method", "random", "--train-root", *roots))
+    given = lsp.parse(lsp_arguments(data, data / "unused", "--method", "random", "--train-root", *roots))
     return lsp.read_pool(load_lsp(data / "lsp"), given)
 
 
@@ -80,8 +65,8 @@ def test_only_the_train_half_of_lsp_is_learned_from_wherever_it_lies(data, tmp_p
 
 
 def test_drawn_frames_of_an_athlete_share_their_source(data, tmp_path, monkeypatch):
-    monkeypatch.setitem(options.FIGURE_SIZES, "tiny", FIGURES)
-    given = lsp.parse(arguments(data, tmp_path, "--figures", "tiny", "--method", "random")).settled("cpu")
+    monkeypatch.setitem(options.FIGURE_SIZES, "tiny", RUNNERS)
+    given = lsp.parse(lsp_arguments(data, tmp_path, "--figures", "tiny", "--method", "random")).settled("cpu")
     task = lsp.prepare(given)
     assert task.pool.sources.tolist() == np.repeat([0, 1, 2], 5).tolist()
     assert task.start.sources is task.pool.sources
@@ -89,7 +74,7 @@ def test_drawn_frames_of_an_athlete_share_their_source(data, tmp_path, monkeypat
 
 def test_a_run_that_learns_from_several_folders(data, tmp_path, capsys):
     roots = [data / name for name in ("lspet", "tree", "lsp")]
-    main(arguments(data, tmp_path, "--train-root", *roots, "--method", "hog", "ntxent", "--rounds", 1))
+    main(lsp_arguments(data, tmp_path, "--train-root", *roots, "--method", "hog", "ntxent", "--rounds", 1))
     assert "learned from: lspet+tree+lsp, 46 images" in capsys.readouterr().out
     rows = rows_of(tmp_path)
     assert {row["dataset"] for row in rows.values()} == {"lsp, learned on lspet+tree+lsp"}
@@ -98,14 +83,14 @@ def test_a_run_that_learns_from_several_folders(data, tmp_path, capsys):
     assert rows["hog", 0]["settings"]["background"] == "lspet+tree+lsp"
     assert "Here: LSP, learned from lspet+tree+lsp; 64 px" in (tmp_path / "table.md").read_text()
     with pytest.raises(ValueError, match=r"is of other data \(lsp, learned on lspet\+tree\+lsp, here lsp\)"):
-        main(arguments(data, tmp_path, "--resume"))
+        main(lsp_arguments(data, tmp_path, "--resume"))
 
 
 def test_hog_is_centered_on_what_is_learned_from(data, tmp_path):
     """The same people in the same cache, described against other backgrounds."""
     found = []
     for root in ("lsp", "lspet", "lsp"):
-        given = arguments(data, tmp_path, "--method", "random", "--train-root", data / root)
+        given = lsp_arguments(data, tmp_path, "--method", "random", "--train-root", data / root)
         found.append(lsp.prepare(lsp.parse(given).settled("cpu")).tested.hog("hog")[0])
     np.testing.assert_array_equal(found[0], found[2])
     assert np.abs(found[0] - found[1]).max() > 1e-3
@@ -113,7 +98,7 @@ def test_hog_is_centered_on_what_is_learned_from(data, tmp_path):
 
 def wrong_root(data, tmp_path, text, *roots):
     with pytest.raises(ValueError, match=text):
-        main(arguments(data, tmp_path / "out", "--method", "random", "--train-root", *roots))
+        main(lsp_arguments(data, tmp_path / "out", "--method", "random", "--train-root", *roots))
     assert not (tmp_path / "out").exists()  # before any work
 
 
@@ -127,7 +112,7 @@ def test_train_roots_that_are_wrong(data, tmp_path):
     wrong_root(data, tmp_path, "names a folder twice", data / "lspet", data / "tree", data / "lspet" / ".")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"neither joints\.mat .* nor joints\.npz"):
-        main(arguments(data, tmp_path / "out", "--train-root", tmp_path / "empty"))
+        main(lsp_arguments(data, tmp_path / "out", "--train-root", tmp_path / "empty"))
 
 
 # --- Bad data
@@ -150,7 +135,7 @@ def change_joints(root, change):
 def test_unreadable_images(broken, tmp_path, capsys):
     images = broken / "lsp" / "images"
     (images / "im0030.jpg").unlink()
-    chosen = arguments(broken, tmp_path / "out", "--method", "pixels")
+    chosen = lsp_arguments(broken, tmp_path / "out", "--method", "pixels")
     with pytest.raises(
         OSError, match=r"cannot read the image .*im0030\.jpg: there is no such file.*--skip-unreadable"
     ):
@@ -169,7 +154,7 @@ def test_a_damaged_image_is_named_when_it_is_read(broken, tmp_path):
     path = broken / "lsp" / "images" / "im0004.jpg"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(OSError, match=f"cannot read the image {path}"):
-        main(arguments(broken, tmp_path / "out", "--method", "pixels"))
+        main(lsp_arguments(broken, tmp_path / "out", "--method", "pixels"))
 
 
 def test_unreadable_images_of_what_is_learned_from(data, tmp_path, capsys):
@@ -177,8 +162,8 @@ def test_unreadable_images_of_what_is_learned_from(data, tmp_path, capsys):
     (tmp_path / "lspet" / "images" / "im00002.jpg").unlink()
     roots = ["--train-root", tmp_path / "lspet", "--method", "oracle"]
     with pytest.raises(OSError, match=r"im00002\.jpg: there is no such file"):
-        main(arguments(data, tmp_path / "a", *roots))
-    main(arguments(data, tmp_path / "b", *roots, "--skip-unreadable"))
+        main(lsp_arguments(data, tmp_path / "a", *roots))
+    main(lsp_arguments(data, tmp_path / "b", *roots, "--skip-unreadable"))
     said = capsys.readouterr().out
     assert "LSPET: 5 people" in said
     assert "left out, image missing or damaged: 1 (im00002)" in said
@@ -190,7 +175,7 @@ def test_nobody_to_learn_from_is_complete(broken, tmp_path):
 
     change_joints(broken, miss)
     with pytest.raises(ValueError, match="nobody to learn from in LSP has every joint annotated"):
-        main(arguments(broken, tmp_path / "out", "--method", "oracle"))
+        main(lsp_arguments(broken, tmp_path / "out", "--method", "oracle"))
     assert not (tmp_path / "out" / "results.json").exists()
 
 
@@ -199,13 +184,13 @@ def test_people_without_any_joint_are_left_out(broken, tmp_path, capsys):
         joints[[4, 33]] = np.nan
 
     change_joints(broken, miss)
-    main(arguments(broken, tmp_path / "out", "--method", "mean-pose"))
+    main(lsp_arguments(broken, tmp_path / "out", "--method", "mean-pose"))
     assert "left out, no joint annotated: 2 (im0005, im0034)" in capsys.readouterr().out
     settings = rows_of(tmp_path / "out")["mean-pose", 0]["settings"]
     assert (settings["gallery"], settings["num_test"]) == (17, 19)
 
 
 def test_fewer_images_than_a_batch(data, tmp_path):
-    chosen = arguments(data, tmp_path / "out", "--method", "cliques", "--batch-size", 60)
+    chosen = lsp_arguments(data, tmp_path / "out", "--method", "cliques", "--batch-size", 60)
     with pytest.raises(ValueError, match=r"60 images, but LSP holds only 20 \(each with its mirror image\)"):
         main(chosen)

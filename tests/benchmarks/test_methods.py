@@ -3,17 +3,17 @@
 import dataclasses
 import math
 
+import learning_runs
 import numpy as np
 import pytest
 import torch
-from learning_runs import Images, Killed, Watch, assert_same, unit, weights
+from learning_runs import Images, Killed, Watch, assert_same, start_of_kinds, weights
 
 from benchmarks.core import groupings, losses, methods, networks
-from benchmarks.core.groupings import Start
 from benchmarks.core.learning import train
 from benchmarks.core.methods import METHODS, Method
 from benchmarks.core.networks import architecture_of, config_of, load_trained
-from benchmarks.core.recipes import PRESETS, TrunkConfig
+from benchmarks.core.recipes import TrunkConfig
 from pml_posets.losses.poset import PosetLoss
 from pml_posets.methods.concurl import ConcurlObjective
 from pml_posets.methods.contrastive_clustering import ContrastiveClusteringLoss
@@ -26,28 +26,13 @@ from pml_posets.training.joint import keep_groups
 NUM, KINDS = 48, 6
 NEW = [name for name in methods.LEARNED if name not in ("posets", "cliques", "triplet", "ntxent")]
 SHORT = dataclasses.replace(
-    PRESETS["tiny"],
-    rounds=2,
-    iterations=1,
-    batch_size=8,
-    fc_dim=16,
-    top_fraction=0.2,
-    mirror_images=False,
-    random_fraction=0.0,
-    num_clusters=5,
-    samples_per_cluster=2,
-    num_transforms=3,
-    precision="float32",
+    learning_runs.SHORT, iterations=1, num_clusters=5, samples_per_cluster=2, num_transforms=3
 )
 
 
 @pytest.fixture(scope="module")
 def start():
-    rng = np.random.default_rng(0)
-    labels = np.arange(NUM) % KINDS
-    kinds = rng.standard_normal((KINDS, 12))[labels]
-    features = unit(kinds + 0.9 * rng.standard_normal(kinds.shape))
-    return Start(features, unit(features + 0.1 * rng.standard_normal(kinds.shape)), labels=labels)
+    return start_of_kinds(NUM, KINDS, labels=np.arange(NUM) % KINDS)
 
 
 @pytest.fixture

@@ -249,6 +249,7 @@ def test_a_trunk_of_torchvision_and_weights_to_begin_from(data, tmp_path):
     torch.manual_seed(0)
     torch.save(torchvision_models.resnet18(weights=None).state_dict(), tmp_path / "w.pth")
     chosen = ["--trunk", "resnet18", "--init", tmp_path / "w.pth", "--layer", "pooled"]
+    chosen += ["--rounds", 1]
     main(arguments(data, tmp_path / "out", *chosen, "--method", "random", "init", "kmeans"))
     rows = rows_of(tmp_path / "out")
     assert rows["init", 0]["settings"]["file"] == "w.pth"

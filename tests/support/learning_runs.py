@@ -1,9 +1,26 @@
 """Trainings of a second on images of noise, for the tests of the benchmarks' methods."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
+from benchmarks.core.groupings import Start
+from benchmarks.core.recipes import PRESETS
 from pml_posets.losses.pseudo_label import WeightedLosses
+
+SHORT = replace(
+    PRESETS["tiny"], rounds=2, iterations=2, batch_size=8, fc_dim=16, top_fraction=0.2, mirror_images=False,
+    random_fraction=0.0, precision="float32",
+)  # fmt: skip
+
+
+def start_of_kinds(num, kinds, **more):
+    """A start whose samples are of some kinds in turn, with mirror images near the originals."""
+    rng = np.random.default_rng(0)
+    middles = rng.standard_normal((kinds, 12))[np.arange(num) % kinds]
+    features = unit(middles + 0.9 * rng.standard_normal(middles.shape))
+    return Start(features, unit(features + 0.1 * rng.standard_normal(middles.shape)), **more)
 
 
 class Images(torch.utils.data.Dataset):

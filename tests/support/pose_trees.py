@@ -1,6 +1,7 @@
 """Small releases of the pose data sets, in the form of the real ones, for the tests."""
 
 import numpy as np
+from benchmark_runs import quick
 from PIL import Image
 from scipy.io import savemat
 
@@ -152,3 +153,16 @@ def write_lsp_and_more(root, count, seed=0):
     write_crops(root / "lsp", joints, np.zeros((2 * count, 14)))
     write_crops(root / "lspet", leaning(6, seed + 1), np.ones((6, 14)), digits=5)
     return root
+
+
+PEOPLE = 20  # to learn from, and as many to test on
+RUNNERS = {
+    "sports": ("run",), "num_sources": 4, "num_clips": 1, "num_frames": 5, "size": 48, "num_anchors": 4,
+}  # fmt: skip
+"""A drawn tree of 20 frames."""
+
+
+def lsp_arguments(data, output, *more):
+    """A run of lsp.py on what `write_lsp_and_more` has made, or on drawn figures."""
+    given = [] if "--figures" in more else ["--data-root", data / "lsp"]
+    return quick(data / "cache", output, *given, *more)
