@@ -39,11 +39,7 @@ def run_command(main: Callable[[], int], name: str) -> NoReturn:
 def told(function: Callable[[], T], name: str) -> T:
     """Call a function; an error that a user can mend ends the command with one message, and status 1.
 
-    Of several processes each says what has ended it, with its number.
-
-    Args:
-        function: of a command.
-        name: what the message begins with.
+    The message begins with the name; of several processes each says what has ended it, with its number.
     """
     name += f" (process {os.environ['RANK']})" if several_processes() else ""
     try:
@@ -82,12 +78,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def output_folder(path: str | Path, option: str = "--output") -> Path:
-    """Make the output folder and see that it can be written to, before any work is done.
-
-    Args:
-        path: the folder.
-        option: the option it was given by, for the message.
-    """
+    """Make a folder, given by an option, and see that it can be written to, before any work is done."""
     try:
         return check_folder(path)
     except OSError as error:

@@ -32,16 +32,8 @@ class RunLog:
 
     They lie in `<name>.csv`, in the SQLite file `logs.db` (both by record-keeper) and in `tensorboard/`.
     Each has the row of an iteration once: rows behind the checkpoint that a run goes on from are removed, as
-    they will come again, and a row that is there already is not written a second time.
-
-    Args:
-        folder: where; made when the first row is written.
-
-    Attributes:
-        seconds_before: time that was spent on the run before this process; known once there is a row.
-
-    Raises:
-        OSError: from every method, if the folder cannot be written to.
+    they will come again, and a row that is there already is not written a second time. The folder is made for
+    the first row; `seconds_before` is then the time spent on the run before this process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,13 +66,7 @@ class RunLog:
         self.write("progress", progress, done)
 
     def write(self, table: str, values: Mapping[str, float], iteration: int) -> None:
-        """Write a row, unless the table has one of this iteration or a later one.
-
-        Args:
-            table: its name; of letters.
-            values: name to number.
-            iteration: how many the run has done, over all rounds.
-        """
+        """Write a row of a table, unless it has one of this iteration (over all rounds) or a later one."""
         self._open(iteration)
         if iteration <= self._last.get(table, -1):
             return

@@ -30,9 +30,7 @@ class Result:
         metrics: name of each measure to its value; NaN where it is not defined.
         settings: every option that the numbers depend on.
         seed: of the run.
-        command: the command line of the run. Default: that of this process.
-        commit: of the checkout. Default: see `common.commit`.
-        versions: of Python and of the packages. Default: see `common.versions`.
+        command, commit, versions: those of this process, see `common`.
         seconds: wall-clock time of the method, training and evaluation.
     """
 
@@ -53,10 +51,7 @@ class Result:
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """Write the rows as a JSON list, whole or not at all.
 
-    Args:
-        path: the file, in a folder that exists.
-        results: the rows. A metric that is NaN or infinite is written as null, a setting that is as a string:
-            JSON has no such numbers.
+    A metric that is NaN or infinite is written as null, such a setting as a string: JSON has no such numbers.
     """
     rows = []
     for result in results:

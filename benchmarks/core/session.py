@@ -36,13 +36,8 @@ from pml_posets.training.joint import JointTrainer
 
 @dataclass
 class Outcome:
-    """What came of one method under one seed.
-
-    Args:
-        score: at its end.
-        rounds: "auc_round_1", ... to the main measure after each round, if it learned.
-        joint: its trainer, if it learned.
-        seconds_before: time spent on it by processes that were killed.
+    """What came of one method under one seed: its score at the end, and if it learned its trainer, the main
+    measure after each round ("auc_round_1", ...) and the time that killed processes have spent on it.
     """
 
     score: Score
@@ -57,15 +52,12 @@ def run(options: Options, name: str, prepare: Callable[[Options], Task]) -> int:
     Under torchrun every process calls this with the same options (those of rank 0 count), and they are joined
     for as long as it takes. An error on one of them, or its death, ends all.
 
+    Folders, files, data and settings that do not fit are refused before any work.
+
     Args:
         options: what was asked for.
         name: of the data, known before they are read.
         prepare: reads the data.
-
-    Raises:
-        FileExistsError, OSError, ValueError: for folders, files, data and settings that do not fit, and for
-            what several processes cannot do, before any work.
-        RankError: if another process has failed or died.
     """
     common.commit()  # that of the code this run begins with
     with from_environment(common.pick_device(options.device)) as device, main_speaks(), shared_work():

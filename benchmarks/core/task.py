@@ -24,12 +24,7 @@ from pml_posets.features.network import extract
 
 @dataclass
 class Score:
-    """What a set of features is worth.
-
-    Args:
-        metrics: name of each measure to its value.
-        shown: what the benchmark's pictures are drawn from.
-    """
+    """What a set of features is worth: each measure's value, and what pictures are drawn from."""
 
     metrics: dict[str, float]
     shown: Any = None

@@ -30,20 +30,15 @@ class SeqFile:
 
     The file is opened for every frame, so that one object may be shared by threads and copied into worker
     processes. The frame count in the header is not trusted: what lies in the file counts, and a last frame
-    that was cut off is left out (`truncated`).
-
-    Args:
-        path: the file.
+    that was cut off is left out.
 
     Attributes:
-        path: the file.
         width, height: of a frame, in pixels.
         offsets: F positions of the image data of each frame, in bytes; of raw frames a range.
         truncated: the file ends inside a frame.
 
     Raises:
         ValueError: no .seq file, a pixel format that is not supported, a damaged header, not one whole frame.
-        FileNotFoundError: no such file.
 
     Source: format of Piotr Dollar's toolbox (little-endian; color raw frames hold blue, green, red).
     """
