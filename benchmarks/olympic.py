@@ -68,12 +68,7 @@ from pml_posets.plots import Tile, image_rows, roc_curves
 
 
 class Postures(Task):
-    """The frames of a tree, scored by its posture labels: cosine similarity, and mirror images where asked.
-
-    Args:
-        tree: frames and annotation.
-        options: of the run.
-    """
+    """The frames of a tree, scored by its posture labels: cosines, of mirror images where asked."""
 
     measure = "auc"
     columns: Mapping[str, str] = {"auc": "AUC"}

@@ -88,12 +88,7 @@ SHOWN = ("hog", "hog-lda", "random", "init", "posets", "checkpoint")  # in the p
 
 
 class Objects(LabeledTask):
-    """Labeled images, of which those to learn from vote on those to test on.
-
-    Args:
-        data: images, labels, split.
-        options: of the run.
-    """
+    """Labeled images, of which those to learn from vote on those to test on."""
 
     measure = "accuracy"
     columns: Mapping[str, str] = {"accuracy": "accuracy", "class_accuracy": "mean of classes"}

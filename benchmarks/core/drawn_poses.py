@@ -14,13 +14,7 @@ COLORS = {"right": (230, 60, 60), "left": (60, 120, 240), "middle": (40, 200, 90
 
 
 def with_pose(image: Image.Image, joints: npt.NDArray[Any], skeleton: Skeleton) -> Image.Image:
-    """A copy of the image with the sticks drawn on it; those of a NaN joint are left out.
-
-    Args:
-        image: any size.
-        joints: (J, 2) in [0, 1] of the image.
-        skeleton: the sticks.
-    """
+    """A copy of the image with the sticks of (J, 2) joints in [0, 1]; those of a NaN joint are left out."""
     image = image.copy()
     pen = ImageDraw.Draw(image)
     for stick in skeleton.sticks:
@@ -35,13 +29,7 @@ def with_pose(image: Image.Image, joints: npt.NDArray[Any], skeleton: Skeleton) 
 
 
 def heated(image: Image.Image, poses: npt.NDArray[Any], sigma: float = 0.03) -> Image.Image:
-    """The image in gray under the density of joints.
-
-    Args:
-        image: any size.
-        poses: (k, J, 2) in [0, 1] of the image.
-        sigma: of the Gaussian about each joint, as a share of the image.
-    """
+    """The image in gray under the density of the joints of (k, J, 2) poses in [0, 1], each a Gaussian."""
     side = image.width
     grid = (np.arange(side) + 0.5) / side
     points = poses.reshape(-1, 2)

@@ -119,13 +119,7 @@ class Options:
 def read_arguments(
     line: CommandLine, description: str | None, arguments: Sequence[str] | None = None
 ) -> Options:
-    """Read and check a command line.
-
-    Args:
-        line: of the benchmark.
-        description: heads the help.
-        arguments: Default: those of the process.
-    """
+    """Read and check a command line, by default that of the process; the description heads its help."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     got = build_parser(line, (description or "").strip()).parse_args(expand_set(given))
     drawn = line.draws and got.data_root is None

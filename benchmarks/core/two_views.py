@@ -15,11 +15,7 @@ from pml_posets.posets import Posets
 
 
 class IndexLoss(nn.Module):
-    """A PML loss whose labels are the dataset indices themselves: two views of one sample are a pair.
-
-    Args:
-        inner: a PML loss of labels.
-    """
+    """A PML loss whose labels are the dataset indices themselves: two views of one sample are a pair."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -16,12 +16,7 @@ from pml_posets.data.datasets import ImageList
 
 
 class Chosen(Dataset[Any]):
-    """Some of a set of images.
-
-    Args:
-        images: with a `data_id`.
-        indices: which.
-    """
+    """Some of a set of images, by their indices."""
 
     def __init__(self, images: Any, indices: npt.NDArray[np.int64]) -> None:
         self.images, self.indices = images, indices
@@ -69,11 +64,7 @@ class JoinedImages(Dataset[Any]):
 
 
 class ArrayImages(Dataset[Any]):
-    """Images in memory: item i is an RGB PIL image.
-
-    Args:
-        pixels: (N, H, W, 3) uint8.
-    """
+    """Images in memory, (N, H, W, 3) uint8: item i is an RGB PIL image."""
 
     def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
         self.pixels = pixels
@@ -91,12 +82,7 @@ class ArrayImages(Dataset[Any]):
 
 
 class PackedDrawings(Dataset[Any]):
-    """Drawings of packed bits: item i is an RGB PIL image, black ink on white.
-
-    Args:
-        packed: (N, H, ceil(W / 8)) uint8, `np.packbits` of the rows, ink = 1.
-        width: W.
-    """
+    """Drawings W wide, (N, H, ceil(W / 8)) uint8 by `np.packbits`: item i is an RGB PIL image."""
 
     def __init__(self, packed: npt.NDArray[np.uint8], width: int) -> None:
         self.packed, self.width = packed, width

@@ -50,10 +50,7 @@ def load(kind: Kind, root: Path, skip_unreadable: bool = False) -> LabeledImages
 def load_published(kind: Kind, root: Path, skip_unreadable: bool = False) -> LabeledImages:
     """CUB, Cars or SOP as PML reads and splits it: the first half of the classes is learned from.
 
-    Args:
-        kind: which of them.
-        root: the folder that PML is given, or the one that it looks for there.
-        skip_unreadable: leave out images that are missing or cannot be decoded.
+    `root` is the folder that PML is given, or the one that it looks for there.
     """
     name, reader, mark, count = PUBLISHED[kind]
     home = Path(root).resolve().parent if Path(root).resolve().name == mark else Path(root)

@@ -31,12 +31,7 @@ _RECORDS = 200  # losses that are kept of a run
 
 @dataclass
 class Training:
-    """What came of a training.
-
-    Args:
-        iterations, losses: of the curve: (T,) iterations done, and the mean loss since the one before.
-        seconds: spent on it, by processes that were killed too.
-    """
+    """The curve of a training, iterations and the mean loss up to each, and its seconds in all."""
 
     iterations: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
