@@ -26,6 +26,8 @@ from pml_posets.samplers.pseudo_label import GivenLabels
 
 _NUM_IMAGES = 512
 
+Seconds = list[list[float]]  # of the wall and of the process, a row a step
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -96,9 +98,9 @@ def _sampler(shape: Shape) -> PseudoLabelSampler:
     )
 
 
-def rounds(images: Any, shape: Shape) -> list[float]:
+def rounds(images: Any, shape: Shape) -> Seconds:
     """Seconds of each step of a JointTrainer, the first left out."""
-    clock: list[float] = []
+    clock: Seconds = []
     models = _parts(shape)
     JointTrainer(
         models=models,
@@ -114,10 +116,10 @@ def rounds(images: Any, shape: Shape) -> list[float]:
         dataloader_num_workers=shape.workers,
         end_of_iteration_hook=lambda trainer: clock.append(_now(shape.device)),
     ).train()
-    return np.diff(clock).tolist()
+    return np.diff(clock, axis=0).tolist()
 
 
-def bare(images: Any, shape: Shape) -> list[float]:
+def bare(images: Any, shape: Shape) -> Seconds:
     """Seconds of each step of a plain loop with the same network, batches, augmentation and loss."""
     models = _parts(shape)
     network = nn.Sequential(*models.values()).train()
@@ -127,7 +129,7 @@ def bare(images: Any, shape: Shape) -> list[float]:
     miner.bind(sampler.posets)
     labels = torch.from_numpy(sampler.posets.labels).to(shape.device)
     loader = DataLoader(IndexedDataset(images), batch_sampler=sampler, num_workers=shape.workers)
-    clock: list[float] = []
+    clock: Seconds = []
     for batch, index in loader:
         index = index.to(shape.device)
         with torch.autocast(torch.device(shape.device).type, torch.bfloat16, enabled=shape.bfloat16):
@@ -140,26 +142,28 @@ def bare(images: Any, shape: Shape) -> list[float]:
             optimizer.step()
         _ = value.item()  # a loop that shows its loss
         clock.append(_now(shape.device))
-    return np.diff(clock).tolist()
+    return np.diff(clock, axis=0).tolist()
 
 
-def _now(device: str) -> float:
+def _now(device: str) -> list[float]:
+    """Seconds of the wall, and of this process."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return [time.perf_counter(), time.process_time()]
 
 
 def _alternate(
-    things: dict[str, Callable[[], list[float]]], repeats: int, title: str, quiet: bool
-) -> dict[str, float]:
-    """Median seconds of a step, of the steps of all repeats, in turns A B A B."""
-    found: dict[str, list[float]] = {name: [] for name in things}
+    things: dict[str, Callable[[], Seconds]], repeats: int, title: str, quiet: bool
+) -> dict[str, tuple[float, float]]:
+    """Median seconds of a step, of the wall and of the process, of all repeats, in turns A B A B."""
+    found: dict[str, Seconds] = {name: [] for name in things}
     with tqdm(total=len(things) * repeats, desc=title, disable=quiet) as bar:
         for _ in range(repeats):
             for name, thing in things.items():
                 found[name] += thing()
                 bar.update()
-    return {name: float(np.median(steps)) for name, steps in found.items()}
+    medians = {name: np.median(steps, axis=0) for name, steps in found.items()}
+    return {name: (float(wall), float(cpu)) for name, (wall, cpu) in medians.items()}
 
 
 def time_training(shape: Shape, repeats: int, quiet: bool) -> dict[str, float]:
@@ -168,9 +172,10 @@ def time_training(shape: Shape, repeats: int, quiet: bool) -> dict[str, float]:
     things = {"rounds": lambda: rounds(images, shape), "bare": lambda: bare(images, shape)}
     seconds = _alternate(things, repeats, f"training, {shape.workers} workers", quiet)
     return {
-        "rounds_images_per_second": shape.batch_size / seconds["rounds"],
-        "bare_images_per_second": shape.batch_size / seconds["bare"],
-        "of_bare": seconds["bare"] / seconds["rounds"],
+        "rounds_images_per_second": shape.batch_size / seconds["rounds"][0],
+        "bare_images_per_second": shape.batch_size / seconds["bare"][0],
+        "of_bare": seconds["bare"][0] / seconds["rounds"][0],
+        "of_bare_cpu": seconds["bare"][1] / seconds["rounds"][1],
         "peak_gib": peak_bytes() / 2**30,
     }
 
@@ -191,9 +196,9 @@ def time_feeding(shape: Shape, repeats: int, quiet: bool) -> dict[str, float]:
         things = {"store": lambda: rounds(store, shape), "tensors": lambda: rounds(tensors, shape)}
         seconds = _alternate(things, repeats, "feeding", quiet)
     return {
-        "store_images_per_second": shape.batch_size / seconds["store"],
-        "tensors_images_per_second": shape.batch_size / seconds["tensors"],
-        "of_tensors": seconds["tensors"] / seconds["store"],
+        "store_images_per_second": shape.batch_size / seconds["store"][0],
+        "tensors_images_per_second": shape.batch_size / seconds["tensors"][0],
+        "of_tensors": seconds["tensors"][0] / seconds["store"][0],
         "decoded_once_per_second": len(pixels) / decode,
         "peak_gib": peak_bytes() / 2**30,
     }
