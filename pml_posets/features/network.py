@@ -129,6 +129,8 @@ def extract(
 
 def _placed(model: nn.Module, device: str | torch.device | None) -> torch.device:
     """Where a model is after it has been moved to a device, or left where it is."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__qualname__}: wrap it in one")
     if device is not None:
         model.to(device)
         return torch.device(device)

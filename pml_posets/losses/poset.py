@@ -183,6 +183,9 @@ class PosetLoss(BaseMetricLossFunction):
         self.anchors = check_option(anchors, "anchors", Anchors)
         self.detach_representatives = bool(detach_representatives)
         self.min_sigma = as_real(min_sigma, "min_sigma", low=0, open_low=True)
+        for name, value in (("sigma", self.sigma), ("min_sigma", self.min_sigma)):
+            if value is not None and value < 1e-15:
+                raise ValueError(f"{name} must be at least 1e-15, or its square leaves float32, got {value}")
         settings = ["num_nearest", "gamma", "min_sigma" if sigma is None else "sigma"]
         self.add_to_recordable_attributes(list_of_names=settings, is_stat=False)
         stats = ["num_anchors", "num_representatives", "sigma_used"]

@@ -230,3 +230,11 @@ def test_a_network_that_views_its_maps_gives_the_same_rows():
             network(images.contiguous(memory_format=torch.channels_last))
     rows = extract(network, images, batch_size=2, normalize=False, progress=False)
     np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_gives_no_rows_of_real_numbers_is_refused():
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got function"):
+        extract(lambda images: images, [torch.zeros(1, 2, 2)], progress=False)
+    network = type("Complex", (torch.nn.Module,), {"forward": lambda self, images: 1j * images.flatten(1)})()
+    with pytest.raises(TypeError, match="for 1 images, got torch.complex64"):
+        extract(network, [torch.zeros(1, 2, 2)], progress=False)

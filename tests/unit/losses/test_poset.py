@@ -870,6 +870,7 @@ A = Y.abs()
         ({"sigma": math.nan}, ValueError, "sigma must be above 0, got nan"),
         ({"sigma": "big"}, TypeError, "sigma must be a number, got 'big'"),
         ({"gamma": -0.1}, ValueError, "gamma must be at least 0, got -0.1"),
+        ({"sigma": 1e-30}, ValueError, "sigma must be at least 1e-15, or its square leaves float32"),
         ({"min_sigma": 0.0}, ValueError, "min_sigma must be above 0, got 0.0"),
         ({"margin": "big"}, ValueError, "margin must be one of 'paper', 'magnet', 'additive', got 'big'"),
         ({"anchors": "none"}, ValueError, "anchors must be one of 'all', 'unassigned', got 'none'"),
