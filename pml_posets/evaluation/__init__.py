@@ -39,7 +39,8 @@ _GONE = {
     "anchors": "RetrievalLabels",
     "copied": "CopiedPoses copy_poses",
     "pose": "PoseScore head_box_size head_neck_distance pckh pcp",
-    "postures": "FPR_STEPS RetrievalCurve RetrievalResult mean_interpolated_roc retrieval_report retrieval_roc",
+    "postures": "FPR_STEPS RetrievalCurve RetrievalResult mean_interpolated_roc retrieval_report "
+    "retrieval_roc",
     "skeletons": "LSP_SKELETON MPII_SKELETON Skeleton Stick mirror_joints",
     "voting": "Votes knn_vote",
 }  # measures of version 0.1.0 that know files and splits of the benchmarks
