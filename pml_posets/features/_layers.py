@@ -105,8 +105,9 @@ class LayerReader:
             self.channels_last = False  # a network that views its maps as rows
             return self._rows(images.contiguous(), start, half)
         if not isinstance(out, torch.Tensor) or out.ndim < 2 or len(out) != len(images) or out.is_complex():
-            found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__qualname__
-            found = out.dtype if isinstance(out, torch.Tensor) and out.is_complex() else found
+            found = type(out).__qualname__
+            if isinstance(out, torch.Tensor):
+                found = str(out.dtype if out.is_complex() else tuple(out.shape))
             raise TypeError(
                 f"{'model' if self.layer is None else 'layer ' + self.layer} must return a tensor "
                 f"({len(images)}, ...) for {len(images)} images, got {found}"

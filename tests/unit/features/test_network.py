@@ -233,8 +233,8 @@ def test_a_network_that_views_its_maps_gives_the_same_rows():
 
 
 def test_what_gives_no_rows_of_real_numbers_is_refused():
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got function"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
         extract(lambda images: images, [torch.zeros(1, 2, 2)], progress=False)
     network = type("Complex", (torch.nn.Module,), {"forward": lambda self, images: 1j * images.flatten(1)})()
-    with pytest.raises(TypeError, match="for 1 images, got torch.complex64"):
+    with pytest.raises(TypeError, match=r"for 1 images, got torch\.complex64"):
         extract(network, [torch.zeros(1, 2, 2)], progress=False)
