@@ -69,15 +69,19 @@ def check_trainer_class(given: Any, models: Mapping[str, Any]) -> type[Any]:
         return TrainWithClassifier if "classifier" in models else MetricLossOnly
     if not isinstance(given, type) or not issubclass(given, BaseTrainer):
         raise TypeError(f"trainer_class must be a class of PML trainers, got {given!r}")
-    if not any("calculate_loss" in vars(kind) for kind in given.__mro__ if kind is not BaseTrainer):
-        raise TypeError(
-            f"{given.__name__} computes no loss: use MetricLossOnly, TrainWithClassifier or subclasses"
-        )
     for refused, reason in _REFUSED.items():
         if issubclass(given, refused):
             advice = "use MetricLossOnly, TrainWithClassifier or subclasses, or an objective in loss_funcs"
             raise TypeError(f"JointTrainer does not support {refused.__name__} ({reason}): {advice}")
     return given
+
+
+def check_has_loss(given: type[Any]) -> None:
+    """Raise a TypeError for a trainer class that is abstract."""
+    if not any("calculate_loss" in vars(kind) for kind in given.__mro__ if kind is not BaseTrainer):
+        raise TypeError(
+            f"{given.__name__} computes no loss: use MetricLossOnly, TrainWithClassifier or subclasses"
+        )
 
 
 def check_names(

@@ -21,6 +21,7 @@ from ._checks import (
     check_datasets,
     check_extraction,
     check_functions,
+    check_has_loss,
     check_names,
     check_options,
     check_sampler,
@@ -230,6 +231,7 @@ class JointTrainer(Saved):
         self.mining_funcs = {name: self._adapt_miner(miner) for name, miner in mining_funcs.items()}
         objectives = [name for name in loss_funcs if name not in PML_LOSSES]
         check_splittable(self.sampler, chosen, self.mining_funcs, objectives)
+        check_has_loss(chosen)
         self.trainer_class = trainer_with_objectives(objectives, trainer_over_ranks(chosen))
 
     # --- What users call
