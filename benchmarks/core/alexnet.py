@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from benchmarks.core.recipes import AlexNetConfig
+from benchmarks.core.architectures import AlexNetConfig
 
 
 class AlexNetTrunk(nn.Module):

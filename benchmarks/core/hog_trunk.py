@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.core.recipes import HogConfig
+from benchmarks.core.architectures import HogConfig
 from pml_posets.features.hog import HogGrid
 
 RIDGE = 0.1  # of the mean eigenvalue

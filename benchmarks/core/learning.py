@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.core import hog_trunk, losses, networks
+from benchmarks.core import embedding, hog_trunk, losses, networks
 from benchmarks.core.cached import CachedTrunk
 from benchmarks.core.groupings import Plan, Start
 from benchmarks.core.logs import RunLog
@@ -106,7 +106,7 @@ def _made_ready(
         seen = trunk.to(device).maps_of(images, cache, recipe, flips, progress)
         plain = seen.plain
     if recipe.whitening is not None:
-        networks.begin_whitened(
+        embedding.begin_whitened(
             trunk, models["embedder"], plain, recipe.whitening, device=device, progress=progress
         )
     return {"trunk": trunk.to(device), "embedder": models["embedder"].to(device)}, seen, plain

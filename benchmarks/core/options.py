@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchmarks.core.architectures import AlexNetConfig, TrunkConfig
 from benchmarks.core.cli import (
     FIGURE_SIZES,
     LAYERS,
@@ -22,7 +23,7 @@ from benchmarks.core.cli import (
     expand_set,
 )
 from benchmarks.core.methods import METHODS, recipe_of
-from benchmarks.core.recipes import PRESETS, AlexNetConfig, Recipe, TrunkConfig
+from benchmarks.core.recipes import PRESETS, Recipe
 
 if TYPE_CHECKING:
     import torch

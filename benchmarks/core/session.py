@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.core import common, methods, networks
+from benchmarks.core import common, embedding, methods, networks
 from benchmarks.core.described import VIEWS
 from benchmarks.core.learning import train
 from benchmarks.core.logs import RunLog
@@ -218,7 +218,7 @@ def score_models(models: Mapping[str, torch.nn.Module], image_size: int, task: T
     if options.instance_lda:
         how: dict[str, Any] = {"amp": options.amp, "progress": options.progress}
         views = task.unlabeled.views(image_size)
-        network = networks.with_instance_lda(network, views, options.device, **how)
+        network = embedding.with_instance_lda(network, views, options.device, **how)
     return task.score(network, image_size)
 
 

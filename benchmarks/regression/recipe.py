@@ -7,14 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.core.recipes import (
-    LEARNING,
-    NETWORK,
-    AlexNetConfig,
-    Architecture,
-    Choices,
-    choice,
-)
+from benchmarks.core.architectures import AlexNetConfig, Architecture
+from benchmarks.core.recipes import LEARNING, NETWORK, Choices, choice
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,8 +17,9 @@ from torchvision.models import resnet18
 from tqdm.auto import tqdm
 
 from benchmarks.core import networks
+from benchmarks.core.architectures import AlexNetConfig
 from benchmarks.core.learning import augmentation
-from benchmarks.core.recipes import SMALL, AlexNetConfig
+from benchmarks.core.recipes import SMALL
 from benchmarks.timing.clock import peak_bytes
 from pml_posets import ImageStore, JointTrainer, NearestMedoidMiner, PosetLoss, PseudoLabelSampler
 from pml_posets.data.datasets import ImageList, IndexedDataset

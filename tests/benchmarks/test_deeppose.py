@@ -11,10 +11,11 @@ from pose_trees import person, poses, upright, write_crops, write_leeds, write_m
 
 from benchmarks import deeppose
 from benchmarks.core import networks as core_networks
+from benchmarks.core.architectures import AlexNetConfig
 from benchmarks.core.groupings import Start
 from benchmarks.core.learning import train
 from benchmarks.core.options import FIGURE_SIZES
-from benchmarks.core.recipes import PRESETS, AlexNetConfig
+from benchmarks.core.recipes import PRESETS
 from benchmarks.data.mpii import load_mpii
 from benchmarks.data.poses import load_lsp, load_lspet
 from benchmarks.deeppose import judge, labeled, main, mean_pose

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from benchmarks.core import networks
+from benchmarks.core.architectures import HogConfig
 from benchmarks.core.hog_trunk import RIDGE, begin
-from benchmarks.core.recipes import HogConfig
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.features.hog import HogGrid
 

@@ -10,10 +10,10 @@ import torch
 from learning_runs import Images, Killed, Watch, assert_same, start_of_kinds, weights
 
 from benchmarks.core import groupings, losses, methods, networks
+from benchmarks.core.architectures import TrunkConfig
 from benchmarks.core.learning import train
 from benchmarks.core.methods import METHODS, Method
 from benchmarks.core.networks import architecture_of, config_of, load_trained
-from benchmarks.core.recipes import TrunkConfig
 from pml_posets.losses.poset import PosetLoss
 from pml_posets.methods.concurl import ConcurlObjective
 from pml_posets.methods.contrastive_clustering import ContrastiveClusteringLoss

@@ -12,10 +12,12 @@ import torchvision
 from torch import nn
 
 from benchmarks.core import networks
+from benchmarks.core.architectures import AlexNetConfig, TrunkConfig
+from benchmarks.core.embedding import begin_whitened
 from benchmarks.core.groupings import Start
 from benchmarks.core.learning import train
-from benchmarks.core.networks import begin_whitened, build, config_of, load_imagenet, load_trained, up_to
-from benchmarks.core.recipes import TINY, AlexNetConfig, TrunkConfig
+from benchmarks.core.networks import build, config_of, load_imagenet, load_trained, up_to
+from benchmarks.core.recipes import TINY
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.features.network import extract
 from pml_posets.training.checkpoints import save_checkpoint

@@ -17,8 +17,8 @@ from benchmark_runs import LEARNED, RECIPE, assert_picture, quick, rows_of, weig
 
 from benchmarks import olympic
 from benchmarks.core import common, described, networks, options, results
+from benchmarks.core.architectures import AlexNetConfig
 from benchmarks.core.options import FILES
-from benchmarks.core.recipes import AlexNetConfig
 from benchmarks.figures.dataset import make_figures
 from benchmarks.olympic import LINE, main, verdict
 

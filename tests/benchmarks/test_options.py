@@ -10,8 +10,9 @@ import torch
 
 from benchmarks import lsp
 from benchmarks.core import options
+from benchmarks.core.architectures import AlexNetConfig, TrunkConfig
 from benchmarks.core.options import FILES, fast_precision
-from benchmarks.core.recipes import PRESETS, AlexNetConfig, Recipe, TrunkConfig, flag
+from benchmarks.core.recipes import PRESETS, Recipe, flag
 from benchmarks.olympic import LINE, parse
 
 
