@@ -256,7 +256,7 @@ class AttentionConsistencyObjective(nn.Module):
         with without_augmentation(trunk, self.augmenting):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
                 maps = conv_maps(trunk, images, self.layer)  # (B, C, H', W')
-            torch.clear_autocast_cache()  # torch 2.7 would take weights that were cast there, without gradients
+            torch.clear_autocast_cache()  # torch 2.7 keeps weights that were cast without gradients
             moved_maps = conv_maps(trunk, moved, self.layer)
         partners = self._partners(indices, maps.detach())  # (B,)
         return attention_consistency_loss(
