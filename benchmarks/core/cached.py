@@ -74,7 +74,7 @@ class CachedTrunk(nn.Sequential):
 
 
 def score_maps(network: nn.Module, images: Any, folder: Path, recipe: Recipe, progress: bool) -> Any:
-    """The images, or their unchanged maps if the network was trained on such."""
+    """The images, or their unchanged maps if the network was trained on such; not to be mirrored."""
     trunk = next((part for part in network.modules() if isinstance(part, CachedTrunk)), None)
     if trunk is None:
         return images

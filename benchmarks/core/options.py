@@ -270,6 +270,11 @@ def _check_network(got: argparse.Namespace, options: Options) -> None:
             f"--cached-maps does not go with --method {' '.join(turning)}, which turns or moves the images "
             "themselves: use --freeze"
         )
+    if options.recipe.cached_maps and not options.recipe.mirror_images and options.first != "network":
+        raise ValueError(
+            "--cached-maps cannot mirror stored maps, as samples may be without mirror images of their own: "
+            "use --mirror-images, or --first-similarities network"
+        )
     if got.init is None:
         return
     if isinstance(config, TrunkConfig):

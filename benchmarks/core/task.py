@@ -98,7 +98,9 @@ class Task:
     def score(self, network: torch.nn.Module, image_size: int) -> Score:
         """A network, (B, 3, S, S) uint8 images to (B, D) features, in evaluation mode."""
         images = self.tested.images_of(image_size)
-        images = score_maps(network, images, self.tested.folder, self.options.recipe, self.options.progress)
+        if not self.mirror:  # the maps of a mirrored image are not the mirrored maps
+            options = self.options
+            images = score_maps(network, images, self.tested.folder, options.recipe, options.progress)
         return self.measured(self.with_start(self.extract(network, images)))
 
     def with_start(self, features: Any) -> Any:

@@ -119,7 +119,7 @@ class RetrievalCalculator(AccuracyCalculator):
             (other) member among the references is left out, as in PML.
 
         Raises:
-            TypeError, ValueError: for embeddings or labels that cannot be, or do not match.
+            TypeError, ValueError: for invalid embeddings or labels, or some that do not match.
         """
         if reference is None:
             reference, reference_labels, ref_includes_query = query, query_labels, True

@@ -96,7 +96,7 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             self.
 
         Raises:
-            TypeError, ValueError: for features or arguments that cannot be, or views that tell nothing.
+            TypeError, ValueError: for invalid features or arguments, or views without any variance.
         """
         from scipy.linalg import eigh
         from sklearn.covariance import empirical_covariance, shrunk_covariance

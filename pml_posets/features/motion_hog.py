@@ -49,7 +49,7 @@ class MotionHOG(BaseEstimator):
         max_step: as in `ConfidentGrouping`. Default None.
 
     Raises:
-        TypeError, ValueError: by `fit_transform`, for an option, images, times or sources that cannot be.
+        TypeError, ValueError: by `fit_transform`, for an invalid option, image, time or source.
 
     Example:
         >>> images = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8)

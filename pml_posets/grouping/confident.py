@@ -135,7 +135,7 @@ class ConfidentGrouping(NeighborGrouping):
         neighbors_: the Neighbors of step 1, to be passed on.
 
     Raises:
-        TypeError, ValueError: by `fit`, for an option or arrays that cannot be, or times without sources.
+        TypeError, ValueError: by `fit`, for an invalid option or array, or times without sources.
         MemoryError: before the search, if its neighbor lists cannot fit.
 
     Source: section 3.1 of the paper: compact, reliable classes, all other samples unassigned; paths as in

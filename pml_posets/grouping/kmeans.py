@@ -45,7 +45,7 @@ class KMeansGrouping(ClusterMixin, BaseEstimator):
         n_features_in_: D.
 
     Raises:
-        TypeError, ValueError: by `fit`, for an option or features that cannot be, or too few samples.
+        TypeError, ValueError: by `fit`, for an invalid option, invalid features, or too few samples.
 
     Source: Cao, Chen, Lim (2019), UDML-SS: clusters of the embeddings, renewed every few epochs.
     Differs from the paper: there the start is the last centers, here the means of their samples.

@@ -78,7 +78,7 @@ class SurrogateGrouping(NeighborGrouping):
         n_features_in_: D.
 
     Raises:
-        TypeError, ValueError: by `fit`, for an option or arrays that cannot be, or too few samples.
+        TypeError, ValueError: by `fit`, for an invalid option or array, or too few samples.
         MemoryError: before the search, if it needs more memory than the machine has in all; a
             ResourceWarning, if it seems to need more than is available.
 

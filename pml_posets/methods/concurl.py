@@ -94,7 +94,7 @@ class ConsensusLoss(nn.Module):
     samples 0, with a gradient path. Half precision and autocast are computed in float32.
 
     Raises:
-        TypeError, ValueError: for options that cannot be, or views that do not match or are one tensor.
+        TypeError, ValueError: for invalid options, or views that do not match or are one tensor.
 
     Differs from the paper: the published code has an option to redraw its transforms that has no effect; here
     redraw_every does.
@@ -240,7 +240,7 @@ class ConcurlObjective(nn.Module):
         values: {"exemplar": L_ex, "population": ..., "consensus": ...} of the last call, detached.
 
     Raises:
-        TypeError, ValueError: for options that cannot be, or a batch that is or becomes no two views.
+        TypeError, ValueError: for invalid options, or a batch that does not hold two views.
 
     Differs from the paper: both views pass through the network in one batch, which batch normalization sees.
 

@@ -54,7 +54,7 @@ class ContrastiveClusteringLoss(BaseMetricLossFunction):
     without one the loss is 0 and `backward` works. Recorded with collect_stats: num_anchors, num_centers.
 
     Raises:
-        TypeError, ValueError: for an option or a batch that cannot be, or ref_emb without ref_labels.
+        TypeError, ValueError: for an invalid option or batch, or ref_emb without ref_labels.
 
     Example:
         >>> loss = ContrastiveClusteringLoss(margin=0.5)

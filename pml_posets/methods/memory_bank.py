@@ -45,7 +45,7 @@ class MemoryBankNCE(nn.Module):
     in float32.
 
     Raises:
-        TypeError, ValueError: for options, embeddings or indices that cannot be, or a state of another size.
+        TypeError, ValueError: for invalid options, embeddings or indices, or a state of another size.
 
     Source: "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018).
     Differs from the paper: one draw of random samples serves the batch, where each sample had its own.

@@ -96,7 +96,6 @@ def describe(thing: Any) -> dict[str, Any]:
     and PML do), all its public attributes that are floats or strings, what `extra_repr` shows of a module,
     the parameter groups of an optimizer, the shapes of weights and which are frozen. Functions count by the
     constants and names in their code, and by plain values and functions that they read from around them.
-    Without `sizes`, for what is made for a number of classes, whole numbers and shapes are left out.
     """
     known: dict[str, Any] = {}
     pending = [*reversed(_parts_of(thing))] if _has_parts(thing) else [("value", thing)]

@@ -123,7 +123,7 @@ class JointTrainer(Saved):
             over the rounds.
 
     Raises:
-        TypeError, ValueError: for parts that cannot be or do not match, or weights that no optimizer holds.
+        TypeError, ValueError: for invalid parts, parts that do not match, or weights that no optimizer holds.
 
     Source: section 3.4 of the paper.
     Differs from the paper: L1 and L2 are means over the samples they concern, not over the whole batch.

@@ -177,6 +177,12 @@ def test_a_row_for_every_method(data, whole):
     assert all(totals["oracle"] > totals[method] for method in totals if method != "oracle"), totals
 
 
+def test_mirror_images_are_not_scored_by_mirrored_maps(data, tmp_path):
+    more = ["--cached-maps", "features.3", "--rounds", 1, "--method", "posets", "--cache", tmp_path / "cache"]
+    assert main(lsp_arguments(data, tmp_path / "out", *more)) == 0
+    assert len(list((tmp_path / "cache").glob("maps-*"))) == 1  # of the views to learn from alone
+
+
 def test_settings_are_those_that_the_numbers_depend_on(whole):
     rows = rows_of(whole)
     of_people = {"data": "LSP", "num_train": 20, "num_test": 20, "gallery": 18, "mirrored_gallery": True}

@@ -245,6 +245,14 @@ def test_published_figures_stand_beside_ours_where_they_are_known(tmp_path, monk
     assert all(set(known) <= set(LINE.learned) for known in PUBLISHED.values())
 
 
+def scored_again(data, folder, method):
+    """The row of the checkpoint that a method has left in folder/out."""
+    checkpoint = folder / "out" / f"{method}-seed0" / "checkpoint.pt"
+    more = ["--method", "checkpoint", "--checkpoint", checkpoint, "--layer", "pooled"]
+    main(arguments(data, folder / "again", *more))
+    return rows_of(folder / "again")["checkpoint", 0]
+
+
 def test_a_trunk_of_torchvision_and_weights_to_begin_from(data, tmp_path):
     torch.manual_seed(0)
     torch.save(torchvision_models.resnet18(weights=None).state_dict(), tmp_path / "w.pth")
@@ -256,14 +264,7 @@ def test_a_trunk_of_torchvision_and_weights_to_begin_from(data, tmp_path):
     assert rows["kmeans", 0]["settings"]["init"] == "w.pth"
     assert {row["settings"]["trunk"] for row in rows.values()} == {"resnet18"}
     assert rows["init", 0]["metrics"] != rows["random", 0]["metrics"]
-    checkpoint = [
-        "--method",
-        "checkpoint",
-        "--checkpoint",
-        tmp_path / "out" / "kmeans-seed0" / "checkpoint.pt",
-    ]
-    main(arguments(data, tmp_path / "again", *checkpoint, "--layer", "pooled"))
-    scored = rows_of(tmp_path / "again")["checkpoint", 0]
+    scored = scored_again(data, tmp_path, "kmeans")
     assert scored["settings"]["trunk"] == "resnet18"
     kept = ("recall_1", "map_at_r", "nmi")
     assert [scored["metrics"][name] for name in kept] == [rows["kmeans", 0]["metrics"][name] for name in kept]
@@ -290,14 +291,7 @@ def test_training_behind_cached_maps(data, tmp_path):
         if name[:2] != "fc"
     }
     assert all(kept == (not name.startswith("layer4")) for name, kept in same.items() if "num_" not in name)
-    checkpoint = [
-        "--method",
-        "checkpoint",
-        "--checkpoint",
-        tmp_path / "out" / "posets-seed0" / "checkpoint.pt",
-    ]
-    main(arguments(data, tmp_path / "again", *checkpoint, "--layer", "pooled"))
-    scored = rows_of(tmp_path / "again")["checkpoint", 0]["metrics"]["recall_1"]
+    scored = scored_again(data, tmp_path, "posets")["metrics"]["recall_1"]
     assert scored == rows["posets", 0]["metrics"]["recall_1"]
 
 
@@ -389,6 +383,10 @@ def test_data_that_do_not_fit(tmp_path, write, more, text):
         (["--data-root", "x", "--figures", "tiny"], "leave one of them out"),
         (["--first-similarities", "network"], "needs a pretrained trunk"),
         (["--cached-maps", "features.3", "--method", "udml-ss"], "does not go with --method udml-ss"),
+        (
+            ["--cached-maps", "features.3", "--no-mirror-images", "--method", "hog"],
+            "cannot mirror stored maps",
+        ),
     ],
 )
 def test_wrong_options(given, text):
