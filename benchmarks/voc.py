@@ -15,6 +15,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.core import common
+from benchmarks.core.methods import COMBINATIONS
 from benchmarks.core.options import CommandLine, Options, read_arguments
 
 SETS = ("trainval", "test")  # VOC's image sets to learn from and to test on
@@ -28,7 +29,12 @@ LINE = CommandLine(
     layer="fc6",
     plain=("majority", "hog", "hog-lda", "hog-views", "start"),
     networks=("random", "alexnet-imagenet", "checkpoint", "init"),
-    learned=("posets", "cliques", "triplet", "ntxent", "posets-fixed"),
+    learned=(
+        *("posets", "cliques", "triplet", "ntxent", "posets-fixed"),
+        *("kmeans", "udml-ss", "tac-ccl", "concurl", "stml"),
+        *COMBINATIONS,
+        "supervised",
+    ),
     default=("hog-lda", "start", "random", "posets"),
     recipe={"num_classes": 1000, "mean_size": 8.0},  # of the surrogate classes, as in the paper
     data={
@@ -130,10 +136,6 @@ class Objects(LabeledTask):
         }
         mean = float(np.mean(list(by_class.values())))
         return {"accuracy": float(right.mean()), "class_accuracy": mean, **by_class}
-
-    def origin(self) -> dict[str, Any]:
-        """Which images are learned from; k-means is no method here."""
-        return {key: value for key, value in super().origin().items() if key != "default_clusters"}
 
     def scored_settings(self) -> dict[str, Any]:
         """Which images are scored, and how many vote."""

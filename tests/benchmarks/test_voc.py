@@ -259,10 +259,13 @@ def test_other_image_sets_are_other_data(data, tmp_path):
 
 
 def test_a_folder_of_images(data, tmp_path):
-    main(folder_of(data, tmp_path, "--method", "majority", "hog", "ntxent", "--rounds", 1, "--batch-size", 8))
+    methods = ("majority", "hog", "ntxent", "kmeans", "supervised")
+    how = ("--num-clusters", 3, "--rounds", 1, "--batch-size", 10)
+    main(folder_of(data, tmp_path, "--method", *methods, *how))
     rows = rows_of(tmp_path)
     assert {row["dataset"] for row in rows.values()} == {"stripes"}
     assert rows["majority", 0]["metrics"]["accuracy"] == pytest.approx(1 / 3)
+    assert all(rows[method, 0]["metrics"]["accuracy"] > 0 for method in methods)
     settings = rows["ntxent", 0]["settings"]
     assert (settings["num_train"], settings["num_test"], settings["left_out"]) == (12, 12, {})
     assert "Here: stripes, 5 nearest of 12 vote on 12" in (tmp_path / "table.md").read_text()
