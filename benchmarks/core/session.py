@@ -206,6 +206,9 @@ def run_method(method: str, seed: int, task: Task, folder: Path) -> Outcome:
     elif file := options.init if method == "init" else options.files.get(method):
         networks.load_imagenet(models, recipe.architecture, file)
     models["trunk"] = torch.nn.Sequential(BatchAugmentation(), models["trunk"])
+    if method == "init" and recipe.whitening is not None:
+        how: dict[str, Any] = {"device": options.device, "progress": options.progress}
+        embedding.begin_whitened(models["trunk"], models["embedder"], task.images, recipe.whitening, **how)
     return Outcome(score_models(models, recipe.image_size, task))
 
 
@@ -321,7 +324,9 @@ def settings_of(method: str, task: Task) -> dict[str, Any]:
         several = {"processes": world_size()} if world_size() > 1 else {}
         return {**origin(task), **recipe.settings(), "preset": options.preset, **layer, **several}
     file = options.init if method == "init" else options.files.get(method)
-    given = {} if file is None else {"file": file.name}
+    given: dict[str, Any] = {} if file is None else {"file": file.name}
+    if method == "init" and recipe.whitening is not None:
+        given["whitening"] = recipe.whitening
     return {**recipe.architecture.settings(), "precision": recipe.precision, **given, **layer}
 
 

@@ -273,7 +273,7 @@ def test_a_trunk_of_torchvision_and_weights_to_begin_from(data, tmp_path):
 def test_training_behind_cached_maps(data, tmp_path):
     torch.manual_seed(0)
     torch.save(torchvision_models.resnet18(weights=None).state_dict(), tmp_path / "w.pth")
-    network = ["--trunk", "resnet18", "--init", tmp_path / "w.pth", "--layer", "pooled"]
+    network = ["--trunk", "resnet18", "--init", tmp_path / "w.pth", "--layer", "embedding"]
     cached = [*network, "--first-similarities", "network", "--cached-maps", "features.layer3"]
     cached += ["--set", "whitening=0.5"]
     methods = ["--method", "start", "init", "posets", "ntxent"]
