@@ -79,7 +79,7 @@ class ImageList(Dataset[Any]):
 
 
 def image_files(folder: str | os.PathLike[str], suffixes: str | Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Image files under a folder and its subfolders, linked ones too, sorted by path.
+    """Image files under a folder and its subfolders, linked ones too, hidden ones (`.name`) not, sorted by path.
 
     Args:
         folder: where to look. A subfolder that is reached by several links is visited once.
@@ -107,7 +107,9 @@ def image_files(folder: str | os.PathLike[str], suffixes: str | Iterable[str] = 
                 folders.clear()
                 continue
             visited.add(real)
-            paths = [Path(root, name) for name in names if name.lower().endswith(wanted)]
+            folders[:] = [name for name in folders if not name.startswith(".")]  # thumbnails, trash
+            shown = [name for name in names if not name.startswith(".")]
+            paths = [Path(root, name) for name in shown if name.lower().endswith(wanted)]
             found += [path for path in paths if path.suffix and path.is_file()]
             links = [os.path.join(root, name) for name in sorted(folders)]
             waiting += [link for link in links if os.path.islink(link)]

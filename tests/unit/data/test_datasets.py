@@ -224,6 +224,15 @@ def test_image_files_sorted_in_depth(folder):
         image_files(folder / "empty")
 
 
+def test_hidden_files_and_folders_are_left_out(folder):
+    before = image_files(folder)
+    (folder / ".thumbnails").mkdir()
+    for name in ("._a.jpg", ".thumbnails/a.jpg"):
+        Image.new("L", (4, 4)).save(folder / name)
+    assert image_files(folder) == before
+    assert len(image_files(folder / ".thumbnails")) == 1  # one that is asked for
+
+
 def test_linked_folders_are_visited_once(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     Image.new("L", (4, 4)).save(elsewhere / "linked.png")
