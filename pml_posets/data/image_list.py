@@ -79,7 +79,7 @@ class ImageList(Dataset[Any]):
 
 
 def image_files(folder: str | os.PathLike[str], suffixes: str | Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Image files under a folder and its subfolders, linked ones too, hidden ones (`.name`) not, sorted by path.
+    """Image files under a folder and its subfolders, linked ones too but no hidden ones (`.name`), by path.
 
     Args:
         folder: where to look. A subfolder that is reached by several links is visited once.
