@@ -279,7 +279,7 @@ def verdict(results: Sequence[Result]) -> list[str]:
 
 
 def _more(metrics: Mapping[str, float], moment: int) -> bool:
-    """Whether the network was scored after so many rounds, and trained on."""
+    """Whether the network was scored after a round and then trained further."""
     return f"auc_round_{moment}" in metrics and f"auc_round_{moment + 1}" in metrics
 
 

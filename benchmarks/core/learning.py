@@ -167,7 +167,7 @@ def schedule(recipe: Choices, total: int) -> Callable[[torch.optim.Optimizer], A
 
 
 def rate(recipe: Choices, step: int, total: int) -> float:
-    """The learning rate at a step of so many, as a share of the recipe's."""
+    """The learning rate at a step of `total`, as a share of the recipe's."""
     if recipe.schedule == "constant":
         return 1.0
     return min(1.0, (step + 1) / min(20, total)) * 0.5 * (1 + math.cos(math.pi * min(step, total) / total))

@@ -99,7 +99,7 @@ class Recipe(Choices):
     groups: str = choice("surrogate", "surrogate: those of section 3.1; sure: by one threshold for all, along clips where times are known", values=("surrogate", "sure"), group=LEARNING)  # fmt: skip  # noqa: E501
     coverage: float = choice(0.1, "share of samples whose nearest neighbor is sure, of --groups sure", 0, 1, excluded=0)  # fmt: skip  # noqa: E501
     mutual: int = choice(
-        0, "sure pairs are among each other's so many most similar, of --groups sure; 0: any", 0
+        0, "rank within which sure pairs must be each other's neighbors, of --groups sure; 0: any", 0
     )
     num_clusters: int | None = choice(None, "K of k-means and concurl's prototypes", 2, group=LEARNING)
     anchors: Literal["unassigned", "all"] = choice("unassigned", "of the poset loss; the paper: the unassigned samples", values=("unassigned", "all"))  # fmt: skip  # noqa: E501

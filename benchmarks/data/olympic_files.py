@@ -265,7 +265,7 @@ def _box_texts(root: Path, num_frames: dict[str, int], problems: Problems) -> di
 
 
 class _Bounded:
-    """A file that ends with an error after so many bytes."""
+    """A file that ends with an error after a number of bytes."""
 
     def __init__(self, file: Any, most: int) -> None:
         self.file, self.most, self.left = file, most, most

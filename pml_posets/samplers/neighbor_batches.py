@@ -34,7 +34,7 @@ class NeighborBatches(PseudoLabelSampler):
         batch_size: B, a multiple of samples_per_query times views, at most N times views. Default 240, the
             published value.
         samples_per_query: k, the query included, at most N. Default 5.
-        views: v, how often each drawn sample is in a batch, each time augmented otherwise. Default 2.
+        views: v, how often each drawn sample is in a batch, augmented differently each time. Default 2.
         grouping: a `PseudoLabelProvider`, for losses of surrogate classes beside. Default: no classes, every
             sample is unassigned.
         num_nearest: Z of the posets made of that grouping. Default 2.

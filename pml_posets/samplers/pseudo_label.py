@@ -75,7 +75,7 @@ class PseudoLabelSampler(BatchSampler):
     - every batch has exactly `batch_size` indices;
     - with an unassigned sample come the medoids of all its Z nearest classes;
     - with any member of a class comes its medoid;
-    - unassigned samples and the medoids that come along for them alone take at most `unassigned_fraction` of
+    - unassigned samples and the medoids that they alone require take at most `unassigned_fraction` of
       the batch. The rest of the batch is filled by further classes, then by further members;
     - a sample is in a batch twice only if the classes have too few members in all to fill it. They are
       then repeated evenly (augmentation tells them apart). Unassigned samples never are.
@@ -94,7 +94,7 @@ class PseudoLabelSampler(BatchSampler):
         batch_size: B, at most N. Default 128.
         num_nearest: Z, how many nearest classes an unassigned sample has. Default 2; the paper has Z >= 2.
         samples_per_class: members of a home class in a batch, its medoid included. Default 4.
-        views: how often each drawn sample is in a batch, each time augmented otherwise. Default 1.
+        views: how often each drawn sample is in a batch, augmented differently each time. Default 1.
         unassigned_fraction: largest part of a batch for unassigned samples, 0..1. Default 0.5; 0: none.
         random_fraction: part of a batch that is drawn from all samples alike, 0..1. Default 0. A batch of
             few posets shows little of the data; losses of single samples, and batch norm, gain from random
@@ -103,7 +103,7 @@ class PseudoLabelSampler(BatchSampler):
         assignment: refines the labels (`RelaxedAssignment`, Eq. 5). Default None: the grouping's labels stay.
         warm_start: with an assignment, from the second round on, True (default, the paper's): it starts from
             the labels of the round before, and the grouping is not called again; False: it is.
-        sources: (N,) source of each sample, passed on to the grouping and heeded by the posets. Default None.
+        sources: (N,) source of each sample, which the grouping and the posets respect. Default None.
         mirrored: (N, D) float32, features of the mirrored images. Default None.
         times: (N,) numbers, time of each sample within its source, passed on to a grouping that takes it
             (`ConfidentGrouping`). Default None.

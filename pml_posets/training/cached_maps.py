@@ -145,7 +145,7 @@ class CachedMaps(Dataset[torch.Tensor]):
     drawn by torch's generator, so that a seed gives the same one; `plain` holds the maps of the images as
     they are, for the features of a y-step and for the judge. The file is mapped into memory, and the
     operating system keeps as much of it there as there is room. It is named after network, images and
-    settings, and made anew when one of them changes.
+    settings, and computed again when one of them changes.
 
     Args:
         dataset: (3, S, S) uint8 tensors, or floats in [0, 1], all of one size, as `ImageStore` has them.

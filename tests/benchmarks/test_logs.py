@@ -197,7 +197,7 @@ def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
     assert_same_log(tmp_path / "logs", whole[0])
 
 
-def test_a_run_that_begins_anew_begins_its_log_anew(whole, tmp_path):
+def test_a_run_that_begins_again_begins_its_log_again(whole, tmp_path):
     with pytest.raises(Killed):
         run(tmp_path, RunLog(tmp_path / "logs"), kill_after=8)
     (tmp_path / "checkpoint.pt").unlink()

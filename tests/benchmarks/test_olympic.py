@@ -458,7 +458,7 @@ def test_fewer_images_than_a_batch(data, tmp_path):
         main(arguments(data, tmp_path / "out", *size, 73, "--no-mirror-images"))
 
 
-def test_background_statistics_are_kept_and_made_anew_when_damaged(tmp_path, monkeypatch):
+def test_background_statistics_are_kept_and_made_again_when_damaged(tmp_path, monkeypatch):
     images = list(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
     path, few = tmp_path / "statistics.npz", {"num_patches": 20, "progress": False}
     made = described.background(images, path, 32, few)

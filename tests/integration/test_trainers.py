@@ -236,7 +236,7 @@ def test_any_pml_loss(loss):
     assert all(np.isfinite(row["total_loss"]) and row["total_loss"] > 0 for row in joint.history)
 
 
-def test_pml_miner_and_proxies_made_anew():
+def test_pml_miner_and_proxies_made_again():
     joint = make(
         loss_funcs={"metric_loss": lambda num_classes: NormalizedSoftmaxLoss(num_classes, 8)},
         mining_funcs={"tuple_miner": MultiSimilarityMiner()},
@@ -325,7 +325,7 @@ def test_views_of_each_image_need_no_class():
     for (first, second), differ in seen:
         assert torch.equal(first, second)
         assert first.unique().numel() == 6
-        assert differ  # augmented anew
+        assert differ  # augmented again
     assert joint.history[-1]["total_loss"] > 0
 
 
@@ -374,7 +374,7 @@ def test_classifier_grows_with_the_classes():
     }
 
 
-def test_classifier_is_made_anew_when_ids_mean_something_else():
+def test_classifier_is_made_again_when_ids_mean_something_else():
     class Turning:
         def fit_predict(self, features, labels=None):
             first = np.arange(len(features)) % 4
@@ -809,7 +809,7 @@ def test_bad_arguments(changes, error, text):
         (lambda n: n, None, TypeError, "must return a module, got int"),
     ],
 )
-def test_heads_that_cannot_be_made_anew(head, optimizers, error, text):
+def test_heads_that_cannot_be_made_again(head, optimizers, error, text):
     with pytest.raises(error, match=text):
         make(
             models={"trunk": network(), "classifier": head},

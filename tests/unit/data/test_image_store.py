@@ -239,7 +239,7 @@ def test_what_a_killed_process_left_is_not_taken_and_cleared_in_time(paths, fold
         lambda whole: npy(np.zeros((4, 3, 16, 16), np.float32)),
     ],
 )
-def test_a_damaged_file_is_made_anew(paths, folder, damage):
+def test_a_damaged_file_is_made_again(paths, folder, damage):
     path = make(ImageList(paths), folder).path
     path.write_bytes(damage(path.read_bytes()))
     store = make(ImageList(paths), folder)

@@ -201,7 +201,7 @@ def test_state_goes_into_a_new_sampler_bit_for_bit():
     provider = Counting(labels)
     second = PseudoLabelSampler(features_of(60), 16, grouping=provider)
     second.load_state_dict(state)
-    assert provider.calls == []  # nothing was grouped anew
+    assert provider.calls == []  # nothing was grouped again
     assert second.posets.equals(first.posets)
     assert second.posets.round == 1
     assert list(second) == list(first)
