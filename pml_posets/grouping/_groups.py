@@ -17,6 +17,7 @@ from ..neighbors.nearest import Neighbors
 _ROW_BYTES = 1 << 22  # rows gathered at a time, to stay in the cache
 _SMALLEST = np.finfo(np.float32).tiny
 _BLOCK_NUMBERS = 1 << 23  # distances or comparisons held at a time
+_FEWEST_CANDIDATES = 16  # measured together around a sample
 _ROUNDING = 1e-4  # by how much a distance from a matrix product may miss the radius that it defines
 
 
@@ -174,10 +175,12 @@ def top_radii(
     top_fraction: float | None,
     min_neighbors: int,
     seed: int,
+    ends: np.ndarray,
 ) -> np.ndarray:
     """(N,) float32, distance within which the top fraction of other sources' samples lies, or min_neighbors.
 
-    From the list of neighbors where that is long enough, else from a sample of all.
+    From the list of neighbors where that is long enough or a clear gap ends it (`clear_ends`), else from a
+    sample of all.
     """
     num_samples, k = neighbors.indices.shape
     counts = np.ones(num_samples, np.int64) if codes is None else np.bincount(codes)[codes]
@@ -189,7 +192,7 @@ def top_radii(
     listed = np.minimum(rank, (neighbors.indices >= 0).sum(axis=1))  # 0: it has no neighbor
     radii = neighbors.distances[np.arange(num_samples), np.maximum(listed, 1) - 1].copy()
     radii[listed == 0] = 0
-    far = np.flatnonzero(rank > k)
+    far = np.flatnonzero((rank > k) & np.isinf(ends))
     if not far.size or top_fraction is None:
         return radii
     size = int(np.clip(np.ceil(16 / top_fraction), 1024, 8192))
@@ -212,24 +215,29 @@ def _rank_of_sources(neighbors: Neighbors, codes: np.ndarray, wanted: int) -> np
     return np.minimum((fresh.cumsum(axis=1) < wanted).sum(axis=1) + 1, sources.shape[1])
 
 
-def clear_radii(radii: np.ndarray, neighbors: Neighbors, min_size: int, contrast: float) -> np.ndarray:
-    """(N,) float32, the radii, but ended by the widest gap between neighbors or kept near their median.
+def clear_ends(neighbors: Neighbors, min_size: int, contrast: float) -> np.ndarray:
+    """(N,) float32, distance of the last neighbor before the widest gap in the list; inf without a clear one.
 
     Args:
-        radii: (N,) of `top_radii`.
         neighbors: (N, k), nearest first.
         min_size: of a class: gaps before its last member do not count.
-        contrast: ratio of two distances that is clear; inf changes nothing.
+        contrast: ratio of two distances that is clear; inf: none is.
     """
-    if np.isposinf(contrast):
-        return radii
     distances, listed = neighbors.distances, neighbors.indices >= 0
     gaps = np.zeros(distances.shape, np.float32)  # between each neighbor and the next
     gaps[:, :-1] = np.where(listed, distances, 0)[:, 1:] / np.maximum(distances[:, :-1], _SMALLEST)
     gaps[:, : min_size - 2] = 0
     row, last = np.arange(len(gaps)), gaps.argmax(axis=1)
-    clear = gaps[row, last] >= contrast
-    ended = np.where(clear, distances[row, last], radii)
+    clear = (gaps[row, last] >= contrast) & np.isfinite(contrast)
+    return np.where(clear, distances[row, last], np.float32(np.inf))
+
+
+def clear_radii(radii: np.ndarray, ends: np.ndarray, contrast: float) -> np.ndarray:
+    """(N,) float32, the radii (`top_radii`), but ended by a clear gap (`clear_ends`) or near their median."""
+    if np.isposinf(contrast):
+        return radii
+    clear = np.isfinite(ends)
+    ended = np.where(clear, ends, radii)
     return np.where(clear, ended, np.minimum(ended, np.float32(contrast) * np.median(ended)))
 
 
@@ -279,43 +287,52 @@ def grow(
     flips = np.zeros(members.shape, bool)
     members[:, 0] = np.arange(num_samples)
     sums = np.zeros((2, *members.shape))
-    for block in blocks(num_samples, (k + 1) ** 2):
-        index = np.concatenate([members[block, :1], neighbors.indices[block]], axis=1)  # (b, k + 1)
-        flip = np.zeros(index.shape, bool)
-        if neighbors.flips is not None:
-            flip[:, 1:] = neighbors.flips[block]
-        reach = torch.from_numpy(radii[np.maximum(index, 0)]).to(place)
-        limit = torch.minimum(reach[:, :, None], reach[:, None, :])
-        gaps = space.distances(index, flip)
-        far = gaps / limit.clamp_min_(torch.finfo(torch.float32).tiny)
-        outside = torch.from_numpy(index < 0).to(place)
-        source = None if codes is None else torch.from_numpy(codes[np.maximum(index, 0)]).to(place)
-        row = torch.arange(len(index), device=place)
-        farthest = far[:, 0].masked_fill(outside, torch.inf)  # (b, k + 1), each candidate to the group
-        farthest[:, 0] = torch.inf
-        diameter = torch.zeros(len(index), device=place)
-        inside = torch.zeros(index.shape, dtype=torch.bool, device=place)
-        inside[:, 0] = True
-        for position in range(1, members.shape[1]):
-            nearest, pick = farthest.min(dim=1)
-            taken = nearest <= 1 + _ROUNDING
-            if position >= min_size and np.isfinite(max_widening):
-                taken &= nearest <= max_widening * diameter
-            chosen = taken.cpu().numpy().nonzero()[0]
-            if not chosen.size:
-                break
-            slot = pick.cpu().numpy()[chosen]
-            members[block][chosen, position] = index[chosen, slot]
-            flips[block][chosen, position] = flip[chosen, slot]
-            near = gaps[row, pick]  # (b, k + 1), the new member to all
-            for total, values in zip(sums, (torch.exp(near / -space.scale), near), strict=True):
-                added = (values.double() * (inside & taken[:, None])).sum(1).cpu().numpy()
-                total[block, position] = total[block, position - 1] + added
-            inside[row, pick] |= taken
-            diameter = torch.maximum(diameter, nearest)
-            farthest = torch.maximum(farthest, far[row, pick])
-            farthest[row, pick] = torch.inf
-            farthest[~taken] = torch.inf
-            if source is not None:
-                farthest.masked_fill_(source == source[row, pick][:, None], torch.inf)
-    return Groups(members, flips, sums)
+    reached = neighbors.indices >= 0
+    if neighbors.flips is None:  # a list of mirrored neighbors holds distances of the sample mirrored
+        reached &= neighbors.distances <= radii[:, None] * np.float32(1 + 2 * _ROUNDING)
+    # Candidates, the sample among them; below some 12 rows, matrix products round ties in another way.
+    counts = np.maximum(1 + reached.sum(axis=1), min(_FEWEST_CANDIDATES, k + 1))
+    for above, width in size_ranges(counts):
+        part = np.flatnonzero((counts > above) & (counts <= width))
+        for block in blocks(part.size, width**2):
+            first = part[block]
+            index = np.concatenate([first[:, None], neighbors.indices[first, : width - 1]], axis=1)
+            flip = np.zeros(index.shape, bool)
+            if neighbors.flips is not None:
+                flip[:, 1:] = neighbors.flips[first, : width - 1]
+            reach = torch.from_numpy(radii[np.maximum(index, 0)]).to(place)
+            limit = torch.minimum(reach[:, :, None], reach[:, None, :])
+            gaps = space.distances(index, flip)
+            far = gaps / limit.clamp_min_(torch.finfo(torch.float32).tiny)
+            outside = torch.from_numpy(index < 0).to(place)
+            source = None if codes is None else torch.from_numpy(codes[np.maximum(index, 0)]).to(place)
+            row = torch.arange(len(index), device=place)
+            farthest = far[:, 0].masked_fill(outside, torch.inf)  # (b, width), each candidate to the group
+            farthest[:, 0] = torch.inf
+            diameter = torch.zeros(len(index), device=place)
+            inside = torch.zeros(index.shape, dtype=torch.bool, device=place)
+            inside[:, 0] = True
+            for position in range(1, min(width, members.shape[1])):
+                nearest, pick = farthest.min(dim=1)
+                taken = nearest <= 1 + _ROUNDING
+                if position >= min_size and np.isfinite(max_widening):
+                    taken &= nearest <= max_widening * diameter
+                chosen = taken.cpu().numpy().nonzero()[0]
+                if not chosen.size:
+                    break
+                slot = pick.cpu().numpy()[chosen]
+                members[first[chosen], position] = index[chosen, slot]
+                flips[first[chosen], position] = flip[chosen, slot]
+                near = gaps[row, pick]  # (b, width), the new member to all
+                for total, values in zip(sums, (torch.exp(near / -space.scale), near), strict=True):
+                    added = (values.double() * (inside & taken[:, None])).sum(1).cpu().numpy()
+                    total[first, position] = total[first, position - 1] + added
+                inside[row, pick] |= taken
+                diameter = torch.maximum(diameter, nearest)
+                farthest = torch.maximum(farthest, far[row, pick])
+                farthest[row, pick] = torch.inf
+                farthest[~taken] = torch.inf
+                if source is not None:
+                    farthest.masked_fill_(source == source[row, pick][:, None], torch.inf)
+    grown = Groups(members, flips, sums)
+    return grown.first(int(grown.sizes.max()))

@@ -12,7 +12,7 @@ import torch
 from .._validation import ArrayLike, as_codes, as_count, as_features, as_mirrored, as_real
 from ..neighbors.nearest import Backend, Method, Neighbors
 from ._base import NeighborGrouping
-from ._groups import Groups, Space, clear_radii, grow, top_radii
+from ._groups import Groups, Space, clear_ends, clear_radii, grow, top_radii
 from ._merging import disjoint, merge, unique_groups
 
 __all__ = ["SurrogateGrouping"]
@@ -140,9 +140,10 @@ class SurrogateGrouping(NeighborGrouping):
         self.neighbors_ = neighbors = self._listed(table, mirror, codes, neighbors)
         space = Space.of(table, mirror, self.scale, self.device)
         with torch.no_grad(), torch.autocast(space.table.device.type, enabled=False):
+            ends = clear_ends(neighbors, self.min_size, self.contrast)
             options = (self.top_fraction, self.min_neighbors, self.random_state)
-            radii = top_radii(space, neighbors, codes, *options)
-            self.radii_ = clear_radii(radii, neighbors, self.min_size, self.contrast)
+            radii = top_radii(space, neighbors, codes, *options, ends)
+            self.radii_ = clear_radii(radii, ends, self.contrast)
             limits = (self.min_size, self.max_size, self.max_widening)
             grown = grow(space, neighbors, self.radii_, codes, *limits)
             classes = self._trim(self._most_compact(self._steered(grown, space, codes), space), space)

@@ -109,9 +109,10 @@ def all_pairs(
     for start in range(0, num_samples, _JOIN_ROWS):
         stop = min(start + _JOIN_ROWS, num_samples)
         row, column = _excluded_pairs(start, stop, codes, exclude_self)
+        doubled = -2 * rows[start:stop]
         for first in range(start, num_samples, _JOIN_ROWS):
             last = min(first + _JOIN_ROWS, num_samples)
-            tile = product(rows[start:stop], rows[first:last]).mul_(-2)
+            tile = product(doubled, rows[first:last])
             tile.add_(squares[start:stop, None]).add_(squares[first:last])
             inside = slice(*np.searchsorted(column, [first, last]))
             tile.numpy()[row[inside] - start, column[inside] - first] = np.inf

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from pml_posets.grouping._groups import Groups, Space, clear_radii, grow, quantile_distances
+from pml_posets.grouping._groups import Groups, Space, clear_ends, clear_radii, grow, quantile_distances
 from pml_posets.grouping._merging import disjoint, merge, unique_groups
 from pml_posets.grouping.surrogate import SurrogateGrouping
 from pml_posets.neighbors.nearest import Neighbors, search
@@ -105,8 +105,11 @@ def test_radii_end_at_the_widest_gap_or_near_the_median():
     assert 20 < clear.sum() < 100
     limit = 1.3 * np.median(expected)
     expected = np.where(clear, expected, np.minimum(expected, limit))
-    np.testing.assert_allclose(clear_radii(given, neighbors, 4, 1.3), expected, rtol=1e-6)
-    np.testing.assert_array_equal(clear_radii(given, neighbors, 4, np.inf), given)
+    ends = clear_ends(neighbors, 4, 1.3)
+    np.testing.assert_array_equal(np.isfinite(ends), clear)
+    np.testing.assert_allclose(clear_radii(given, ends, 1.3), expected, rtol=1e-6)
+    assert np.isinf(clear_ends(neighbors, 4, np.inf)).all()
+    np.testing.assert_array_equal(clear_radii(given, ends, np.inf), given)
     smooth = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
     even = SurrogateGrouping(contrast=np.inf).fit(smooth)
     np.testing.assert_array_equal(SurrogateGrouping().fit(smooth).radii_, even.radii_)
