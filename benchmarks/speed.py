@@ -127,6 +127,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(group, "--dim", 512, "D")
     methods = ("exact", "approximate", "auto")
     add(group, "--method", ["exact", "approximate"], "of the search", choices=methods)
+    steering = "number and size of classes, then the assignment; none: the grouping's defaults alone"
+    add(group, "--steering", "full", steering, choices=("full", "none"))
     add(group, "--rival-samples", 0, "other clusterings up to this size")
     group = parser.add_argument_group("loss, training, feeding, extraction, hog")
     add(group, "--batch-sizes", [128, 512], "of a loss step", metavar="N")

@@ -95,8 +95,10 @@ def _ystep(got: argparse.Namespace) -> Iterator[Job]:
     for num_samples in sorted(got.samples):
         sizes, name = (num_samples, got.dim, got.seed), f"planted {num_samples} x {got.dim}"
         repeats = got.repeats if num_samples <= 30_000 else 1
-        rest = (ystep.time_y_step, *sizes, repeats, methods, got.quiet)
-        yield _job(got, "ystep", name, ("floor", *methods), {"repeats": repeats}, *rest)
+        steered = got.steering == "full"
+        settings = {"repeats": repeats} | ({} if steered else {"steering": got.steering})
+        rest = (ystep.time_y_step, *sizes, repeats, methods, steered, got.quiet)
+        yield _job(got, "ystep", name, ("floor", *methods), settings, *rest)
         for rival in RIVALS if num_samples <= got.rival_samples else ():
             yield _job(got, "ystep", name, rival, {}, ystep.time_rival, rival, *sizes)
 

@@ -44,22 +44,23 @@ class Answer:
         return run
 
 
-def y_step(planted: Planted, method: Method) -> Callable[[], Answer]:
-    """A sampler that has not grouped yet; the call is its first y-step."""
-    grouping = SurrogateGrouping(
-        planted.num_classes,
-        max_size=16,
-        mean_size=8.0,
-        top_fraction=0.01,
-        max_neighbors=NEIGHBORS,
-        method=method,
-    )
-    assignment, answer = RelaxedAssignment(), Answer()
-    for part, name, phase in (
+def y_step(planted: Planted, method: Method, steered: bool = True) -> Callable[[], Answer]:
+    """A sampler that has not grouped yet; the call is its first y-step.
+
+    Steered, the classes have a wanted number and size, and end with the relaxed assignment; else the grouping
+    has its defaults, and there is no assignment.
+    """
+    grouping, assignment, answer = SurrogateGrouping(method=method), None, Answer()
+    parts: list[tuple[Any, str, str]] = [
         (grouping, "find_neighbors", "search"),
         (grouping, "fit_predict", "grouping"),
-        (assignment, "fit_predict", "assignment"),
-    ):
+    ]
+    if steered:
+        steering = {"max_size": 16, "mean_size": 8.0, "top_fraction": 0.01, "max_neighbors": NEIGHBORS}
+        grouping.set_params(num_classes=planted.num_classes, **steering)
+        assignment = RelaxedAssignment()
+        parts.append((assignment, "fit_predict", "assignment"))
+    for part, name, phase in parts:
         setattr(part, name, answer.timed(phase, getattr(part, name)))
     sampler = PseudoLabelSampler(
         planted.features, batch_size=64, grouping=grouping, assignment=assignment, sources=planted.sources
@@ -76,7 +77,13 @@ def y_step(planted: Planted, method: Method) -> Callable[[], Answer]:
 
 
 def time_y_step(
-    num_samples: int, num_dims: int, seed: int, repeats: int, methods: tuple[Method, ...], quiet: bool
+    num_samples: int,
+    num_dims: int,
+    seed: int,
+    repeats: int,
+    methods: tuple[Method, ...],
+    steered: bool,
+    quiet: bool,
 ) -> dict[str, dict[str, float]]:
     """Times and qualities of the floor and of each method, in turns; to be called in a process of its own.
 
@@ -104,7 +111,7 @@ def time_y_step(
         for _ in range(repeats):
             for name in names:
                 bar.set_postfix_str(name)
-                step: Callable[[], Any] = floor if name == "floor" else y_step(planted, name)  # type: ignore
+                step: Callable[[], Any] = floor if name == "floor" else y_step(planted, name, steered)  # type: ignore
                 forget_peak()
                 wall, cpu = time.perf_counter(), time.process_time()
                 answer = step()

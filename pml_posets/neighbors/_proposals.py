@@ -14,7 +14,7 @@ from ._queries import Block
 
 MAX_EXCLUDED = 1024  # faiss lists are made longer by what a query must not find, up to this many
 _MAX_GPU_LIST = 2048  # the longest list that a faiss index on a GPU returns
-_JOIN_ROWS = 2048  # rows of a tile of `all_pairs`
+_JOIN_ROWS = 1536  # rows of a tile of `all_pairs`; no power of two, whose transposed tiles collide in caches
 MIN_REDUCED_SAMPLES = 8_192  # below this, looking at samples in full is faster
 MAX_REDUCED_DIM = 512
 _VARIANCE_KEPT = 0.95

@@ -135,6 +135,20 @@ def test_posets_of_two_are_the_first_columns_of_five():
     np.testing.assert_array_equal(five.nearest_distances[:, :2], two.nearest_distances)
 
 
+def test_the_defaults_alone_are_timed_apart(here, tmp_path):
+    arguments = ["--part", "ystep", "--method", "exact", "--output", str(tmp_path), *TINY]
+    assert speed.main(arguments) == 0
+    assert speed.main([*arguments, "--steering", "none", "--resume"]) == 0
+    steered, alone = (
+        row for row in json.loads((tmp_path / "results.json").read_text()) if row["method"] == "exact"
+    )
+    assert alone["settings"]["steering"] == "none"
+    assert alone["metrics"]["seconds_assignment"] == 0 < steered["metrics"]["seconds_assignment"]
+    data = planted.plant(600, 16, seed=0)
+    labels = SurrogateGrouping().fit_predict(data.features, sources=data.sources)
+    assert alone["metrics"]["classes"] == labels.max() + 1
+
+
 def test_what_ships_is_timed(monkeypatch):
     calls = []
     real = PseudoLabelSampler.regroup
