@@ -1,12 +1,22 @@
 """Fixtures of the tests of the benchmarks."""
 
 import pytest
+from benchmark_runs import THIN
 from scipy.io import loadmat
 
 import benchmarks.data.files
-from benchmarks.core import session
+from benchmarks.core import alexnet, session
 
 SAVE_PICTURES = session.save_pictures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def thin_networks(request):
+    """AlexNet with few maps, which trains in a fraction of the time; `test_networks` tests the whole one."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.module.__name__.endswith("test_networks"):
+            patch.setattr(alexnet, "WIDTHS", THIN)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from benchmark_runs import assert_picture, few_patches, rows_of
+from benchmark_runs import THIN, assert_picture, few_patches, rows_of
 from PIL import Image
 from pose_trees import PEOPLE, RUNNERS, draw, leaning, lsp_arguments, write_crops, write_lsp_and_more
 
@@ -258,7 +258,7 @@ def test_without_data_figures_are_drawn(data, tmp_path, monkeypatch, capsys):
     assert rows["random", 0]["settings"]["num_test"] == 5
 
 
-@pytest.mark.parametrize(("layer", "width"), [("pool5", 256 * 9), ("fc7", 8)])
+@pytest.mark.parametrize(("layer", "width"), [("pool5", THIN[-1] * 9), ("fc7", 8)])
 def test_layers(data, tmp_path, layer, width, monkeypatch):
     seen = []
     measured = lsp.Poses.measured

@@ -280,17 +280,17 @@ def test_what_a_method_cannot_draw(method, changes, text):
 
 
 def test_another_trunk_is_trained_and_read_again(run, tmp_path):
-    changes = {"trunk": "resnet18", "image_size": 32, "rounds": 1}
-    joint = run("tac-ccl", changes, size=32, output_dir=tmp_path)
-    assert joint.loss_weights["attention"] == 16.0**2  # 4 x 4 maps
+    changes = {"trunk": "resnet18", "image_size": 64, "rounds": 1}
+    joint = run("tac-ccl", changes, output_dir=tmp_path)
+    assert joint.loss_weights["attention"] == 4.0**2  # 2 x 2 maps
     path = tmp_path / "checkpoint.pt"
-    config = TrunkConfig("resnet18", 32, SHORT.fc_dim)
+    config = TrunkConfig("resnet18", 64, SHORT.fc_dim)
     assert architecture_of(path) == config
     with pytest.raises(ValueError, match="is of a resnet18: give one of --trunk alexnet"):
         config_of(path)
     models = networks.build(config, seed=9, dropout=0.0)
     load_trained(models, path)
-    images = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         expected = joint.evaluation_models["trunk"][1].eval()(images)
         torch.testing.assert_close(models["trunk"].eval()(images), expected)

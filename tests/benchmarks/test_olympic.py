@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from benchmark_runs import LEARNED, RECIPE, assert_picture, quick, rows_of, weights
+from benchmark_runs import LEARNED, RECIPE, THIN, assert_picture, quick, rows_of, weights
 
 from benchmarks import olympic
 from benchmarks.core import common, described, networks, options, results
@@ -203,7 +203,7 @@ def test_without_a_tree_figures_are_drawn(data, tmp_path, monkeypatch, capsys):
     assert " ± " in (tmp_path / "table.md").read_text()
 
 
-@pytest.mark.parametrize(("layer", "width"), [("pool5", 256 * 9), ("fc6", 8), ("fc7", 8)])
+@pytest.mark.parametrize(("layer", "width"), [("pool5", THIN[-1] * 9), ("fc6", 8), ("fc7", 8)])
 def test_layers(data, tmp_path, layer, width, monkeypatch):
     seen = []
     measured = olympic.Postures.measured
@@ -280,8 +280,10 @@ def test_training_begins_from_given_weights(data, tmp_path, monkeypatch):
 
 KILL = """
 import os, signal, sys
-from benchmarks.core import logs
+from benchmark_runs import THIN
+from benchmarks.core import alexnet, logs
 from benchmarks import olympic
+alexnet.WIDTHS = THIN
 record = logs.RunLog.record
 def kill(self, trainer):
     record(self, trainer)
@@ -294,7 +296,8 @@ olympic.main(sys.argv[1:])
 
 def test_a_killed_run_goes_on_to_the_same_numbers_and_weights(data, whole, tmp_path):
     chosen = arguments(data, tmp_path, "--method", "hog", "posets")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = subprocess.run(
         [sys.executable, "-c", KILL, *chosen], env=environment, capture_output=True, text=True, timeout=300
     )

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,15 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
-from benchmark_runs import FIGURES, few_patches, quick, rows_of, weights
+from benchmark_runs import FIGURES, THIN, few_patches, quick, rows_of, weights
 
 from benchmarks import deeppose, olympic, retrieval
-from benchmarks.core import common, losses, methods, networks, options, session
+from benchmarks.core import alexnet, common, losses, methods, networks, options, session
 from benchmarks.core.groupings import Plan, Start
 from benchmarks.core.recipes import PRESETS
 from pml_posets.data.augmentation import BatchAugmentation
-from pml_posets.distributed.process_group import RankError
+from pml_posets.distributed.process_group import RankError, rank
 from pml_posets.training.joint import JointTrainer
 from pml_posets.training.objectives import PML_LOSSES
 
@@ -29,24 +31,24 @@ ROOT = Path(__file__).resolve().parents[2]
 CHOSEN = ["--figures", "tiny", "--method", "hog-lda", "start", "posets", "--seed", 0, "--no-batch-norm"]
 CHOSEN += ["--brightness", 0, "--color", 0, "--gray", 0]
 WATCHED = f"""
-import os, signal, sys, time
+import os, sys
 from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "support")!r}]
 import numpy as np
 import torch
-from benchmark_runs import FIGURES, few_patches
+from benchmark_runs import FIGURES, THIN, few_patches
 from benchmarks import olympic
-from benchmarks.core import common, logs, options, session
+from benchmarks.core import alexnet, common, logs, options, session
 from benchmarks.figures import dataset
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.data.cache import FeatureCache
 from pml_posets.data.image_store import ImageStore
 from pml_posets.training.joint import JointTrainer
 
-rank, home, kill_after = int(os.environ["RANK"]), Path(sys.argv[1]), int(sys.argv[2])
-if rank and not kill_after:  # what it says
+rank, home = int(os.environ["RANK"]), Path(sys.argv[1])
+if rank:  # what it says
     sys.stdout, sys.stderr = open(home / "out", "w"), open(home / "err", "w")
-options.FIGURE_SIZES["tiny"] = {FIGURES!r}
+options.FIGURE_SIZES["tiny"], alexnet.WIDTHS = FIGURES, THIN
 
 def watch(owner, name):
     function = getattr(owner, name)
@@ -62,34 +64,38 @@ watch(FeatureCache, "save")
 watch(session, "write_results")
 watch(common, "write_text")
 watch(logs.RunLog, "__init__")
-y_step, record = JointTrainer._y_step, JointTrainer._record
+y_step = JointTrainer._y_step
 def noted(joint):
     y_step(joint)
     np.save(home / f"groups-{{rank}}-{{joint.round}}.npy", joint.posets.labels)
-def killed(joint, bar):
-    record(joint, bar)
-    if rank == 1 and joint.global_iteration + 1 == kill_after:
-        (home / "killed").write_text(str(time.time()))
-        os.kill(os.getpid(), signal.SIGKILL)
-JointTrainer._y_step, JointTrainer._record = noted, killed
+JointTrainer._y_step = noted
 BatchAugmentation._move = lambda self, images: images
+
+def main():
+    status = olympic.main(sys.argv[2:])
+    threads = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
+    assert not [name for name in threads if "gloo" in name], threads  # they would abort at the end, at times
+    return status
+
 with few_patches():
-    common.run_command(lambda: olympic.main(sys.argv[3:]), "olympic.py")
+    common.run_command(main, "olympic.py")
 """
 
 
-def torchrun(world, home, arguments, kill_after=0):
-    """The benchmark on so many processes, watched; rank 1 kills itself after an iteration, if any."""
-    script = home / "watched.py"
-    script.write_text(WATCHED)
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", str(script)]
-    return subprocess.run(
-        [sys.executable, *command, str(home), str(kill_after), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+def killed(home, arguments):
+    """The benchmark in this process; rank 1 kills itself after two iterations."""
+    options.FIGURE_SIZES["tiny"], alexnet.WIDTHS = FIGURES, THIN
+    record = JointTrainer._record
+
+    def kill(joint, bar):
+        record(joint, bar)
+        if rank() == 1 and joint.global_iteration + 1 == 2:
+            (home / "killed").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    BatchAugmentation._move, JointTrainer._record = (lambda self, images: images), kill
+    with few_patches():
+        return olympic.main(arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +141,16 @@ def two(tmp_path_factory):
     """The run of two processes, with a cache of its own; and what was printed."""
     home = tmp_path_factory.mktemp("two")
     arguments = [a for a in quick(home / "cache", home / "run", *CHOSEN) if a != "--quiet"]
-    done = torchrun(2, home, arguments)
+    script = home / "watched.py"
+    script.write_text(WATCHED)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(home)]
+    done = subprocess.run(
+        [sys.executable, *command, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},  # says where a rank aborts
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     said = (home / "err").read_text() if (home / "err").exists() else ""
     assert done.returncode == 0, f"{done.stderr}\n\n{said}"
     groups = [[np.load(home / f"groups-{r}-{n}.npy") for n in range(2)] for r in range(2)]
@@ -189,12 +204,11 @@ def test_rank_0_alone_writes_prints_and_shows_progress(two, alone):
 
 def test_a_killed_rank_ends_the_run_and_one_process_goes_on(two, alone, tmp_path):
     arguments = quick(two[1] / "cache", tmp_path / "run", *CHOSEN)
-    done = torchrun(2, tmp_path, arguments, kill_after=2)
-    seconds = time.time() - float((tmp_path / "killed").read_text())
-    assert done.returncode != 0
-    assert seconds < 30
-    assert "SIGKILL" in done.stderr
-    assert "Everything lies in" not in done.stdout
+    first, second = ranks.run(2, killed, tmp_path, arguments, joined=False)
+    assert time.time() - float((tmp_path / "killed").read_text()) < 30
+    assert second == ("dead", -signal.SIGKILL)
+    assert first[0] == "error"
+    assert "RankError: rank 0 of 2 goes no further" in first[1]
     assert list(rows_of(tmp_path / "run")) == [("hog-lda", 0), ("start", 0)]
     assert not list((two[1] / "cache").glob(".*"))  # nothing half made
     with few_patches():

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -329,42 +327,3 @@ def test_processes_must_be_started_first(monkeypatch):
 
 def test_errors_of_ranks_are_runtime_errors():
     assert issubclass(RankError, RuntimeError)
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path[:0] = {paths!r}
-import numpy as np
-import test_training
-from pml_posets.distributed.process_group import from_environment, is_main
-with from_environment("cpu"):
-    found = test_training.train({{}})
-    if is_main():
-        np.savez({path!r}, **found["weights"])
-threads = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
-assert not [name for name in threads if "gloo" in name], threads  # they would abort at the end, at times
-"""
-
-
-def test_torchrun(tmp_path, alone):
-    root = Path(__file__).parents[2]
-    paths = [str(Path(__file__).parent), str(root / "tests" / "support"), str(root)]
-    path = tmp_path / "weights.npz"
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(paths=paths, path=str(path)))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(script),
-    ]
-    # The fault handler says where a rank aborts.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    with np.load(path) as found:
-        for name, weights in alone["posets"]["weights"].items():
-            np.testing.assert_allclose(found[name], weights, rtol=1e-6, atol=1e-8)

@@ -21,6 +21,8 @@ FIGURES = {
     "num_anchors": 6,
 }
 """A drawn tree of 36 frames."""
+THIN = (8, 12, 16, 12, 16)
+"""Widths of an AlexNet that need not learn."""
 LEARNED = ["posets", "cliques", "triplet", "ntxent", "posets-fixed"]
 
 

@@ -1,5 +1,6 @@
 """Starts a few real processes that form a process group, and brings back what they return."""
 
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -11,14 +12,19 @@ import torch
 from pml_posets.distributed.process_group import from_environment
 
 LIMIT = 60.0  # seconds; a hang is a failure
+# Imported once for all processes; an optimizer imports torch._dynamo, which takes seconds.
+PRELOADED = [
+    "pml_posets.training.joint", "pml_posets.grouping.surrogate", "faiss", "torch._dynamo", "pytest", "ranks",
+]  # fmt: skip
 
 
-def run(world, function, *args, limit=LIMIT, timeout=40.0):
-    """What function(*args) returns on each rank: ("done", value), ("error", text) or ("dead", exit code)."""
+def run(world, function, *args, limit=LIMIT, timeout=40.0, joined=True):
+    """What function(*args) returns on each rank: ("done", value), ("error", text) or ("dead", exit code).
+
+    joined False: the function joins the process group itself.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["pml_posets.training.joint", "pml_posets.grouping.surrogate", "faiss", "ranks"]
-    )
+    context.set_forkserver_preload(PRELOADED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -33,7 +39,9 @@ def run(world, function, *args, limit=LIMIT, timeout=40.0):
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
         }
-        process = context.Process(target=_child, args=(theirs, environment, timeout, function, args))
+        process = context.Process(
+            target=_child, args=(theirs, environment, timeout if joined else None, function, args)
+        )
         process.start()
         theirs.close()
         pipes.append(ours)
@@ -71,7 +79,7 @@ def _child(pipe, environment, timeout, function, args):
         import faiss
 
         faiss.omp_set_num_threads(1)
-        with from_environment("cpu", timeout=timeout):
+        with contextlib.nullcontext() if timeout is None else from_environment("cpu", timeout=timeout):
             value = function(*args)
         pipe.send(("done", value))
     except BaseException as error:
