@@ -73,8 +73,10 @@ def reference(rows, sources, mirrored, times, coverage, window, path, follow, li
     threshold = sorted(nearest, reverse=True)[int(np.ceil(coverage * n)) - 1]
     links = {}
     for (i, j), (value, flip) in pairs.items():
+        if value < threshold:
+            continue
         better = [sum(v > value for pair, (v, _) in pairs.items() if m in pair) for m in (i, j)]
-        if value >= threshold and (not mutual or max(better) < mutual):
+        if not mutual or max(better) < mutual:
             links[i, j] = value, flip
     for (i, j), (_, flip) in list(links.items()):
         for sign in (1, -1):
