@@ -183,9 +183,8 @@ def test_every_row_is_there_once_after_kills(whole, tmp_path):
     assert_same_log(tmp_path / "logs", whole[0])
     seconds = [row["seconds"] for row in table(tmp_path / "logs", "progress")]
     assert seconds == sorted(seconds)
-    assert (
-        before[12] == seconds[3] > 0
-    )  # from the checkpoint of iteration 9; the row of 8 was the last before
+    # The run killed after 11 went on from the checkpoint of 9; the row of 8 was the last before.
+    assert before[12] == seconds[3] > 0
 
 
 def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
