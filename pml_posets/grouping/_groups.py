@@ -296,18 +296,10 @@ def grow(
         part = np.flatnonzero((counts > above) & (counts <= width))
         for block in blocks(part.size, width**2):
             first = part[block]
-            index = np.concatenate([first[:, None], neighbors.indices[first, : width - 1]], axis=1)
-            flip = np.zeros(index.shape, bool)
-            if neighbors.flips is not None:
-                flip[:, 1:] = neighbors.flips[first, : width - 1]
-            reach = torch.from_numpy(radii[np.maximum(index, 0)]).to(place)
-            limit = torch.minimum(reach[:, :, None], reach[:, None, :])
-            gaps = space.distances(index, flip)
-            far = gaps / limit.clamp_min_(torch.finfo(torch.float32).tiny)
-            outside = torch.from_numpy(index < 0).to(place)
+            index, flip, gaps, far = _around(space, neighbors, radii, first, width)
             source = None if codes is None else torch.from_numpy(codes[np.maximum(index, 0)]).to(place)
             row = torch.arange(len(index), device=place)
-            farthest = far[:, 0].masked_fill(outside, torch.inf)  # (b, width), each candidate to the group
+            farthest = far[:, 0].clone()  # (b, width), each candidate to the group
             farthest[:, 0] = torch.inf
             diameter = torch.zeros(len(index), device=place)
             inside = torch.zeros(index.shape, dtype=torch.bool, device=place)
@@ -336,3 +328,24 @@ def grow(
                     farthest.masked_fill_(source == source[row, pick][:, None], torch.inf)
     grown = Groups(members, flips, sums)
     return grown.first(int(grown.sizes.max()))
+
+
+def _around(
+    space: Space, neighbors: Neighbors, radii: np.ndarray, samples: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor]:
+    """Candidates for the groups around b samples, each sample first.
+
+    Returns:
+        (b, width) indices, -1 to the end, and flips; (b, width, width) distances, and the same in units of
+        the smaller of both radii; a sample's to no candidate is inf.
+    """
+    index = np.concatenate([samples[:, None], neighbors.indices[samples, : width - 1]], axis=1)
+    flip = np.zeros(index.shape, bool)
+    if neighbors.flips is not None:
+        flip[:, 1:] = neighbors.flips[samples, : width - 1]
+    reach = torch.from_numpy(radii[np.maximum(index, 0)]).to(space.table.device)
+    limit = torch.minimum(reach[:, :, None], reach[:, None, :])
+    gaps = space.distances(index, flip)
+    far = gaps / limit.clamp_min_(torch.finfo(torch.float32).tiny)
+    far[:, 0].masked_fill_(torch.from_numpy(index < 0).to(far.device), torch.inf)
+    return index, flip, gaps, far
