@@ -41,7 +41,7 @@ VERSION = 2
 
 _OVERSHOOT = 0.25  # beyond [0, 1]: bicubic resizing of floats does that
 _CHANNELS = (1, 3, 4)
-_ABOUT_DTYPES = re.compile(r"[Bb]yte|unsigned char|dtype|UInt16|Bool|Char|Long|Int\b|[Dd]ouble")
+_ABOUT_DTYPES = re.compile(r"[Bb]yte|unsigned char|dtype|UInt16|Bool|Char|Long|Int\b|[Dd]ouble|Half|BFloat16")
 
 
 class UnreadableImageError(OSError):

@@ -5,20 +5,15 @@ import os
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import noise, saved
 
-from pml_posets._io import read_npz, write_npz
-from pml_posets.data import ImageList, UnreadableImageError
+from pml_posets.data import ImageList
 from pml_posets.data.cache import FeatureCache
 
 
 @pytest.fixture
 def paths(tmp_path):
-    (tmp_path / "images").mkdir()
-    files = [tmp_path / "images" / f"{i}.png" for i in range(3)]
-    for i, file in enumerate(files):
-        Image.new("L", (8, 8), i).save(file)
-    return files
+    return saved(tmp_path / "images", [noise(8, 8, seed) for seed in range(3)])
 
 
 def test_an_entry_is_found_again(tmp_path, paths):
@@ -36,15 +31,18 @@ def test_an_entry_is_found_again(tmp_path, paths):
 
 def test_settings_and_data_tell_entries_apart(tmp_path, paths):
     cache = FeatureCache(tmp_path)
+    settings = {"ridge": 1.0, "mean": np.ones(3)}
     keys = [
-        cache.key({"ridge": 1.0, "mean": np.ones(3)}, paths),
-        cache.key({"ridge": 2.0, "mean": np.ones(3)}, paths),
-        cache.key({"ridge": 1.0, "mean": np.ones(3) + 1e-15}, paths),
-        cache.key({"ridge": 1.0, "mean": np.ones((3, 1))}, paths),
-        cache.key({"ridge": 1.0, "mean": np.ones(3)}, paths[::-1]),
-        cache.key({"ridge": 1.0, "mean": np.ones(3)}, paths[:2]),
-        cache.key({"ridge": 1.0, "mean": np.ones(3)}, ImageList(paths, transform=str)),
-        cache.key({"ridge": 1.0, "mean": np.ones(3)}, torch.utils.data.Subset(ImageList(paths), [0])),
+        cache.key(settings, paths),
+        cache.key({**settings, "ridge": 2.0}, paths),
+        cache.key({**settings, "mean": np.ones(3) + 1e-15}, paths),
+        cache.key({**settings, "mean": np.ones((3, 1))}, paths),
+        cache.key(settings, paths[::-1]),
+        cache.key(settings, paths[:2]),
+        cache.key(settings, ImageList(paths, transform=str)),
+        cache.key(settings, torch.utils.data.Subset(ImageList(paths), [0])),
+        cache.key(settings, paths, data_id="a"),
+        cache.key(settings, paths, data_id="b"),
     ]
     assert len({key.entry for key in keys}) == len(keys)
 
@@ -62,19 +60,6 @@ def test_a_changed_file_makes_it_stale(tmp_path, paths):
     assert cache.load(new)["features"] == 1
     assert cache.load(old) is None
     assert len(list(tmp_path.glob("*.npz"))) == 1
-
-
-def test_data_of_unknown_kind(tmp_path, paths):
-    cache = FeatureCache(tmp_path)
-    unknown = torch.utils.data.TensorDataset(torch.zeros(2, 1))
-    with pytest.raises(TypeError, match="cannot tell when a TensorDataset changes: give data_id"):
-        cache.key({}, unknown)
-    with pytest.raises(TypeError, match="cannot tell when a list changes"):
-        cache.key({}, [object()])
-    assert cache.key({}, unknown, data_id="a") != cache.key({}, unknown, data_id="b")
-    paths[2].unlink()
-    with pytest.raises(UnreadableImageError, match=r"2\.png"):
-        cache.key({}, paths)
 
 
 def test_a_damaged_entry_counts_as_missing(tmp_path):
@@ -103,22 +88,3 @@ def test_a_write_that_fails_loses_nothing(tmp_path, monkeypatch):
         cache.save(key, {"features": np.ones(1)})
     assert cache.load(key)["features"] == 0
     assert len(os.listdir(tmp_path)) == 1
-    with pytest.raises(OSError, match="No space left"):
-        write_npz(tmp_path / "other.npz", {"a": np.zeros(1)})
-    assert len(os.listdir(tmp_path)) == 1
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write to the output folder .*cache"):
-        FeatureCache(tmp_path / "file" / "cache")
-
-
-def test_npz_files(tmp_path):
-    write_npz(tmp_path / "a.npz", {"a": np.arange(3), "b": np.array("text")})
-    found = read_npz(tmp_path / "a.npz")
-    assert found["a"].tolist() == [0, 1, 2]
-    assert str(found["b"]) == "text"
-    np.save(tmp_path / "a.npy", np.zeros(2))
-    with pytest.raises(ValueError, match="damaged or no file of arrays"):
-        read_npz(tmp_path / "a.npy")

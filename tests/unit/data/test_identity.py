@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from pictures import noise, saved
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 from torchvision import transforms
@@ -23,18 +24,14 @@ BOX = (0, 0, 8, 8)
 
 @pytest.fixture
 def paths(tmp_path):
-    (tmp_path / "class").mkdir()
-    files = [tmp_path / "class" / f"{i}.png" for i in range(3)]
-    for i, file in enumerate(files):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
-    return files
+    return saved(tmp_path / "class", [noise(64, 64, seed) for seed in range(3)])
 
 
 def crop(image):
     return image.crop(BOX)
 
 
-class Callable:
+class Cropping:
     def __init__(self, left):
         self.left = left
 
@@ -42,7 +39,7 @@ class Callable:
         return image.crop((self.left, 0, self.left + 8, 8))
 
     def __repr__(self):
-        return "Callable()"
+        return "Cropping()"
 
 
 class Cropped(Dataset):
@@ -59,19 +56,31 @@ class Cropped(Dataset):
         return image.crop((self.left, 0, self.left + 32, 32))
 
 
-class Elsewhere(Cropped):
-    def __getitem__(self, index):
-        return super().__getitem__(index).crop((1, 1, 30, 30))
+def reading(read):
+    """A dataset of one's own whose samples are made by a function (self, index)."""
+    return type("Reading", (Cropped,), {"__getitem__": read})
 
 
-class ReadsGlobal(Cropped):
-    def __getitem__(self, index):
-        return super().__getitem__(index).crop(BOX)
+def reads_global(self, index):
+    return Image.open(self.paths[index]).crop(BOX)
 
 
-class CallsCode(Cropped):
-    def __getitem__(self, index):
-        return crop(super().__getitem__(index))
+def calls_code(self, index):
+    return crop(Image.open(self.paths[index]))
+
+
+def reads_by_name(self, index):
+    return [globals()["BOX"] for _ in range(1)]
+
+
+def reads_the_environment(self, index):
+    return os.environ["BOX"]
+
+
+def imports_inside(self, index):
+    import pytest
+
+    return pytest
 
 
 class Slotted:
@@ -80,23 +89,6 @@ class Slotted:
 
     def __len__(self):
         return 1
-
-
-class ReadsByName(Cropped):
-    def __getitem__(self, index):
-        return [globals()["BOX"] for _ in range(1)]
-
-
-class ReadsTheEnvironment(Cropped):
-    def __getitem__(self, index):
-        return os.environ["BOX"]
-
-
-class ImportsInside(Cropped):
-    def __getitem__(self, index):
-        import pytest
-
-        return pytest
 
 
 class PathsByMethod(Cropped):
@@ -121,12 +113,9 @@ def test_contents_in_memory_count():
     "transform",
     [
         v2.Lambda(lambda image: image.crop((0, 0, 32, 32))),
-        transforms.Lambda(lambda image: image),
-        crop,
         functools.partial(Image.Image.crop, box=BOX, extra=crop),
-        Callable(3),
-        v2.Compose([v2.Resize(8), v2.Lambda(lambda image: image)]),
-        v2.RandomApply([crop]),
+        Cropping(3),
+        v2.Compose([v2.Resize(8), v2.RandomApply([crop])]),
         np.random.default_rng(0).permutation,
     ],
 )
@@ -177,8 +166,7 @@ def test_a_dataset_counts_by_its_values_and_its_code(paths):
         Cropped(paths),
         Cropped(paths, left=8),
         Cropped(paths, transform=v2.Resize(8)),
-        Elsewhere(paths),
-        ReadsGlobal(paths),
+        reading(reads_global)(paths),
         Subset(ImageList(paths), [0, 2]),
         Subset(ImageList(paths), [2, 0]),
     ]
@@ -187,25 +175,25 @@ def test_a_dataset_counts_by_its_values_and_its_code(paths):
     assert data_identity(Cropped(paths)) == data_identity(Cropped(paths))
 
 
-def test_keyword_defaults_and_classes_around_a_dataset_count(paths):
-    def cropped(side):
-        class Sized(Cropped):
-            def __getitem__(self, index, *, side=side):
-                return super().__getitem__(index).crop((0, 0, side, side))
+def test_globals_defaults_and_enclosing_values_of_a_dataset_count(paths, monkeypatch):
+    before = data_identity(reading(reads_global)(paths))
+    monkeypatch.setitem(globals(), "BOX", (1, 0, 8, 8))
+    assert data_identity(reading(reads_global)(paths)) != before
 
-        return Sized(paths)
+    def by_default(side):
+        return reading(lambda self, index, *, side=side: (index, side))(paths)
 
-    assert data_identity(cropped(3)) == data_identity(cropped(3)) != data_identity(cropped(4))
+    def by_closure(side):
+        return reading(lambda self, index: (index, side))(paths)
+
+    for cropped in (by_default, by_closure):
+        assert data_identity(cropped(3)) == data_identity(cropped(3)) != data_identity(cropped(4))
 
     class Options:
         side = 3
 
-    class ReadsClass(Cropped):
-        def __getitem__(self, index):
-            return super().__getitem__(index).crop((0, 0, Options.side, Options.side))
-
     with pytest.raises(TypeError, match=r"give data_id.*Options is code"):
-        data_identity(ReadsClass(paths))
+        data_identity(by_closure(Options))
 
 
 def test_files_that_changed_places_are_other_data(paths):
@@ -222,35 +210,21 @@ def test_files_that_changed_places_are_other_data(paths):
     assert data_identity(ImageList(paths)) != before
 
 
-def test_code_and_globals_of_a_dataset_count(paths, monkeypatch):
-    before = data_identity(ReadsGlobal(paths))
-    monkeypatch.setitem(globals(), "BOX", (1, 0, 8, 8))
-    assert data_identity(ReadsGlobal(paths)) != before
-    before = data_identity(Cropped(paths))
-
-    def changed(self, index):
-        return Image.open(self.paths[index]).convert("RGB").crop((1, 0, 32, 32))
-
-    monkeypatch.setattr(Cropped, "__getitem__", changed)
-    assert data_identity(Cropped(paths)) != before
-
-
 @pytest.mark.parametrize(
     "make",
     [
-        CallsCode,
-        ReadsByName,
-        ReadsTheEnvironment,
-        ImportsInside,
+        reading(calls_code),
+        reading(reads_by_name),
+        reading(reads_the_environment),
+        reading(imports_inside),
         PathsByMethod,
         lambda paths: Cropped(paths, transform=crop),
         lambda paths: Cropped(paths, left=object()),
         lambda paths: ImageFolder(paths[0].parent.parent, loader=lambda path: Image.open(path)),
         lambda paths: torch.utils.data.TensorDataset(torch.zeros(2, 3, 8, 8)),
         lambda paths: torch.utils.data.ConcatDataset([ImageList(paths)]),
-        lambda paths: Subset(CallsCode(paths), [0]),
+        lambda paths: Subset(reading(calls_code)(paths), [0]),
         lambda paths: [object()],
-        lambda paths: [None],
         lambda paths: [{"image": paths[0]}],
         lambda paths: np.array([None]),
         lambda paths: Slotted(),
@@ -264,7 +238,6 @@ def test_what_nothing_is_known_of_needs_a_data_id(paths, make):
 def test_forms_that_hog_takes_are_known(paths, tmp_path):
     pixels = torch.rand(2, 3, 16, 16)
     hog = HOGLDA(image_size=16, cell_size=8).fit_background(pixels, num_patches=8, progress=False)
-    (tmp_path / "cache").mkdir()
     forms = [
         [[pixels[0], 1], [pixels[1], 2]],
         pixels.clone().requires_grad_(),
@@ -297,37 +270,24 @@ def test_relative_paths_are_those_of_their_folder(tmp_path, monkeypatch):
     assert found[0] != found[1]
 
 
-def test_a_truncated_image_in_memory_is_unreadable(paths):
+def test_images_that_cannot_be_read(paths):
     paths[0].write_bytes(paths[0].read_bytes()[:500])
     with pytest.raises(UnreadableImageError, match=r"cannot read an image in memory: .*truncated"):
         data_identity([Image.open(paths[0])])
+    paths[0].unlink()
+    with pytest.raises(UnreadableImageError, match=r"0\.png"):
+        data_identity(paths)
 
 
 def test_palettes_of_images_in_memory_count():
-    images = []
-    for color in ([9, 9, 9], [9, 9, 10]):
-        image = Image.new("P", (2, 2))
+    images = [Image.new("P", (2, 2)) for _ in range(2)]
+    for image, color in zip(images, ([9, 9, 9], [9, 9, 10]), strict=True):
         image.putpalette(color)
-        images.append(image)
     assert data_identity(images[:1]) != data_identity(images[1:])
-
-
-def test_features_and_pixels_of_another_crop_are_not_taken(paths, tmp_path):
-    hog = HOGLDA(image_size=16, cell_size=8).fit_background(paths, num_patches=8, progress=False)
-    rows, stores = [], []
-    for left in (0, 16):
-        images = ImageList(paths, transform=v2.RandomCrop(48 - left))
-        rows.append(hog.transform(images, cache_dir=tmp_path, progress=False))
-        stores.append(ImageStore(Cropped(paths, left), tmp_path, 16, progress=False))
-    assert np.abs(rows[0] - rows[1]).max() > 0.01
-    assert not torch.equal(stores[0][0], stores[1][0])
-    assert stores[0].path != stores[1].path
 
 
 def test_digest_refuses_what_it_cannot_read():
     assert digest(np.float32(1), np.int64(2)) == digest(1.0, 2)
-    with pytest.raises(TypeError, match="cannot digest a object"):
-        digest(object())
     with pytest.raises(TypeError, match="cannot digest a object"):
         digest({"a": [object()]})
 

@@ -1,7 +1,5 @@
 """What the pixels of an image are: files, modes, arrays and tensors, against numbers worked out by hand."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -20,11 +18,9 @@ from pml_posets.data.images import (
     as_image,
     check_pixels,
     mirror,
-    needs_floats,
     read_image,
     scale_pixels,
 )
-from pml_posets.features import HOGLDA, extract
 from pml_posets.features.hog import HogItems
 
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 16 bits; / 257: all of 0..255
@@ -66,17 +62,20 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
         7: COLOR[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(COLOR),
     }[orientation]
-    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), turned)
     lying = Image.open(tmp_path / "a.png")
-    np.testing.assert_array_equal(pixels(lying.convert("RGB")), turned)  # as torchvision's loader yields it
-    np.testing.assert_array_equal(pixels(as_image(lying)), turned)  # not twice
-    np.testing.assert_array_equal(np.asarray(mirror(lying)), turned[:, ::-1])
-    np.testing.assert_array_equal(np.asarray(IndexedDataset([lying])[0][0]), turned)
-    np.testing.assert_array_equal(np.asarray(IndexedDataset([lying], [True])[0][0]), turned[:, ::-1])
-    np.testing.assert_array_equal(WithViews([lying], np.asarray)[0], turned)
-    np.testing.assert_array_equal(np.asarray(WithMirrorImages([(lying, 1)])[1][0]), turned[:, ::-1])
-    store = ImageStore([lying], tmp_path, turned.shape[0] if orientation < 5 else 8, progress=False)
-    upright = Image.fromarray(np.ascontiguousarray(turned)).resize(store.shape[2:], Image.Resampling.BILINEAR)
+    for image in (
+        read_image(tmp_path / "a.png"),
+        as_image(lying.convert("RGB")),  # as torchvision's loader yields it
+        as_image(as_image(lying)),  # not twice
+        IndexedDataset([lying])[0][0],
+        WithViews([lying], lambda image: image)[0],
+    ):
+        np.testing.assert_array_equal(np.asarray(image), turned)
+    flipped = [mirror(lying), IndexedDataset([lying], [True])[0][0], WithMirrorImages([(lying, 1)])[1][0]]
+    for image in flipped:
+        np.testing.assert_array_equal(np.asarray(image), turned[:, ::-1])
+    store = ImageStore([lying], tmp_path, 8, progress=False)
+    upright = Image.fromarray(np.ascontiguousarray(turned)).resize((8, 8), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(store[0].permute(1, 2, 0), np.asarray(upright))
 
 
@@ -125,19 +124,10 @@ def test_a_mode_without_a_range_is_refused_by_name(tmp_path):
     np.testing.assert_array_equal(pixels(Image.fromarray((BYTES / 255).astype(np.float32))), BYTES)
 
 
-@pytest.mark.parametrize(
-    "use", [lambda p: ImageList([p])[0], lambda p: ImageStore([Image.open(p)], p.parent, 16)[0]]
-)
-def test_every_reader_sees_the_same_levels(tmp_path, use):
-    Image.fromarray(RAMP).save(tmp_path / "a.png")
-    found = np.asarray(use(tmp_path / "a.png"))
-    assert sorted(np.unique(found)) == list(range(256))
-
-
-def test_hog_sees_the_same_pixels_whatever_the_form(tmp_path):
-    Image.fromarray(RAMP).save(tmp_path / "a.png")
-    tensor = torch.from_numpy(BYTES)[None]
+def test_the_same_pixels_whatever_the_form(tmp_path):
     path = tmp_path / "a.png"
+    Image.fromarray(RAMP).save(path)
+    tensor = torch.from_numpy(BYTES)[None]
     forms = [
         path,
         Image.open(path),
@@ -146,12 +136,18 @@ def test_hog_sees_the_same_pixels_whatever_the_form(tmp_path):
         BYTES,
         BYTES[:, :, None],
         np.stack([BYTES] * 3),
+        tensor,
+        tensor.expand(3, -1, -1),
+        tensor.float() / 255,
+        BYTES / 255,
+        np.float16(BYTES / 255),
     ]
-    forms += [tensor, tensor.expand(3, -1, -1), tensor.float() / 255, BYTES / 255]
-    forms += [np.float16(BYTES / 255)]
-    items = HogItems(forms, 16)
-    for i in range(len(forms)):
-        np.testing.assert_array_equal(items[i], np.stack([BYTES] * 3, axis=2), err_msg=str(i))
+    items = [*HogItems(forms, 16), ImageList([path])[0]]
+    items.append(ImageStore([Image.open(path)], tmp_path, 16, progress=False)[0].permute(1, 2, 0))
+    for i, item in enumerate(items):
+        np.testing.assert_array_equal(np.asarray(item), np.stack([BYTES] * 3, axis=2), err_msg=str(i))
+    half = torch.full((3, 4, 4), 0.5, dtype=torch.bfloat16, requires_grad=True)
+    assert pixels(half).max() == 128
 
 
 # --- Arrays and tensors
@@ -160,16 +156,6 @@ def test_hog_sees_the_same_pixels_whatever_the_form(tmp_path):
 @pytest.mark.parametrize("wrap", [np.asarray, lambda x: torch.from_numpy(np.ascontiguousarray(x))])
 def test_channels_first(wrap):
     np.testing.assert_array_equal(pixels(wrap(COLOR.transpose(2, 0, 1))), COLOR)
-
-
-def test_bfloat16_and_gradients_are_no_obstacle():
-    image = torch.full((3, 4, 4), 0.5, dtype=torch.bfloat16, requires_grad=True)
-    assert pixels(image).max() == 128
-    features = HOGLDA(image_size=16, cell_size=8).fit_background(
-        torch.rand(4, 3, 16, 16), num_patches=8, progress=False
-    )
-    rows = features.transform(torch.rand(2, 3, 16, 16).bfloat16(), progress=False)
-    assert np.isfinite(rows).all()
 
 
 @pytest.mark.parametrize(
@@ -231,15 +217,18 @@ def test_mirrored_arrays_run_the_other_way_across(channels):
     np.testing.assert_array_equal(flipped, first[:, :, ::-1])
 
 
-@pytest.mark.parametrize("image", [np.zeros((3, 8, 3)), np.zeros((5, 8, 9)), np.zeros((2, 3, 8, 9))])
-def test_an_array_that_does_not_say_where_its_channels_are_is_refused(image):
-    with pytest.raises(ValueError, match=re.escape(f"got the array shape {image.shape}")):
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((3, 8, 3)), r"got the array shape \(3, 8, 3\)"),
+        (np.zeros((5, 8, 9)), r"got the array shape \(5, 8, 9\)"),
+        (np.zeros((2, 3, 8, 9)), r"got the array shape \(2, 3, 8, 9\)"),
+        (torch.zeros(8, 9, 3), r"must be a tensor \(channels, H, W\), got \(8, 9, 3\)"),
+    ],
+)
+def test_what_does_not_say_where_its_channels_are_is_refused(image, message):
+    with pytest.raises(ValueError, match=message):
         mirror(image)
-
-
-def test_a_tensor_with_its_channels_last_is_refused():
-    with pytest.raises(ValueError, match=r"must be a tensor \(channels, H, W\), got \(8, 9, 3\)"):
-        mirror(torch.zeros(8, 9, 3))
 
 
 # --- Batches
@@ -263,34 +252,11 @@ def test_floats_in_range_pass(images):
     check_pixels(images)
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
-        torch.tensor([0.0, 255.0]),
-        torch.tensor([-2.1, 2.6]),
-        torch.tensor([-1.0, 1.0]),
-        torch.tensor([0.5, torch.nan]),
-    ],
-)
-@pytest.mark.parametrize("train", [True, False])
-def test_bytes_that_were_cast_are_refused(images, train):
+@pytest.mark.parametrize("values", [(0.0, 255.0), (-2.1, 2.6), (-1.0, 1.0), (0.5, torch.nan)])
+def test_bytes_that_were_cast_are_refused(values):
+    images = torch.tensor(values)
     with pytest.raises(ValueError, match=r"floating in \[0, 1\], found values in .*divide bytes by 255"):
         check_pixels(images)
-    with pytest.raises(ValueError, match=r"a trainer's dtype=torch.float32"):
-        BatchAugmentation().train(train)(images.repeat(6).view(1, 3, 2, 2))
-
-
-@pytest.mark.parametrize(
-    "network", [torch.nn.Conv2d(3, 2, 3), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))]
-)
-def test_a_network_that_wants_floats_is_told_so(network):
-    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    with (
-        pytest.raises(TypeError, match=r"images are torch.uint8 .* put BatchAugmentation\(\) in front"),
-        needs_floats(images),
-    ):
-        network(images)
-    with pytest.raises(TypeError, match=r"float64 and the network wants float32: .*\.float\(\)"):
-        extract(network, images.double(), progress=False)
-    with pytest.raises(RuntimeError, match=r"shape|size|mult"), needs_floats(images):
-        images @ torch.zeros(3, 3, dtype=torch.uint8)
+    for train in (True, False):
+        with pytest.raises(ValueError, match=r"a trainer's dtype=torch.float32"):
+            BatchAugmentation().train(train)(images.repeat(6).view(1, 3, 2, 2))

@@ -1,28 +1,19 @@
 """Features of a network: order, mirror images, modes, randomness, and models that go wrong."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
+from pictures import Noisy, generators
 from torch import nn
+from torch.utils.data import Subset
 
 from pml_posets.features.network import extract
+
+RAW = {"normalize": False, "progress": False}
 
 
 def images(num: int = 11, size: int = 6) -> torch.Tensor:
     return torch.rand(num, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-class Noisy(torch.utils.data.Dataset):
-    """Draws from every global generator, as random transforms do."""
-
-    def __len__(self):
-        return 5
-
-    def __getitem__(self, index):
-        noise = torch.rand(1) + np.random.rand() + random.random()  # noqa: NPY002
-        return torch.full((3, 4, 4), float(index)) + noise
 
 
 def network() -> nn.Sequential:
@@ -34,15 +25,15 @@ def network() -> nn.Sequential:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_rows_are_in_dataset_order(num_workers):
     model, data = network(), images()
-    labelled = list(zip(data, range(11), strict=True))
-    rows = extract(model, labelled, batch_size=4, num_workers=num_workers, normalize=False, progress=False)
+    labeled = list(zip(data, range(11), strict=True))
+    rows = extract(model, labeled, batch_size=4, num_workers=num_workers, **RAW)
     assert rows.shape == (11, 7)
     assert rows.dtype == np.float32
     model.eval()
     with torch.no_grad():
         expected = torch.cat([model(image[None]) for image in data])
     np.testing.assert_allclose(rows, expected, atol=1e-5)
-    unit = extract(model, data, batch_size=4, num_workers=num_workers, progress=False)
+    unit = extract(model, data, progress=False)
     np.testing.assert_allclose(unit, nn.functional.normalize(expected), atol=1e-5)
 
 
@@ -52,11 +43,6 @@ def test_mirror_images():
     np.testing.assert_allclose(rows, extract(model, data, progress=False), atol=1e-6)
     np.testing.assert_allclose(mirrored, extract(model, data.flip(-1), progress=False), atol=1e-6)
     assert np.abs(rows - mirrored).max() > 1e-3
-
-
-def test_maps_are_flattened():
-    rows = extract(nn.Identity(), images(2), normalize=False, progress=False)
-    np.testing.assert_array_equal(rows, images(2).flatten(1))
 
 
 def test_every_mode_is_restored():
@@ -69,39 +55,39 @@ def test_every_mode_is_restored():
     assert torch.equal(statistics, model[0][1].running_mean)
     assert all(weight.grad is None for weight in model.parameters())
     broken = nn.Sequential(model, nn.Linear(3, 3))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError):  # torch's own, for it is not about dtypes
         extract(broken, images(), progress=False)
     assert [part.training for part in model.modules()] == modes
     assert broken.training
 
 
 def test_randomness_is_untouched_and_the_same_with_any_number_of_workers():
-    torch.manual_seed(3)
-    np.random.seed(3)  # noqa: NPY002
-    random.seed(3)
+    class Drawing(nn.Flatten):
+        """Draws in evaluation mode too."""
 
-    def state():
-        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+        def forward(self, x):
+            return super().forward(x) + torch.rand(1)
 
-    before, options = state(), {"normalize": False, "progress": False}
-    first = extract(nn.Flatten(), Noisy(), **options)
-    assert state() == before
-    assert len(np.unique(first[:, 0] - np.arange(5))) == 5  # each item has its own
-    for workers, batch in ((0, 2), (1, 2), (2, 1), (2, 3)):
+    before, data = generators(), Noisy(5, (3, 4, 4))
+    first = extract(nn.Flatten(), data, **RAW)
+    drawn = extract(Drawing(), data, **RAW)
+    assert generators() == before
+    assert len(np.unique(first[:, 0] - np.arange(5) / 20)) == 5  # each item has its own
+    for workers, batch in ((0, 2), (2, 3)):
         torch.rand(5)
-        again = extract(nn.Flatten(), Noisy(), num_workers=workers, batch_size=batch, **options)
+        again = extract(nn.Flatten(), data, num_workers=workers, batch_size=batch, **RAW)
         np.testing.assert_array_equal(first, again)
-    part = extract(nn.Flatten(), torch.utils.data.Subset(Noisy(), [0, 1]), **options)
-    np.testing.assert_array_equal(part, first[:2])
+    np.testing.assert_array_equal(extract(Drawing(), data, **RAW), drawn)
+    np.testing.assert_array_equal(extract(nn.Flatten(), Subset(data, [0, 1]), **RAW), first[:2])
 
 
-def test_half_precision_only_where_it_helps():
-    class Kinds(nn.Flatten):
+def test_a_gpu_s_precision_is_not_that_of_the_cpu():
+    class Half(nn.Flatten):
         def forward(self, x):
             assert not torch.is_autocast_enabled("cpu")
             return super().forward(x).to(torch.bfloat16)
 
-    assert extract(Kinds(), images(2), amp=True, progress=False).dtype == np.float32
+    assert extract(Half(), images(2), amp=True, progress=False).dtype == np.float32
 
 
 class Seen(nn.Linear):
@@ -121,31 +107,24 @@ class Seen(nn.Linear):
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_a_dtype_asks_for_mixed_precision_on_any_device(half):
     model, data = Seen(), images()
-    full = extract(model, data, amp=False, normalize=False, progress=False)
-    rows = extract(model, data, amp=half, normalize=False, batch_size=4, progress=False)
+    full = extract(model, data, amp=False, **RAW)
+    rows = extract(model, data, amp=half, batch_size=4, **RAW)
     assert model.seen == [torch.float32] + 3 * [half]
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, full, atol=2e-2)
     assert np.abs(rows - full).max() > 0
-    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_batch_that_overflows_is_done_again_in_full():
     model, data = Seen(), images()
     data[2] *= 1e6
-    full = extract(model, data, amp=False, normalize=False, progress=False)
+    full = extract(model, data, amp=False, **RAW)
     assert np.abs(full[2]).max() > 65504  # the largest number in float16
     model.seen.clear()
-    rows = extract(model, data, amp=torch.float16, normalize=False, batch_size=6, progress=False)
+    rows = extract(model, data, amp=torch.float16, batch_size=6, **RAW)
     assert model.seen == [torch.float16, torch.float32, torch.float16]
     np.testing.assert_allclose(rows[:6], full[:6], rtol=1e-5)
     np.testing.assert_allclose(rows[6:], full[6:], atol=5e-3)
-
-
-@pytest.mark.parametrize("amp", ["bfloat16", torch.float32, torch.int8, None, 1])
-def test_other_precisions_are_an_error(amp):
-    with pytest.raises(ValueError, match=r"amp must be True, False, torch.bfloat16 or torch.float16, got"):
-        extract(nn.Flatten(), images(), amp=amp, progress=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -161,31 +140,80 @@ def test_on_a_gpu(amp):
     assert np.isfinite(extract(large, images(), amp=amp, progress=False)).all()
 
 
-def test_features_that_are_not_finite():
+class Giving(nn.Module):
+    """Makes what is given of its input."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return self.make(x)
+
+
+def with_a_nan():
     data = images()
     data[7, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"the features of dataset\[7\] hold a NaN or an infinite value"):
-        extract(nn.Flatten(), data, batch_size=3, progress=False)
+    return data
 
 
-def test_bad_input():
-    with pytest.raises(ValueError, match="at least one sample"):
-        extract(nn.Flatten(), [])
-    with pytest.raises(TypeError, match="a length and items by index, got generator"):
-        extract(nn.Flatten(), (image for image in images()))
-    with pytest.raises(TypeError, match=r"must yield image tensors .*got ndarray"):
-        extract(nn.Flatten(), [np.zeros((3, 4, 4))], progress=False)
-    with pytest.raises(
-        TypeError, match=r"model must return a tensor \(11, \.\.\.\) for 11 images, got \(3, 3\)"
-    ):
-        extract(nn.Sequential(nn.Flatten(), Fixed()), images(), progress=False)
-    with pytest.raises(TypeError, match="got tuple"):
-        extract(nn.AdaptiveMaxPool2d(1, return_indices=True), images(), progress=False)
+@pytest.mark.parametrize(
+    ("model", "data", "options", "error", "message"),
+    [
+        (nn.Flatten(), [], {}, ValueError, "at least one sample"),
+        (nn.Flatten(), iter(images()), {}, TypeError, "a length and items by index"),
+        (nn.Flatten(), [np.zeros((3, 4, 4))], {}, TypeError, "must yield image tensors .*got ndarray"),
+        (lambda x: x, images(), {}, TypeError, r"model must be a torch\.nn\.Module, got function"),
+        (
+            Giving(lambda x: torch.eye(3)), images(), {}, TypeError,
+            r"model must return a tensor \(11, \.\.\.\) for 11 images, got \(3, 3\)",
+        ),
+        (Giving(lambda x: (x, x)), images(), {}, TypeError, "got tuple"),
+        (Giving(lambda x: 1j * x), images(), {}, TypeError, r"got torch\.complex64"),
+        (nn.Flatten(), with_a_nan(), {"batch_size": 3}, ValueError, r"of dataset\[7\] hold a NaN"),
+        (nn.Flatten(), images(), {"mean": (0.1, 0.2)}, ValueError, r"one a channel \(3\), got 2"),
+        *(
+            (nn.Flatten(), images(), {"amp": amp}, ValueError, r"amp must be True, False, torch\.bfloat16 or")
+            for amp in ("bfloat16", torch.float32, None, 1)
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input(model, data, options, error, message):
+    with pytest.raises(error, match=message):
+        extract(model, data, progress=False, **options)
 
 
-class Fixed(nn.Module):
-    def forward(self, x):
-        return torch.eye(3)
+@pytest.mark.parametrize("network", [nn.Conv2d(3, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(48, 4))])
+@pytest.mark.parametrize(
+    ("given", "own", "message"),
+    [
+        (torch.uint8, torch.float32, r"floating ones: put BatchAugmentation\(\) in front, or .*mean="),
+        (torch.bfloat16, torch.float32, "float32"),
+        (torch.float16, torch.float32, "float32"),
+        (torch.float64, torch.float32, r"float32: convert them with \.float\(\)"),
+        (torch.float32, torch.float64, "others: convert it with"),
+        (torch.float32, torch.bfloat16, "others"),
+    ],
+)
+def test_images_and_networks_of_other_dtypes_are_named(network, given, own, message):
+    data = torch.rand(3, 3, 4, 4).to(given)
+    with pytest.raises(TypeError, match=rf"the images are {given} and the network wants {message}"):
+        extract(network.to(own), data, progress=False)
+
+
+def test_a_network_that_views_its_maps_gives_the_same_rows():
+    class Viewing(nn.Sequential):
+        """Old code: a view of maps as rows, which fails where maps are stored channels last."""
+
+        def forward(self, x):
+            return super().forward(x).view(len(x), -1)
+
+    data, network = images(5, 8), Viewing(nn.Conv2d(3, 4, 3))
+    with torch.no_grad():
+        expected = network(data).numpy()
+        with pytest.raises(RuntimeError, match="view size"):
+            network(data.contiguous(memory_format=torch.channels_last))
+    np.testing.assert_allclose(extract(network, data, batch_size=2, **RAW), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_progress_bar(capfd):
@@ -193,48 +221,3 @@ def test_progress_bar(capfd):
     assert "11/11" in capfd.readouterr().err
     extract(nn.Flatten(), images(), progress=False)
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_images_and_networks_of_other_dtypes_are_named(dtype):
-    network, images = nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), torch.rand(3, 3, 4, 4)
-    with pytest.raises(TypeError, match=rf"the images are {dtype} and the network wants float32"):
-        extract(network, list(images.to(dtype)), progress=False)
-    with pytest.raises(
-        TypeError, match=r"the images are torch\.float32 and the network wants others: convert"
-    ):
-        extract(network.to(dtype), list(images), progress=False)
-
-
-def test_a_mean_for_other_channels_is_refused():
-    with pytest.raises(ValueError, match=r"mean must hold one number, or one a channel \(3\), got 2"):
-        extract(nn.Flatten(), list(torch.rand(3, 3, 4, 4)), mean=(0.1, 0.2), progress=False)
-
-
-class Viewing(torch.nn.Module):
-    """Old code: a view of maps as rows, which fails where maps are stored channels last."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(3, 4, 3)
-
-    def forward(self, images):
-        return self.conv(images).view(len(images), -1)
-
-
-def test_a_network_that_views_its_maps_gives_the_same_rows():
-    images, network = torch.rand(5, 3, 8, 8), Viewing()
-    with torch.no_grad():
-        expected = network(images).numpy()
-        with pytest.raises(RuntimeError, match="view size"):
-            network(images.contiguous(memory_format=torch.channels_last))
-    rows = extract(network, images, batch_size=2, normalize=False, progress=False)
-    np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_what_gives_no_rows_of_real_numbers_is_refused():
-    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
-        extract(lambda images: images, [torch.zeros(1, 2, 2)], progress=False)
-    network = type("Complex", (torch.nn.Module,), {"forward": lambda self, images: 1j * images.flatten(1)})()
-    with pytest.raises(TypeError, match=r"for 1 images, got torch\.complex64"):
-        extract(network, [torch.zeros(1, 2, 2)], progress=False)

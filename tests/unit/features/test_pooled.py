@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
 from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from pml_posets.features import LayerOutputs, PartialWhitening, choose_layers, extract, load, save
+from pml_posets.features import LayerOutputs, PartialWhitening, choose_layers, extract
 
 
 class Block(nn.Module):
-    def __init__(self, channels, stride=1):
+    def __init__(self, channels):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride, 1)
+        self.conv = nn.Conv2d(channels, channels, 3, 1, 1)
         self.norm = nn.BatchNorm2d(channels)
+        self.unused = nn.Identity()
 
     def forward(self, images):
         return torch.relu(self.norm(self.conv(images)))
@@ -32,50 +33,38 @@ def test_outputs_are_the_layers_pooled():
     outputs = LayerOutputs(net, ["2", "1", "5"])
     rows = outputs(images)
     maps = [net[:3](images), net[:2](images)]
-    expected = torch.cat([*(m.mean((2, 3)) for m in maps), net(images)], dim=1)
-    torch.testing.assert_close(rows, expected)
+    torch.testing.assert_close(rows, torch.cat([*(m.mean((2, 3)) for m in maps), net(images)], dim=1))
     assert outputs.widths == [4, 4, 9]
-    assert not any(module._forward_hooks for module in net.modules())
-
-
-def test_tokens_are_averaged_and_bad_outputs_refused():
-    tokens = nn.Sequential(nn.Flatten(2), nn.Linear(16, 7))
-    assert LayerOutputs(tokens, ["1"])(torch.rand(2, 3, 4, 4)).shape == (2, 7)
-    volume = nn.Sequential(nn.Unflatten(1, (1, 3)))
-    with pytest.raises(TypeError, match=r"layer '0' must give a tensor \(B, C\), \(B, T, C\) or"):
-        LayerOutputs(volume, ["0"])(torch.rand(2, 3, 4, 4))
-
-
-def test_hooks_go_even_after_an_error():
-    net = network(1)
     with pytest.raises(RuntimeError):
-        LayerOutputs(net, ["1"])(torch.rand(2, 5, 8, 8))
+        outputs(torch.rand(2, 5, 8, 8))
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_unknown_and_unused_layers_are_named():
-    net = network(1)
-    with pytest.raises(ValueError, match="layers must be submodules of the network, got 'no'"):
-        LayerOutputs(net, ["no"])
-    with pytest.raises(ValueError, match="at least one"):
-        LayerOutputs(net, [])
-    net[1].unused = nn.Identity()
-    with pytest.raises(ValueError, match=r"layer '1\.unused' takes no part"):
-        LayerOutputs(net, ["1.unused"])(torch.rand(1, 3, 8, 8))
+def test_tokens_are_averaged():
+    tokens = nn.Sequential(nn.Flatten(2), nn.Linear(16, 7))
+    images = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(LayerOutputs(tokens, ["1"])(images), tokens(images).mean(1))
 
 
-def test_extract_leaves_the_network_in_its_mode():
-    net = network(2).train()
-    rows = extract(LayerOutputs(net, ["1", "2"]), torch.rand(6, 3, 8, 8), normalize=False, progress=False)
-    assert rows.shape == (6, 8)
-    assert all(module.training for module in net.modules())
+@pytest.mark.parametrize(
+    ("net", "layers", "message"),
+    [
+        (network(1), ["no"], "layers must be submodules of the network, got 'no'"),
+        (network(1), [], "at least one"),
+        (network(1), ["1.unused"], r"layer '1\.unused' takes no part"),
+        (nn.Sequential(nn.Unflatten(1, (1, 3))), ["0"], r"'0' must give a tensor \(B, C\), \(B, T, C\) or"),
+    ],
+)
+def test_layers_that_do_not_do(net, layers, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        LayerOutputs(net, layers)(torch.rand(1, 3, 8, 8))
 
 
 def test_blocks_of_the_last_third_are_chosen():
-    assert choose_layers(network(7), 8, num_blocks=3) == ["5", "6", "7"]
-    assert choose_layers(network(7), 8, num_blocks=1) == ["5", "7"]  # and the last maps
-    net = network(4).train()
-    choose_layers(net, 8)
+    net = network(7).train()
+    assert choose_layers(net, 8, num_blocks=3) == ["5", "6", "7"]
+    assert choose_layers(net, 8, num_blocks=1) == ["5", "7"]  # and the last maps
+    assert extract(LayerOutputs(net, ["1", "2"]), torch.rand(6, 3, 8, 8), progress=False).shape == (6, 8)
     assert all(module.training for module in net.modules())
     with pytest.raises(ValueError, match="no layer of the network gives maps"):
         choose_layers(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), 8)
@@ -98,15 +87,17 @@ def test_blocks_of_known_networks(name, expected):
     assert choose_layers(model, 224) == expected
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("power", [0.0, 0.75, 1.0])
 def test_whitening_is_pca_divided_by_a_power_of_the_deviation(power):
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(200, 5)) * [5, 4, 3, 2, 1] + 7
-    found = PartialWhitening(3, power, normalize=False).fit_transform(rows)
+    rows = np.random.default_rng(0).normal(size=(200, 5)) * [5, 4, 3, 2, 1] + 7
+    whitening = PartialWhitening(3, power, normalize=False)
+    found = whitening.fit_transform(rows)
     pca = PCA(3).fit(rows)
     deviation = np.sqrt(pca.explained_variance_ * 199 / 200)
     expected = pca.transform(rows) / deviation**power
     np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-3, atol=1e-4)
+    unit = whitening.set_params(normalize=True).transform(rows)
+    np.testing.assert_allclose(unit, found / np.linalg.norm(found, axis=1, keepdims=True), atol=1e-5)
 
 
 def test_whitening_keeps_no_more_directions_than_there_are():
@@ -116,15 +107,6 @@ def test_whitening_keeps_no_more_directions_than_there_are():
     assert PartialWhitening(50).fit(flat).weight_.shape == (2, 9)
 
 
-def test_whitening_is_an_estimator_that_can_be_saved(tmp_path):
-    rows = np.random.default_rng(0).normal(size=(30, 6))
-    fitted = PartialWhitening(4, 0.3).fit(rows)
-    assert clone(fitted).get_params() == fitted.get_params()
-    save(fitted, tmp_path / "w.npz")
-    np.testing.assert_array_equal(load(tmp_path / "w.npz").transform(rows), fitted.transform(rows))
-    np.testing.assert_allclose(np.linalg.norm(fitted.transform(rows), axis=1), 1, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "rows", "message"),
     [
@@ -132,17 +114,12 @@ def test_whitening_is_an_estimator_that_can_be_saved(tmp_path):
         ({"num_components": 0}, np.eye(3), "num_components must be at least 1"),
         ({}, np.ones((4, 3)), "two different rows"),
         ({}, np.ones((1, 3)), "two different rows"),
+        ({}, np.eye(3), "features must have 3 columns, as fitted"),
     ],
 )
 def test_wrong_whitening_is_named(options, rows, message):
-    with pytest.raises(ValueError, match=message):
-        PartialWhitening(**options).fit(rows)
-
-
-def test_whitening_of_another_width_is_refused():
-    from sklearn.exceptions import NotFittedError
-
+    whitening = PartialWhitening(**options)
     with pytest.raises(NotFittedError):
-        PartialWhitening().transform(np.eye(3))
-    with pytest.raises(ValueError, match="features must have 3 columns, as fitted"):
-        PartialWhitening().fit(np.eye(3)).transform(np.eye(4))
+        whitening.transform(rows)
+    with pytest.raises(ValueError, match=message):
+        whitening.fit(rows).transform(np.eye(4))
