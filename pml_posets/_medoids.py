@@ -1,8 +1,4 @@
-"""What PosetLoss and NearestMedoidMiner share: squared distances, medoids of a batch, who is pulled to whom.
-
-The representative of a class is its medoid, the member with the smallest summed distance to the others.
-Everything here works on embeddings and labels; it knows nothing of rounds, datasets or posets.
-"""
+"""What PosetLoss and NearestMedoidMiner share: squared distances, medoids of a batch, positives."""
 
 from __future__ import annotations
 
@@ -14,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance, SNRDistance
 from pytorch_metric_learning.distances.base_distance import BaseDistance
-
-__all__ = ["Anchors", "batch_medoids", "positive_mask", "squared_distances"]
 
 Anchors = Literal["all", "unassigned"]
 
@@ -66,19 +60,19 @@ def compares_units(distance: BaseDistance) -> bool:
     return isinstance(distance, kinds) and distance.normalize_embeddings and distance.p == 2
 
 
-def prepare(distance: BaseDistance, x: torch.Tensor) -> torch.Tensor:
-    """The part of `squared_distances` that each side needs once: to normalize, for the default distance."""
-    return F.normalize(x) if _is_euclidean(distance) and distance.normalize_embeddings else x
-
-
 def prepared_pair(
     distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both in full precision and prepared; `ref is x` stays true."""
-    same = ref is x
+    """The part of `squared_distances` that each side needs once; `ref is x` stays true.
+
+    Both in full precision, and of length 1 for the default distance.
+    """
     x, ref = full_precision(x, ref)
-    x = prepare(distance, x)
-    return x, x if same else prepare(distance, ref)
+    if _is_euclidean(distance) and distance.normalize_embeddings:
+        same = ref is x
+        x = F.normalize(x)
+        ref = x if same else F.normalize(ref)
+    return x, ref
 
 
 def prepared_distances(distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
@@ -107,25 +101,15 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x if x.device.type == "mps" else x.double()  # which has no float64
 
 
-def batch_medoids(
-    embeddings: torch.Tensor, labels: torch.Tensor, distance: BaseDistance | None = None
+def prepared_medoids(
+    x: torch.Tensor, labels: torch.Tensor, distance: BaseDistance
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The medoid of every class in a batch: (K,) indices and (K,) classes, ascending; -1 is no class.
 
     medoid_c = argmin over i in class c of sum over j in class c of d(x_i, x_j), d unsquared; without
-    gradient, in memory linear in B. Sums that differ by rounding alone are tied, and of tied members the one
-    with the lowest index is taken; so it is in a class of two.
+    gradient, in memory linear in B. `x` is prepared. Sums that differ by rounding alone are tied, and of tied
+    members the one with the lowest index is taken; so it is in a class of two.
     """
-    distance = default_distance() if distance is None else distance
-    with torch.no_grad(), without_autocast(embeddings.device):
-        x, _ = full_precision(embeddings, embeddings)
-        return prepared_medoids(prepare(distance, x), labels, distance)
-
-
-def prepared_medoids(
-    x: torch.Tensor, labels: torch.Tensor, distance: BaseDistance
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`batch_medoids` of prepared embeddings."""
     with torch.no_grad():
         assigned = (labels >= 0).nonzero().squeeze(1)  # (A,)
         x, of = _wide(x[assigned]), labels[assigned]
