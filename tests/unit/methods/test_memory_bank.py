@@ -6,14 +6,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import dot, unit
+from refusals import refuses
 
 from pml_posets.methods.memory_bank import MemoryBankNCE
 
 NUM, DIM = 20, 5
 
 
-def make(**options):
-    return MemoryBankNCE(NUM, **{"dim": DIM, "num_negatives": 7, **options})
+def make(num_samples=NUM, **options):
+    return MemoryBankNCE(num_samples, **{"dim": DIM, "num_negatives": 7, **options})
 
 
 def batch(seed=0, count=6, dtype=torch.float64):
@@ -30,17 +32,8 @@ def drawn(seed, count=7):
     return found.tolist()
 
 
-def loop_unit(row):
-    length = math.sqrt(sum(x * x for x in row))
-    return [x / length for x in row]
-
-
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
 def loop_loss(memory, x, indices, negatives, temperature, log_z=None):
-    rows = [loop_unit(row) for row in x.tolist()]
+    rows = [unit(row) for row in x.tolist()]
     if log_z is None:
         exps = [math.exp(dot(memory[j], f) / temperature) for f in rows for j in negatives]
         log_z = math.log(len(memory) * sum(exps) / len(exps))
@@ -53,9 +46,6 @@ def loop_loss(memory, x, indices, negatives, temperature, log_z=None):
             p = math.exp(dot(memory[j], f) / temperature - log_z)
             total -= math.log(1 - p / (p + noise))
     return total / len(rows), log_z
-
-
-# --- The value
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
@@ -77,10 +67,9 @@ def test_by_hand():
     torch.manual_seed(0)
     while 4 in drawn(int(torch.randint(1000, ())), 3):
         pass
-    x = torch.eye(DIM)[1:2]
     own = math.exp(2.0) / (math.exp(2.0) + 3)
     expected = -math.log(own) - 3 * math.log(1 - 1 / 4)
-    assert loss(x, torch.tensor([4])).item() == pytest.approx(expected, rel=1e-6)
+    assert loss(torch.eye(DIM)[1:2], torch.tensor([4])).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_evaluation_changes_nothing():
@@ -98,41 +87,25 @@ def test_evaluation_changes_nothing():
 def test_gradients():
     x, indices = batch()
     loss = make().eval()
+    loss._log_z = 3.0  # an estimate has no gradient
 
     def value(x):
         torch.manual_seed(0)
         return loss(x, indices)
 
-    assert value(x.requires_grad_()).requires_grad
-    loss._log_z = 3.0  # an estimate has no gradient
-    assert torch.autograd.gradcheck(value, (x,))
+    assert torch.autograd.gradcheck(value, (x.requires_grad_(),))
 
 
-# --- The memory
-
-
-def test_the_memory_moves_half_the_way():
+def test_the_memory_moves_to_the_mean_of_a_sample():
     loss = make(momentum=0.25)
-    before = loss.memory.clone()
-    x, indices = batch(dtype=torch.float32)
-    loss(x.requires_grad_(), indices).backward()
-    for i in range(NUM):
-        expected = before[i]
-        if i in indices.tolist():
-            row = F.normalize(x[indices.tolist().index(i)].detach(), dim=0)
-            expected = F.normalize(0.25 * before[i] + 0.75 * row, dim=0)
-        torch.testing.assert_close(loss.memory[i], expected)
-    assert not loss.memory.requires_grad
-
-
-def test_a_sample_that_stands_twice_counts_by_its_mean():
-    loss = make()
-    before = loss.memory.clone()
+    expected = loss.memory.clone()
     x, _ = batch(dtype=torch.float32, count=3)
-    loss(x, torch.tensor([4, 9, 4]))
-    mean = (F.normalize(x[0], dim=0) + F.normalize(x[2], dim=0)) / 2
-    torch.testing.assert_close(loss.memory[4], F.normalize((before[4] + mean) / 2, dim=0))
-    torch.testing.assert_close(loss.memory[9], F.normalize((before[9] + F.normalize(x[1], dim=0)) / 2, dim=0))
+    loss(x.requires_grad_(), torch.tensor([4, 9, 4])).backward()
+    rows = F.normalize(x.detach())
+    for i, row in ((4, (rows[0] + rows[2]) / 2), (9, rows[1])):
+        expected[i] = F.normalize(0.25 * expected[i] + 0.75 * row, dim=0)
+    torch.testing.assert_close(loss.memory, expected)
+    assert not loss.memory.requires_grad
 
 
 def test_the_start_is_of_the_seed():
@@ -144,10 +117,7 @@ def test_the_start_is_of_the_seed():
 
 def test_more_random_samples_than_samples():
     assert make(num_negatives=5 * NUM)(*batch()).isfinite()
-    assert MemoryBankNCE(1, dim=DIM)(batch()[0][:1], torch.tensor([0])).isfinite()
-
-
-# --- State
+    assert make(1)(batch()[0][:1], torch.tensor([0])).isfinite()
 
 
 def test_the_memory_survives_a_checkpoint(tmp_path):
@@ -158,42 +128,41 @@ def test_the_memory_survives_a_checkpoint(tmp_path):
     torch.save(loss.state_dict(), tmp_path / "state.pt")
     other = make(seed=3)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    values = []
     for part in (loss, other):
         torch.manual_seed(9)
-        part.value = part(*batch(5, dtype=torch.float32))
-    assert torch.equal(loss.value, other.value)
+        values.append(part(*batch(5, dtype=torch.float32)))
+    assert torch.equal(*values)
     assert torch.equal(loss.memory, other.memory)
+    other.load_state_dict(loss.state_dict())
     other(*batch(6, dtype=torch.float32))
     assert not torch.equal(loss.memory, other.memory)  # not shared
 
 
-def test_a_memory_of_another_size():
-    state = make().state_dict()
-    with pytest.raises(
-        ValueError, match=r"memory of the state is \(20, 5\), samples by width, this one is \(21, 5\)"
-    ):
-        MemoryBankNCE(NUM + 1, dim=DIM).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"this one is \(20, 6\): it belongs to another dataset or head"):
-        MemoryBankNCE(NUM, dim=DIM + 1).load_state_dict(state)
+X, ROWS = batch()
 
 
-def test_bad_options_and_batches():
-    x, indices = batch()
-    with pytest.raises(ValueError, match=r"dataset indices must be in 0\.\.19, got 20"):
-        make()(x, torch.full((6,), 20))
-    with pytest.raises(ValueError, match=r"dataset indices must be in 0\.\.19, got -1"):
-        make()(x, indices - 1 - indices.min())
-    with pytest.raises(ValueError, match=r"embeddings must have 5 columns like the memory, got \(6, 4\)"):
-        make()(x[:, 1:], indices)
-    with pytest.raises(ValueError, match=r"dataset indices must have shape \(6,\)"):
-        make()(x, indices[1:])
-    with pytest.raises(ValueError, match="found NaN or infinity in 6 of 6 rows"):
-        make()(x / 0, indices)
-    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), got 1"):
-        make(momentum=1.0)
-    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
-        make(temperature=0.0)
-    with pytest.raises(ValueError, match="num_samples must be at least 1"):
-        MemoryBankNCE(0)
-    with pytest.raises(ValueError, match="num_negatives must be at least 1"):
-        make(num_negatives=0)
+def made(*args, **options):
+    return lambda: make(*args, **options)
+
+
+def called(x, indices):
+    return lambda: make()(x, indices)
+
+
+test_bad_input = refuses(
+    (called(X, ROWS + 20), ValueError, "dataset indices must be in 0..19, got 2"),
+    (called(X, ROWS - 1 - ROWS.min()), ValueError, "dataset indices must be in 0..19, got -1"),
+    (called(X[:, 1:], ROWS), ValueError, "embeddings must have 5 columns like the memory, got (6, 4)"),
+    (called(X, ROWS[1:]), ValueError, "dataset indices must have shape (6,)"),
+    (called(X / 0, ROWS), ValueError, "found NaN or infinity in 6 of 6 rows"),
+    (made(momentum=1.0), ValueError, "momentum must be in [0, 1), got 1"),
+    (made(temperature=0.0), ValueError, "temperature must be above 0, got 0"),
+    (made(0), ValueError, "num_samples must be at least 1"),
+    (made(num_negatives=0), ValueError, "num_negatives must be at least 1"),
+    (
+        lambda: make(21).load_state_dict(make().state_dict()),
+        ValueError,
+        "is (20, 5), samples by width, this one is (21, 5)",
+    ),
+)

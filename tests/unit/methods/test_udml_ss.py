@@ -5,6 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from loops import softmax
+from objectives import images_of
+from refusals import refuses
 from torch import nn
 
 from pml_posets.data.augmentation import BatchAugmentation
@@ -22,13 +25,8 @@ def trunk(width=6):
 
 
 def by_loops(logits, angles):
-    total = 0.0
-    for row, angle in zip(logits.tolist(), angles.tolist(), strict=True):
-        total -= math.log(math.exp(row[angle]) / sum(math.exp(x) for x in row))
-    return total / len(logits)
-
-
-# --- Turning
+    rows = zip(logits.tolist(), angles.tolist(), strict=True)
+    return sum(-math.log(softmax(row)[angle]) for row, angle in rows) / len(logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
@@ -48,32 +46,13 @@ def test_turning_nothing():
     assert angles.shape == (0,)
 
 
-def test_only_square_images_can_be_turned():
-    with pytest.raises(ValueError, match="must be square to be turned by 90 degrees, got 4 x 6 pixels: crop"):
-        rotate_images(torch.zeros(2, 3, 4, 6))
-    with pytest.raises(ValueError, match=r"shape \(B, C, H, W\), got \(3, 4, 4\)"):
-        rotate_images(torch.zeros(3, 4, 4))
-    with pytest.raises(TypeError, match=r"images must be a torch\.Tensor"):
-        rotate_images(np.zeros((1, 3, 4, 4)))
-
-
-# --- The value
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_the_value_by_plain_loops(seed):
     logits = 2 * torch.randn(7, 4, generator=generator(seed), dtype=torch.float64)
     angles = torch.randint(0, 4, (7,), generator=generator(seed))
-    assert rotation_cross_entropy(logits, angles).item() == pytest.approx(by_loops(logits, angles), rel=1e-12)
-
-
-def test_by_hand():
-    logits = torch.tensor([[math.log(3), 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    expected = (math.log(2) + math.log(4)) / 2  # 3 of 6, 1 of 4
-    assert rotation_cross_entropy(logits, torch.tensor([0, 2])).item() == pytest.approx(expected, rel=1e-6)
-    assert rotation_cross_entropy(logits, torch.tensor([0, 2], dtype=torch.int32)).item() == pytest.approx(
-        expected
-    )
+    for given in (angles, angles.int()):
+        found = rotation_cross_entropy(logits, given)
+        assert found.item() == pytest.approx(by_loops(logits, angles), rel=1e-12)
 
 
 def test_gradients():
@@ -82,37 +61,16 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda x: rotation_cross_entropy(x, angles), (logits,))
 
 
-def test_bad_logits_and_angles():
-    with pytest.raises(ValueError, match=r"shape \(N, 4\).*got torch.float32 \(5, 3\)"):
-        rotation_cross_entropy(torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"angles must have shape \(5,\), got \(4,\)"):
-        rotation_cross_entropy(torch.zeros(5, 4), torch.zeros(4, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"angles must be in 0..3 .*got 0 to 90"):
-        rotation_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 90]))
-    with pytest.raises(TypeError, match=r"angles must be integers in 0..3, got torch.float32"):
-        rotation_cross_entropy(torch.zeros(2, 4), torch.zeros(2))
-
-
-# --- Head and objective
-
-
 def test_the_head_has_no_relu_on_its_logits():
     torch.manual_seed(0)
     head = RotationHead(6)
     assert head.hidden.out_features == 512
-    logits = head(torch.randn(40, 6, generator=generator()))
-    assert (logits < 0).any()
-    with pytest.raises(
-        ValueError, match=r"features must have shape \(N, 6\), the head's in_dim, got \(2, 5\)"
-    ):
-        head(torch.zeros(2, 5))
-    with pytest.raises(ValueError, match="in_dim must be at least 1"):
-        RotationHead(0)
+    assert (head(torch.randn(40, 6, generator=generator())) < 0).any()
 
 
 def test_the_objective_is_the_loss_of_turned_images():
     net, head = trunk(), RotationHead(6, 8)
-    images = torch.rand(9, 3, 8, 8, generator=generator())
+    images = images_of(9)
     found = RotationObjective(head, num_images=4)(images, torch.arange(9), {"trunk": net})
     logits, angles = [], []
     for angle in range(4):
@@ -125,19 +83,14 @@ def test_the_objective_is_the_loss_of_turned_images():
 
 def test_the_objective_turns_before_it_transforms():
     seen = []
-
-    def crop(images):
-        seen.append(images)
-        return images[..., :5, :5]
-
-    images = torch.rand(2, 3, 8, 8, generator=generator())
-    objective = RotationObjective(RotationHead(6, 8), transform=crop)
-    objective(images, torch.arange(2), {"trunk": trunk()})
-    assert torch.equal(seen[0], rotate_images(images)[0])
+    objective = RotationObjective(RotationHead(6, 8), transform=lambda x: seen.append(x) or x[..., :5, :5])
+    images = images_of(20)
+    objective(images, torch.arange(20), {"trunk": trunk()})
+    assert torch.equal(seen[0], rotate_images(images[:16])[0])
 
 
 def test_flat_features_and_an_own_pool():
-    images, indices = torch.rand(3, 3, 8, 8, generator=generator()), torch.arange(3)
+    images, indices = images_of(3), torch.arange(3)
     net, head = trunk(), RotationHead(6, 8)
     flat = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     expected = RotationObjective(head)(images, indices, {"trunk": net})
@@ -146,52 +99,20 @@ def test_flat_features_and_an_own_pool():
     assert largest(images, indices, {"trunk": net}) != expected
 
 
-def test_bad_calls_of_the_objective():
-    objective, net = RotationObjective(RotationHead(6, 8)), {"trunk": trunk()}
-    with pytest.raises(ValueError, match="must be square"):
-        objective(torch.zeros(2, 3, 8, 6), torch.arange(2), net)
-    with pytest.raises(TypeError, match=r"head must be a torch\.nn\.Module, got int"):
-        RotationObjective(6)
-    with pytest.raises(ValueError, match="num_images must be at least 1"):
-        RotationObjective(RotationHead(6), num_images=0)
-
-
-# --- Forward passes
-
-
 def test_pooled_features():
     maps = torch.rand(2, 3, 4, 5, generator=generator())
     torch.testing.assert_close(pooled_features(maps), maps.flatten(2).mean(2))
-    assert pooled_features(maps[:, :, 0, 0]).shape == (2, 3)
-    with pytest.raises(ValueError, match=r"shape \(B, D\) or \(B, D, H, W\), got \(2, 3, 4\)"):
-        pooled_features(maps[..., 0])
 
 
 def test_maps_of_a_layer():
     net = nn.Sequential(trunk(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    images = torch.rand(2, 3, 8, 8, generator=generator())
+    images = images_of(2)
     maps = conv_maps(net, images, layer="0.1")
     assert torch.equal(maps, net[0](images))
     maps.sum().backward()
     assert net[0][0].weight.grad is not None
     assert not net[0][1]._forward_hooks
     assert torch.equal(conv_maps(net[0], images), maps)
-
-
-def test_maps_that_are_none():
-    net = nn.Sequential(trunk(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    images = torch.zeros(2, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"the trunk's output must be maps .*got \(2, 6\): name.*layer="):
-        conv_maps(net, images)
-    with pytest.raises(ValueError, match=r"the output of '2' must be maps \(B, D, H, W\), got \(2, 6\)"):
-        conv_maps(net, images, "2")
-    with pytest.raises(ValueError, match=r"of the trunk, got 'layer4': it has 0, 0\.0, 0\.1, 1, 2"):
-        conv_maps(net, images, "layer4")
-    idle = nn.Sequential(trunk())
-    idle.append(nn.Identity())
-    idle.forward = idle[0].forward
-    with pytest.raises(ValueError, match="'1' was not called"):
-        conv_maps(idle, images, "1")
 
 
 def test_augmentation_put_off():
@@ -201,7 +122,7 @@ def test_augmentation_put_off():
         assert not net[0].training
     assert not net[0].training  # as it was
     net.train()
-    images = torch.rand(2, 3, 8, 8, generator=generator())
+    images = images_of(2)
     with without_augmentation(net):
         assert (net[0].training, net[1].training) == (False, True)
         assert torch.equal(net[0](images), net[0](images))
@@ -211,3 +132,39 @@ def test_augmentation_put_off():
     assert net[0].training
     with without_augmentation(net, (nn.BatchNorm2d,)):
         assert (net[0].training, net[1].training) == (True, False)
+
+
+IMAGES = images_of(2)
+FLAT = nn.Sequential(trunk(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+IDLE = nn.Sequential(trunk(), nn.Identity())
+IDLE.forward = IDLE[0].forward
+LOGITS, ANGLES = torch.zeros(2, 4), torch.tensor([0, 1])
+
+
+def entropy(logits=LOGITS, angles=ANGLES):
+    return lambda: rotation_cross_entropy(logits, angles)
+
+
+def maps_of(net, layer=None):
+    return lambda: conv_maps(net, IMAGES, layer)
+
+
+test_bad_input = refuses(
+    (lambda: rotate_images(IMAGES[..., :6]), ValueError, "must be square to be turned by 90 degrees"),
+    (lambda: rotate_images(IMAGES[0]), ValueError, "shape (B, C, H, W), got (3, 8, 8)"),
+    (lambda: rotate_images(IMAGES.numpy()), TypeError, "images must be a torch.Tensor"),
+    (entropy(LOGITS[:, :3]), ValueError, "shape (N, 4), one column an angle, got torch.float32 (2, 3)"),
+    (entropy(LOGITS.long()), ValueError, "logits must be floating point"),
+    (entropy(angles=ANGLES[:1]), ValueError, "angles must have shape (2,), got (1,)"),
+    (entropy(angles=90 * ANGLES), ValueError, "angles must be in 0..3 (in units of 90 degrees), got 0 to 90"),
+    (entropy(angles=ANGLES / 1), TypeError, "angles must be integers in 0..3, got torch.float32"),
+    (lambda: RotationHead(6)(LOGITS), ValueError, "must have shape (N, 6), the head's in_dim, got (2, 4)"),
+    (lambda: RotationHead(0), ValueError, "in_dim must be at least 1"),
+    (lambda: RotationObjective(6), TypeError, "head must be a torch.nn.Module, got int"),
+    (lambda: RotationObjective(RotationHead(6), 0), ValueError, "num_images must be at least 1"),
+    (lambda: pooled_features(IMAGES[0]), ValueError, "shape (B, D) or (B, D, H, W), got (3, 8, 8)"),
+    (maps_of(FLAT), ValueError, "the trunk's output must be maps (B, D, H, W), got (2, 6): name its last"),
+    (maps_of(FLAT, "2"), ValueError, "the output of '2' must be maps (B, D, H, W), got (2, 6)"),
+    (maps_of(FLAT, "layer4"), ValueError, "of the trunk, got 'layer4': it has 0, 0.0, 0.1, 1, 2"),
+    (maps_of(IDLE, "1"), ValueError, "'1' was not called"),
+)
