@@ -43,8 +43,7 @@ def nearest_classes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, Z) classes by distance to their medoids, own class first; (N, Z) distances; (N,) flips.
 
-    `flips` are those of the assigned samples, `codes` the sources, `neighbors` lists in which medoids may be
-    found, `settings` the method, backend and device of the search.
+    `flips` are those of the assigned samples, `codes` the sources, `settings` those of the search.
     """
     num_samples = len(labels)
     nearest = np.full((num_samples, num_nearest), -1, np.int64)

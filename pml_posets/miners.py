@@ -30,18 +30,16 @@ __all__ = ["NearestMedoidMiner"]
 class NearestMedoidMiner(BaseMiner):
     """Pair each sample with the medoids of its Z nearest classes against the other medoids: (a1, p, a2, n).
 
-    **Unbound** (posets=None), labels are class ids from 0, and -1 for an unassigned sample. The
-    representatives are the medoids of the classes in the batch, or in ref_emb if that is given; an unassigned
-    anchor's positives are its `num_nearest` nearest ones, an assigned anchor's is its own class's. All other
-    representatives are negatives. `loss(e, y)` and `loss(e, y, miner(e, y))` of a `PosetLoss` agree if both
-    have the same `num_nearest`, `anchors` and distance.
+    **Unbound** (posets=None), labels are class ids from 0, and -1 for an unassigned sample. Representatives
+    and positives are those of `PosetLoss`, all other representatives are negatives: `loss(e, y)` and
+    `loss(e, y, miner(e, y))` agree if both have the same `num_nearest`, `anchors` and distance.
 
     **Bound** to `Posets`, by `posets=` or by `bind` at each new round, the labels channel carries **dataset
-    indices** (ref_labels too), as PML's trainers can pass them on. Classes, medoids and nearest classes are
-    then those of the round, not those of the current embeddings: representatives are the medoids of the
-    round that are in the batch (of several copies the first), the positives of an unassigned sample are
-    those of its first `num_nearest` `Posets.nearest_classes` that are in it; without one it is no anchor. A
-    loss given along with this tuple still expects class ids, `posets.labels[indices]`.
+    indices** (ref_labels too). Classes, medoids and nearest classes are then those of the round, not those of
+    the current embeddings: representatives are the medoids of the round that are in the batch (of several
+    copies the first), the positives of an unassigned sample are those of its first `num_nearest`
+    `Posets.nearest_classes` that are in it; without one it is no anchor. A loss given along with this tuple
+    still expects class ids, `posets.labels[indices]`.
 
     A medoid is never paired with itself: it has negatives alone. `PosetLoss` counts it as its own positive;
     other losses need no such pair, and some have no finite gradient for it.
@@ -94,9 +92,8 @@ class NearestMedoidMiner(BaseMiner):
         """Take classes and representatives from `posets` from now on; None: from the batch again.
 
         Args:
-            posets: anything with `labels` (N,), `medoids` (C,) and `nearest_classes` (N, Z), as `Posets` has
-                them; or a store that has the current ones as `.posets` (a `PseudoLabelSampler`), looked at
-                with every batch.
+            posets: anything with `labels` (N,), `medoids` (C,) and `nearest_classes` (N, Z); or a store that
+                has the current ones as `.posets` (a `PseudoLabelSampler`), looked at with every batch.
 
         Raises:
             TypeError, ValueError: if one of the three is missing or does not match, or Z is too small.

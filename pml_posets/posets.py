@@ -1,8 +1,8 @@
 """Posets: what sampler, miner, loss, trainer and plots read about a grouping of the samples.
 
-A grouping gives every sample a surrogate class or none (label -1). This room adds what section 3.2 of the
-paper derives from it: the medoid that stands for each class, and the Z nearest classes of each sample. The
-unassigned samples around a class, ordered by distance to its medoid, are its poset.
+A grouping gives every sample a surrogate class or none (label -1). From it follow the medoid that stands for
+each class, and the Z nearest classes of each sample (section 3.2). The unassigned samples around a class,
+ordered by distance to its medoid, are its poset.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def medoids(
 class Posets:
     """Surrogate classes, their medoids and the partial order of the samples around them, for one round.
 
-    Everything is indexed by dataset index (samples) or class id (classes). Build it with `Posets.build`; the
+    Everything is indexed by dataset index (samples) or class id (classes). `Posets.build` makes them; the
     constructor takes the finished arrays and checks them.
 
     Args:
@@ -93,8 +93,8 @@ class Posets:
         TypeError, ValueError: if the arrays do not fit each other.
 
     Source: section 3.2, Eq. 1 of the paper.
-    Differs from the paper: the nearest classes of assigned samples are kept too (own class first), for losses
-    that take every sample as an anchor; `poset` lists the unassigned ones alone, as in the paper.
+    Differs from the paper: the nearest classes of assigned samples are kept too, for losses that take every
+    sample as an anchor; `poset` lists the unassigned ones alone.
 
     Example:
         >>> features = np.array([[0.0], [0.2], [5.0], [5.2], [2.0]], np.float32)
@@ -170,8 +170,7 @@ class Posets:
             mirrored: (N, D) float32, features of the mirrored images; None (default) without.
             flips: (N,) bool of the assigned samples, as `SurrogateGrouping.flips_`; None (default): none.
             sources: (N,) source of each sample, ints or strings: a class whose medoid is of a sample's own
-                source is not among its nearest, unless it is its own class. Frames of one video are near
-                because they share person and scene. None (default): all classes count.
+                source is not among its nearest, unless it is its own class. None (default): all count.
             neighbors: what `search(features, k, sources=...)` found: a sample whose list shows which medoids
                 are nearest needs no further search. The answer is the same if the lists are exact, else as
                 good as they are. Not with mirrored features. None (default): all are searched for.
@@ -281,7 +280,7 @@ class Posets:
         return cls(**fields)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one .npz file, whole or not at all (a temporary file beside it is renamed).
+        """Write everything to one .npz file, whole or not at all.
 
         Raises:
             OSError: if the folder is missing, full or not writable; an older file stays as it was.

@@ -80,8 +80,7 @@ class RetrievalCalculator(AccuracyCalculator):
 
     def requires_knn(self) -> list[str]:
         """Names of the measures that need neighbors."""
-        recalls = [f"recall_at_{k}" for k in self.ks]
-        return [*super().requires_knn(), "mean_reciprocal_rank", *recalls]
+        return [*super().requires_knn(), "mean_reciprocal_rank", *(f"recall_at_{k}" for k in self.ks)]
 
     def requires_clustering(self) -> list[str]:
         """Names of the measures that need clusters."""
@@ -106,13 +105,11 @@ class RetrievalCalculator(AccuracyCalculator):
         """Measure how well embeddings find and cluster their classes.
 
         Args:
-            query: (Q, D) embeddings, tensor or array.
-            query_labels: (Q,) integers of any size.
-            reference: (N, D) embeddings that are searched. Default: the queries, each without itself.
-            reference_labels: (N,) integers.
+            query, query_labels: (Q, D) embeddings, tensor or array, and (Q,) integers of any size.
+            reference, reference_labels: (N, D) and (N,), those that are searched. Default: the queries, each
+                without itself.
             ref_includes_query: whether the first Q references are the queries.
-            include: names of the measures, of those the calculator was made with. Default: all.
-            exclude: names to leave out.
+            include, exclude: names of the measures, of those the calculator was made with. Default: all.
 
         Returns:
             Name to number, or to a list of numbers with `return_per_class`. A query whose class has no

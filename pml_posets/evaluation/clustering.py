@@ -83,15 +83,10 @@ def clustering_accuracy(true_labels: Any, predicted_labels: Any) -> float:
     where m gives every cluster another class (Hungarian matching). Where there are more clusters than
     classes, the clusters left over are wrong; so is every -1.
 
-    Args:
-        true_labels: (N,) integers, any ids.
-        predicted_labels: (N,) integers, any ids; -1 for a sample in no cluster.
+    Arguments and errors as of `clustering_scores`.
 
     Returns:
         ACC in [0, 1]; NaN for N = 0. The matching takes a table of clusters x classes float64 numbers.
-
-    Raises:
-        TypeError, ValueError: as `clustering_scores`.
 
     Example:
         >>> clustering_accuracy([0, 0, 0, 1, 1, 1], [1, 1, 0, 0, 0, -1])
@@ -113,9 +108,9 @@ def clustering_accuracy(true_labels: Any, predicted_labels: Any) -> float:
 
 
 def normalized_mutual_information(true_labels: Any, predicted_labels: Any) -> float:
-    """NMI, 2 I(true; predicted) / (H(true) + H(predicted)), in [0, 1]; it grows with the number of clusters.
+    """NMI, 2 I(true; predicted) / (H(true) + H(predicted)), in [0, 1]; as `adjusted_rand_index` otherwise.
 
-    Arguments, N = 0 and errors as of `clustering_accuracy`; each -1 is a cluster of its own.
+    It grows with the number of clusters.
     """
     return _by_sklearn("normalized_mutual_info_score", true_labels, predicted_labels)
 

@@ -48,11 +48,9 @@ def poset_terms(
 
     Args:
         sq_dist: (B, K) squared distances, at least 32 bits.
-        positives: (B, K) bool, the representatives in numerator and denominator.
-        negatives: (B, K) bool, those in the denominator alone; disjoint from `positives`.
+        positives, negatives: (B, K) bool, disjoint: numerator and denominator, or denominator alone.
         sigma_squared: above 0; a number or a scalar tensor.
-        gamma: the margin, at least 0. Default 0.
-        margin: its form, see `PosetLoss`. Default "paper".
+        gamma, margin: as in `PosetLoss`.
 
     Returns:
         (B,) losses, dtype of `sq_dist`. Without negatives 0 (less the margin for "paper"); a row without
@@ -99,12 +97,11 @@ class PosetLoss(BaseMetricLossFunction):
     its own positive. Labels are then needed for sigma only. PML's own miners, and its
     `DistributedLossWrapper` with efficient=True, treat -1 as a class: use tuples of `NearestMedoidMiner`.
 
-    **The margin** gamma, and what it does to the gradient:
+    **The margin** gamma (P and N as in `poset_terms`):
 
-    - "paper": as printed. gamma factors out, L2(gamma) = L2(0) - gamma / (2 sigma^2): it shifts the value and
-      has **no effect on the gradient**.
-    - "magnet": max(0, gamma + N - P), P and N the log-sums over positives and negatives. The gradient is 0
-      for a sample already nearer by gamma (in units of the exponent), and of full size for every other.
+    - "paper": as printed. gamma factors out and has **no effect on the gradient**.
+    - "magnet": max(0, gamma + N - P). The gradient is 0 for a sample already nearer by gamma, and of full
+      size for every other.
     - "additive": d^2 + gamma replaces d^2 of the positives, in numerator and denominator: every sample keeps
       a gradient, larger for a larger gamma.
 
@@ -134,19 +131,17 @@ class PosetLoss(BaseMetricLossFunction):
     float32.
 
     Reducers get one element loss per anchor. Without an anchor or a representative the loss is 0 and
-    `backward` works. The first batch whose labels teach no similarity (all different, all equal, all -1, or
-    none of them -1 with anchors="unassigned") gives a warning. `ClassWeightedReducer` indexes its weights by
-    label, so unassigned anchors get the last one: append a weight for them. Recorded with collect_stats:
-    num_anchors, num_representatives, sigma_used.
+    `backward` works. The first batch whose labels teach no similarity gives a warning. `ClassWeightedReducer`
+    indexes its weights by label, so unassigned anchors get the last one: append a weight for them. Recorded
+    with collect_stats: num_anchors, num_representatives, sigma_used.
 
     `DistributedLossWrapper` gathers the samples of all ranks (keep its default efficient=False: then the
     gradients are those of one process). `CrossBatchMemory` and `SelfSupervisedLoss` know losses by name: use
     `PosetCrossBatchMemory` and `PosetSelfSupervisedLoss`.
 
     Raises:
-        TypeError: labels that are not an integer tensor, embeddings that are not a floating point tensor.
-        ValueError: an option out of range or unknown; labels below -1 or of a wrong shape; NaN or infinite
-            embeddings; neither labels nor tuple; ref_emb without ref_labels or tuple; indices out of range.
+        TypeError, ValueError: for options out of range or unknown, NaN or infinite embeddings, labels below
+            -1, other kinds or shapes, neither labels nor tuple, ref_emb without ref_labels or tuple.
 
     Source: section 3.3, Eq. 4 of the paper.
     Differs from the paper: by default assigned samples are anchors too, sigma is 0.3 (None estimates it, from

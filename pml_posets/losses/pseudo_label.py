@@ -1,9 +1,7 @@
 """Adapters between dataset indices in PML's labels channel and losses and miners of class ids.
 
-PML's trainers pass one integer a sample to losses and miners. Where that integer is the sample's dataset
-index, everything known about the sample can be looked up: its surrogate class, and for losses of your own its
-features, its neighbors, its poset. What has a method `bind(posets)` takes dataset indices itself and is given
-the posets of each round; what has none goes into `PseudoLabelLoss` or `PseudoLabelMiner`.
+What has a method `bind(posets)` takes dataset indices itself and is given the posets of each round; what has
+none goes into `PseudoLabelLoss` or `PseudoLabelMiner`.
 """
 
 from __future__ import annotations

@@ -19,16 +19,6 @@ from .._validation import check_shape
 from ..data.augmentation import BatchAugmentation
 from ..features._layers import hooked, submodules
 
-__all__ = [
-    "at_least_float32",
-    "check_floats",
-    "check_images",
-    "conv_maps",
-    "no_images",
-    "pooled_features",
-    "without_augmentation",
-]
-
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """Half precision to float32; anything wider stays."""

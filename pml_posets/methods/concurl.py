@@ -15,12 +15,7 @@ from ._networks import at_least_float32, check_floats, check_images, no_images, 
 from ._random_spaces import RandomDiagonals, RandomProjections
 from .memory_bank import MemoryBankNCE
 
-__all__ = [
-    "ConcurlObjective",
-    "ConsensusLoss",
-    "SpaceKind",
-    "sinkhorn",
-]
+__all__ = ["ConcurlObjective", "ConsensusLoss", "SpaceKind", "sinkhorn"]
 
 SpaceKind = Literal["projection", "diagonal"]
 
@@ -39,7 +34,7 @@ def sinkhorn(scores: torch.Tensor, epsilon: float = 0.05, num_iterations: int = 
         num_iterations: at least 1. Default 3, the published value.
 
     Returns:
-        (B, K) in [0, 1], rows sum to 1, columns to about B / K; at least 32 bits, without gradient.
+        (B, K) in [0, 1], rows sum to 1, columns to about B / K; at least 32 bits, no gradient.
 
     Raises:
         TypeError, ValueError: for scores of another shape, options out of range.

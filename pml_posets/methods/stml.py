@@ -44,7 +44,7 @@ def contextual_similarity(teacher: torch.Tensor, k: int = 10) -> torch.Tensor:
     Raises:
         TypeError, ValueError: for embeddings of another shape, k out of range.
 
-    Differs from the paper: in nothing known; that the overlap is divided by the size of R(i) is from memory.
+    Differs from the paper: in nothing known; the division by the size of R(i) is from memory.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
@@ -69,7 +69,7 @@ def teacher_similarity(teacher: torch.Tensor, k: int = 10, sigma: float = 3.0) -
         sigma: above 0, in units of the squared distance. Default 3, the published value.
 
     Returns:
-        (N, N) in [0, 1], symmetric, of at least 32 bits, without gradient.
+        (N, N) in [0, 1], symmetric, at least 32 bits, no gradient.
 
     Example:
         >>> round(teacher_similarity(torch.eye(2), k=2)[0, 1].item(), 4)  # d^2 = 2, W_C = 1
@@ -172,8 +172,8 @@ class STMLObjective(nn.Module):
         L = 1/2 [ L_RC(f, W) + L_RC(g, W) ] + w L_KL(f, g)
 
     The student has two heads on the trunk: the embedder, f, which is used in the end, and a wide linear one,
-    g. The teacher is an exponential moving average of the trunk and the wide head; W is `teacher_similarity`
-    of its embeddings. Batches must hold neighbors and several views, such as those of `NeighborBatches`.
+    g. The teacher is a moving average of the trunk and the wide head; W is `teacher_similarity` of its
+    embeddings. Batches must hold neighbors and several views, such as those of `NeighborBatches`.
 
     Called as objective(images, indices, models) with images (B, C, H, W) and models {"trunk": ...,
     "embedder": ...}; in training mode it moves the teacher towards the student first. Returns a scalar of at
@@ -183,8 +183,7 @@ class STMLObjective(nn.Module):
         models: {"trunk": ...}, copied for the teacher, on its device already.
         feature_dim: D, the width of the trunk's output, pooled if it is maps.
         wide_dim: of the wide head. Default 1024.
-        k: of `contextual_similarity`, at most B. Default 10.
-        sigma: of `teacher_similarity`. Default 3.
+        k, sigma: of `teacher_similarity`. Default 10, at most B, and 3.
         delta: of `relaxed_contrastive_loss`. Default 1.
         divergence_weight: w, from 0. Default 1.
         temperature: of `relation_divergence`. Default 1.

@@ -22,13 +22,7 @@ from ..data.augmentation import BatchAugmentation
 from ..posets import Posets
 from ._networks import at_least_float32, check_images, conv_maps, pooled_features, without_augmentation
 
-__all__ = [
-    "AttentionConsistencyObjective",
-    "attention_consistency_loss",
-    "cross_attention",
-    "random_affines",
-]
-
+__all__ = ["AttentionConsistencyObjective", "attention_consistency_loss", "cross_attention", "random_affines"]
 
 _EPS = 1e-6  # shortest feature vector that is brought to unit length
 
