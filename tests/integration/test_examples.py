@@ -43,6 +43,15 @@ def scores(output, measure):
     return [float(number) for number in re.findall(rf"{measure}[^\n]*?(\d\.\d{{3}})", output)]
 
 
+def assert_judged(output, folder):
+    """The embeddings are those of the start or of the training, as the judge has said."""
+    judged = re.search(r"the start (\S+), the trained network (\d\.\d+)\.\n(.*)\n$", output)
+    helped = float(judged[2]) > 1.05 * float(judged[1])
+    assert f"training {'helped' if helped else 'did not help'}: embeddings.npy is the" in judged[3]
+    chosen = np.load(folder / ("trained.npy" if helped else "start.npy"))
+    np.testing.assert_array_equal(np.load(folder / "embeddings.npy"), chosen)
+
+
 def test_every_example_has_a_test():
     assert EXAMPLES == ["any_loss_without_labels", "poset_loss_in_your_loop", "rounds_on_a_folder"]
 
@@ -73,11 +82,7 @@ def test_rounds_learn_from_a_folder_and_resume(tmp_path):
     names = (tmp_path / "out" / "names.txt").read_text().splitlines()
     embeddings = np.load(tmp_path / "out" / "embeddings.npy")
     assert embeddings.shape == (len(names), 128) == (360, 128)
-    judged = re.search(r"the start (\S+), the trained network (\d\.\d+)\.\n(.*)\n$", output)
-    helped = float(judged[2]) > 1.05 * float(judged[1])
-    assert f"training {'helped' if helped else 'did not help'}: embeddings.npy is the" in judged[3]
-    chosen = np.load(tmp_path / "out" / ("trained.npy" if helped else "start.npy"))
-    np.testing.assert_array_equal(embeddings, chosen)
+    assert_judged(output, tmp_path / "out")
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
     checkpoint = (tmp_path / "out" / "checkpoint.pt").stat()
     assert run("rounds_on_a_folder", tmp_path, *settings) == output  # nothing left to do
@@ -145,10 +150,7 @@ def test_the_last_blocks_of_a_pretrained_network_learn_from_photos(example, tmp_
     assert start.shape == trained.shape == (18, start.shape[1])
     assert not np.allclose(start, trained, atol=1e-3)
     assert len(scores(said, "recall@1")) == 2  # of the start and of the trained network
-    judged = re.search(r"the start (\S+), the trained network (\d\.\d+)\.\n(.*)\n$", said)
-    helped = float(judged[2]) > 1.05 * float(judged[1])
-    assert f"training {'helped' if helped else 'did not help'}: embeddings.npy is the" in judged[3]
-    np.testing.assert_array_equal(np.load(out / "embeddings.npy"), trained if helped else start)
+    assert_judged(said, out)
 
 
 def test_photos_are_learned_from_scratch_without_the_extra(example, tmp_path, capsys, monkeypatch):

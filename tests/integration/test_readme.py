@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pml_posets
 from benchmarks import olympic
-from pml_posets import WithViews
 from pml_posets.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,12 +42,11 @@ def command(ending):
     return found[0]
 
 
-def draw_folder():
+@pytest.fixture
+def draw_folder(monkeypatch):
     """The function of the example that draws a folder of figures."""
-    spec = importlib.util.spec_from_file_location("rounds", ROOT / "examples" / "rounds_on_a_folder.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.draw_folder
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("rounds_on_a_folder").draw_folder
 
 
 def test_the_loss_drops_into_a_script():
@@ -73,21 +70,10 @@ def test_any_loss_trains_without_labels():
 
 def test_views_make_an_embedding():
     assert run_block("InstanceLDA().fit")["embeddings"].shape == (40, 39)
-    blobs = "torch.nn.functional.interpolate(torch.rand(200, 3, 7, 7), 32, mode='bicubic').clamp(0, 1)"
-    names = run_block("InstanceLDA().fit", [("torch.rand(40, 3, 32, 32)", blobs)])
-    fresh = WithViews(names["images"], names["change"], num_views=2, seed=1)
-    rows = names["hog"].transform(fresh, progress=False)
-
-    def found(features):
-        near = features @ features.T
-        np.fill_diagonal(near, -2)
-        return (fresh.instances[near.argmax(axis=1)] == fresh.instances).mean()
-
-    assert 1 - found(names["lda"].transform(rows)) < 0.75 * (1 - found(rows))
 
 
-def test_rounds_run_on_a_folder(tmp_path, monkeypatch):
-    draw_folder()(tmp_path / "photos", num_postures=4, num_images=20)
+def test_rounds_run_on_a_folder(draw_folder, tmp_path, monkeypatch):
+    draw_folder(tmp_path / "photos", num_postures=4, num_images=20)
     monkeypatch.chdir(tmp_path)
     changes = [("num_rounds=10", "num_rounds=2"), ("iterations_per_round=1000", "iterations_per_round=2")]
     names = run_block('image_files("photos")', changes)
@@ -97,8 +83,8 @@ def test_rounds_run_on_a_folder(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "photos" / "checkpoint.pt").is_file()
 
 
-def test_a_folder_is_embedded(tmp_path, monkeypatch):
-    draw_folder()(tmp_path / "photos", num_postures=4, num_images=5)
+def test_a_folder_is_embedded(draw_folder, tmp_path, monkeypatch):
+    draw_folder(tmp_path / "photos", num_postures=4, num_images=5)
     monkeypatch.chdir(tmp_path)
     names = run_block("Embedder().fit(")
     assert names["embeddings"].shape == (20, 19)  # at most one column less than there are photos
@@ -111,8 +97,8 @@ def commands(start):
     return [shlex.split(line, comments=True) for line in lines]
 
 
-def test_the_commands_for_photos_print(tmp_path, monkeypatch, capsys):
-    draw_folder()(tmp_path / "photos", num_postures=4, num_images=5)
+def test_the_commands_for_photos_print(draw_folder, tmp_path, monkeypatch, capsys):
+    draw_folder(tmp_path / "photos", num_postures=4, num_images=5)
     shutil.copy(next((tmp_path / "photos").rglob("*.png")), tmp_path / "query.jpg")
     monkeypatch.chdir(tmp_path)
     given = commands("python -m pml_posets")
@@ -145,21 +131,10 @@ def test_the_links_lead_somewhere():
         assert link.startswith("https://") or (ROOT / link).exists(), f"{link} does not exist"
 
 
-def test_the_rooms_and_names_exist():
+def test_the_rooms_exist():
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", contributing.split("## The rooms")[1], flags=re.MULTILINE)
     rooms = [room for row in rows for room in re.findall(r"`(\w+)`", row)]
     assert len(rooms) > 10
     for room in rooms:
         assert importlib.util.find_spec(f"pml_posets.{room}") is not None, room
-    foreign = {
-        "AccuracyCalculator",
-        "DistributedLossWrapper",
-        "MultipleLosses",
-        "RetrievalCalculator",
-        "FeatureLoss",
-    }
-    prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
-    names = set(re.findall(r"`([A-Z]\w*[a-z]\w*)`", prose)) - foreign
-    assert len(names) > 6
-    assert names <= set(pml_posets.__all__)

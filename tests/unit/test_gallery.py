@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from pictures import noise
 from PIL import Image, ImageEnhance
 
 from pml_posets import Embedder, Gallery
@@ -15,8 +16,8 @@ from pml_posets._near_copies import linked_groups
 def draw(folder, numbers, seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
-        pixels = np.random.default_rng((seed, number)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((32, 32)).save(folder / f"{number:03d}.png")
+        small = Image.fromarray(noise(8, 8, (seed, number)))
+        small.resize((32, 32)).save(folder / f"{number:03d}.png")
 
 
 @pytest.fixture
@@ -25,9 +26,17 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory):
+    draw(tmp_path_factory.mktemp("photos"), range(12))
+    return Embedder(image_size=32, num_views=2).fit(tmp_path_factory.getbasetemp() / "photos0")
+
+
 @pytest.fixture
-def embedder(photos):
-    return Embedder(image_size=32, num_views=2).fit(photos)
+def gallery(photos, embedder, tmp_path):
+    gallery = Gallery(tmp_path / "out")
+    gallery.add(photos, embedder)
+    return gallery
 
 
 def check_files(gallery):
@@ -70,9 +79,8 @@ def test_broken_photos_are_left_out_and_tried_again(photos, embedder, tmp_path):
     (photos / "006.png").write_bytes(b"half")
     gallery = Gallery(tmp_path / "out")
     added = gallery.add(photos, embedder)
-    assert added.new == 11
     ((path, reason),) = added.unreadable
-    assert path.name == "006.png"
+    assert (added.new, path.name) == (11, "006.png")
     assert "006.png" in reason
     assert "006.png" not in gallery.names
     draw(photos, [6])
@@ -99,25 +107,15 @@ def test_a_killed_run_goes_on_where_it_was(photos, embedder, tmp_path, monkeypat
     check_files(gallery)
 
 
-def test_duplicates_are_linked_by_pairs():
-    angles = np.radians([0, 20, 40, 120, 125, 200, 260, 300, 330, 345, 150, 180])
+@pytest.mark.parametrize(
+    ("degrees", "expected"), [(1, []), (9, [[3, 4]]), (21, [[7, 8, 9], [0, 1, 2], [3, 4], [5, 6]])]
+)
+def test_duplicates_are_linked_by_pairs(degrees, expected):
+    angles = np.radians([0, 20, 40, 120, 125, 200, 220, 300, 315, 335])
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    similarity = rows @ rows.T
-    for threshold in (0.999, np.cos(np.radians(21)), np.cos(np.radians(9))):
-        expected, seen = [], set()
-        for i in range(12):
-            group, waiting = set(), [i]
-            while waiting:
-                j = waiting.pop()
-                if j not in group:
-                    group.add(j)
-                    waiting += np.flatnonzero(similarity[j] >= threshold - 1e-6).tolist()
-            if len(group) > 1 and i not in seen:
-                expected.append(sorted(group))
-                seen |= group
-        found = linked_groups(rows, threshold)
-        assert sorted(found) == sorted(expected)
-        assert [len(group) for group in found] == sorted(map(len, expected), reverse=True)
+    found = linked_groups(rows, np.cos(np.radians(degrees)))
+    assert sorted(found) == sorted(expected)
+    assert [len(group) for group in found] == sorted(map(len, expected), reverse=True)
 
 
 def picture(number):
@@ -154,9 +152,7 @@ def test_copies_of_photos_are_found_with_any_embedder(network, tmp_path):
     assert sorted(found) == sorted(expected)
 
 
-def test_clusters_are_numbered_by_size(photos, embedder, tmp_path):
-    gallery = Gallery(tmp_path / "out")
-    gallery.add(photos, embedder)
+def test_clusters_are_numbered_by_size(gallery):
     labels = gallery.clusters(3)
     sizes = np.bincount(labels)
     assert labels.shape == (12,)
@@ -176,8 +172,7 @@ def test_names_of_any_bytes_stand_in_a_line(photos, embedder, tmp_path):
     assert Gallery(tmp_path / "out").names == gallery.names
 
 
-def test_a_photo_replaced_at_one_size_and_time_is_embedded(photos, embedder, tmp_path):
-    gallery = Gallery(tmp_path / "out")
+def test_a_photo_replaced_at_one_size_and_time_is_embedded(gallery, photos, embedder):
     for name in ("000.png", "001.png"):
         (photos / name).write_bytes((photos / name).read_bytes().ljust(4000, b"x"))
         os.utime(photos / name, ns=(1, 1))
@@ -186,22 +181,27 @@ def test_a_photo_replaced_at_one_size_and_time_is_embedded(photos, embedder, tmp
     assert gallery.add(photos, embedder).changed == 1
 
 
-def test_wrong_use_is_named(photos, embedder, tmp_path):
-    gallery = Gallery(tmp_path / "out")
-    gallery.add(photos, embedder)
+def test_other_photos_and_embedders_are_refused(gallery, photos, embedder, tmp_path):
     draw(tmp_path / "other", range(3))
-    with pytest.raises(ValueError, match=r"holds photos of .*photos, not of .*other: choose another"):
-        gallery.add(tmp_path / "other", embedder)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"half")
     narrow = Embedder(image_size=32, num_views=2, num_components=2).fit(photos)
-    with pytest.raises(ValueError, match="the embedder gives 2: embed into another folder"):
-        gallery.add(photos, narrow)
     other = Embedder(image_size=32, num_views=2, random_state=1).fit(photos)
     assert other.num_features_ == embedder.num_features_
-    with pytest.raises(ValueError, match="columns of an embedder with other settings, photos or weights"):
-        Gallery(tmp_path / "out").add(photos, other)
-    with pytest.raises(ValueError, match=r"the output folder .*out lies in the folder of photos"):
-        Gallery(photos / "out").add(photos, embedder)
-    queries = np.zeros((1, embedder.num_features_), np.float32)
+    for output, folder, by, message in (
+        ("out", tmp_path / "other", embedder, r"holds photos of .*photos, not of .*other: choose another"),
+        ("out", photos, narrow, "the embedder gives 2: embed into another folder"),
+        ("out", photos, other, "columns of an embedder with other settings, photos or weights"),
+        ("photos/out", photos, embedder, r"the output folder .*out lies in the folder of photos"),
+        ("out2", tmp_path / "broken", embedder, r"none of 1 images in .* is readable"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Gallery(tmp_path / output).add(folder, by)
+
+
+def test_wrong_use_is_named(gallery, tmp_path):
+    queries = gallery.embeddings[:1]
+    assert gallery.nearest(queries, 99)[0].shape == (1, 12)
     for wrong in (queries[:, 1:], queries[0], queries + np.nan):
         with pytest.raises(ValueError, match="queries must"):
             gallery.nearest(wrong, 1)
@@ -209,10 +209,6 @@ def test_wrong_use_is_named(photos, embedder, tmp_path):
         Gallery(tmp_path / "empty").nearest(queries, 1)
     with pytest.raises(ValueError, match=r"threshold must be in \(0, 1\]"):
         gallery.duplicates(0)
-    for path in (tmp_path / "other").iterdir():
-        path.write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"none of 3 images in .* is readable"):
-        Gallery(tmp_path / "out2").add(tmp_path / "other", embedder)
     np.savez(tmp_path / "out" / "gallery.npz", a=1)
     with pytest.raises(ValueError, match="is no gallery of this version"):
         Gallery(tmp_path / "out")

@@ -1,6 +1,7 @@
 """Checks of user input: one form for what is right, a clear error for what is wrong."""
 
 import warnings
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,49 +17,34 @@ def test_counts(value):
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "text"),
+    ("check", "value", "options", "text"),
     [
-        (0, ValueError, "k must be at least 1, got 0"),
-        (1.0, TypeError, "k must be an integer, got 1.0"),
-        ("3", TypeError, "k must be an integer, got '3'"),
-        (True, TypeError, "k must be an integer, got True"),
-        (None, TypeError, "k must be an integer, got None"),
+        (as_count, 0, {}, "x must be at least 1, got 0"),
+        (as_count, 1.0, {}, "x must be an integer, got 1.0"),
+        (as_count, "3", {}, "x must be an integer, got '3'"),
+        (as_count, True, {}, "x must be an integer, got True"),
+        (as_count, None, {}, "x must be an integer, got None"),
+        (as_real, float("nan"), {}, "x must be finite, got nan"),
+        (as_real, float("inf"), {"low": 0}, "x must be at least 0, got inf"),
+        (as_real, 0, {"low": 0, "open_low": True}, "x must be above 0, got 0"),
+        (as_real, 1, {"low": 0, "high": 1, "open_high": True}, r"x must be in \[0, 1\), got 1"),
+        (as_real, 2, {"high": 1}, "x must be at most 1, got 2"),
+        (as_real, True, {}, "x must be a number, got True"),
+        (as_real, "1", {}, "x must be a number, got '1'"),
+        (as_real, 1j, {}, "x must be a number"),
+        (check_option, "c", {"options": Literal["a", "b"]}, "x must be one of 'a', 'b', got 'c'"),
     ],
 )
-def test_wrong_counts(value, error, text):
-    with pytest.raises(error, match=text):
-        as_count(value, "k")
+def test_wrong_numbers_and_options(check, value, options, text):
+    kind = TypeError if "an integer" in text or "a number" in text else ValueError
+    with pytest.raises(kind, match=text):
+        check(value, "x", **options)
 
 
-@pytest.mark.parametrize(
-    ("value", "limits", "error", "text"),
-    [
-        (float("nan"), {}, ValueError, "x must be finite, got nan"),
-        (float("inf"), {"low": 0}, ValueError, "x must be at least 0, got inf"),
-        (0, {"low": 0, "open_low": True}, ValueError, "x must be above 0, got 0"),
-        (1, {"low": 0, "high": 1, "open_high": True}, ValueError, r"x must be in \[0, 1\), got 1"),
-        (2, {"high": 1}, ValueError, "x must be at most 1, got 2"),
-        (True, {}, TypeError, "x must be a number, got True"),
-        ("1", {}, TypeError, "x must be a number, got '1'"),
-        (1j, {}, TypeError, "x must be a number"),
-    ],
-)
-def test_wrong_numbers(value, limits, error, text):
-    with pytest.raises(error, match=text):
-        as_real(value, "x", **limits)
-
-
-def test_numbers():
+def test_right_numbers_and_options():
     assert as_real(np.float32(0.5), "x", low=0.5, high=0.5) == 0.5
     assert as_real(torch.tensor(2), "x") == 2.0
-
-
-def test_options():
-    from typing import Literal
-
     assert check_option("a", "mode", Literal["a", "b"]) == "a"
-    with pytest.raises(ValueError, match="mode must be one of 'a', 'b', got 'c'"):
-        check_option("c", "mode", Literal["a", "b"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int32])

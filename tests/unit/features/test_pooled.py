@@ -64,6 +64,7 @@ def test_blocks_of_the_last_third_are_chosen():
     net = network(7).train()
     assert choose_layers(net, 8, num_blocks=3) == ["5", "6", "7"]
     assert choose_layers(net, 8, num_blocks=1) == ["5", "7"]  # and the last maps
+    assert net[1].norm.num_batches_tracked == 0
     assert extract(LayerOutputs(net, ["1", "2"]), torch.rand(6, 3, 8, 8), progress=False).shape == (6, 8)
     assert all(module.training for module in net.modules())
     with pytest.raises(ValueError, match="no layer of the network gives maps"):
