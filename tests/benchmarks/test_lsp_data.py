@@ -33,7 +33,7 @@ def pool_of(data, *roots):
 
 
 def same(found, expected):
-    return [np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(found, expected, strict=True)]
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(found, expected, strict=True))
 
 
 def test_several_folders_are_learned_from_together(data, capsys):
@@ -45,14 +45,12 @@ def test_several_folders_are_learned_from_together(data, capsys):
     assert len(pool.images) == len(pool.names) == 6 + 20 + PEOPLE
     # crops of the extended set, frames of the tree, the train half: in this order, and nobody to test on
     people = load_lsp(data / "lsp")
-    own = [people.images[i] for i in range(PEOPLE)]
-    assert all(same((pool.images[i] for i in range(26, 26 + PEOPLE)), own))
-    extended = [Image.open(data / "lspet" / "images" / f"im0000{i}.jpg") for i in range(1, 7)]
-    assert all(same((pool.images[i] for i in range(6)), extended))
+    assert same((pool.images[26 + i] for i in range(PEOPLE)), (people.images[i] for i in range(PEOPLE)))
+    extended = (Image.open(data / "lspet" / "images" / f"im0000{i}.jpg") for i in range(1, 7))
+    assert same((pool.images[i] for i in range(6)), extended)
     # each crop is its own source, the frames of an athlete share theirs
-    assert pool.sources[:6].tolist() == list(range(6))
-    assert pool.sources[6:26].tolist() == np.repeat(np.arange(6, 10), 5).tolist()
-    assert pool.sources[26:].tolist() == list(range(10, 10 + PEOPLE))
+    athletes = np.repeat(np.arange(6, 10), 5)
+    assert pool.sources.tolist() == [*range(6), *athletes, *range(10, 10 + PEOPLE)]
     assert len(set(pool.names)) == len(pool.names)
 
 
@@ -96,23 +94,20 @@ def test_hog_is_centered_on_what_is_learned_from(data, tmp_path):
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
-def wrong_root(data, tmp_path, text, *roots):
+@pytest.mark.parametrize(
+    ("roots", "text"),
+    [
+        (["file"], r"file is no folder: score it by --method checkpoint --checkpoint .*file$"),
+        (["lspet", "nowhere"], "--train-root .*nowhere is no folder$"),
+        (["lspet", "tree", "lspet/."], "names a folder twice"),
+    ],
+)
+def test_train_roots_that_are_wrong(data, tmp_path, roots, text):
+    (data / "file").touch()
+    roots = [f"{data}/{root}" for root in roots]
     with pytest.raises(ValueError, match=text):
         main(lsp_arguments(data, tmp_path / "out", "--method", "random", "--train-root", *roots))
     assert not (tmp_path / "out").exists()  # before any work
-
-
-def test_train_roots_that_are_wrong(data, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    path.touch()
-    wrong_root(
-        data, tmp_path, rf"{path} is no folder: score it by --method checkpoint --checkpoint {path}$", path
-    )
-    wrong_root(data, tmp_path, "--train-root .*nowhere is no folder$", data / "lspet", data / "nowhere")
-    wrong_root(data, tmp_path, "names a folder twice", data / "lspet", data / "tree", data / "lspet" / ".")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"neither joints\.mat .* nor joints\.npz"):
-        main(lsp_arguments(data, tmp_path / "out", "--train-root", tmp_path / "empty"))
 
 
 # --- Bad data
@@ -120,74 +115,46 @@ def test_train_roots_that_are_wrong(data, tmp_path):
 
 @pytest.fixture
 def broken(data, tmp_path):
-    """A copy of LSP, to be broken."""
-    shutil.copytree(data / "lsp", tmp_path / "data" / "lsp")
+    """Copies of LSP and its extended set, to be broken."""
+    for name in ("lsp", "lspet"):
+        shutil.copytree(data / name, tmp_path / "data" / name)
     return tmp_path / "data"
 
 
-def change_joints(root, change):
+def lose_joints(root, which):
     with np.load(root / "lsp" / "joints.npz") as file:
         content = dict(file)
-    change(content["joints"])
+    content["joints"][which] = np.nan
     np.savez(root / "lsp" / "joints.npz", **content)
 
 
 def test_unreadable_images(broken, tmp_path, capsys):
-    images = broken / "lsp" / "images"
-    (images / "im0030.jpg").unlink()
-    chosen = lsp_arguments(broken, tmp_path / "out", "--method", "pixels")
-    with pytest.raises(
-        OSError, match=r"cannot read the image .*im0030\.jpg: there is no such file.*--skip-unreadable"
-    ):
-        main(chosen)
-    (images / "im0004.jpg").write_bytes((images / "im0004.jpg").read_bytes()[:200])
+    chosen = lsp_arguments(broken, tmp_path / "out", "--method", "oracle", "--train-root", broken / "lspet")
+    for path in (broken / "lspet" / "images" / "im00002.jpg", broken / "lsp" / "images" / "im0030.jpg"):
+        image = path.read_bytes()
+        path.unlink()
+        with pytest.raises(OSError, match=rf"{path.name}: there is no such file.*--skip-unreadable"):
+            main(chosen)
+        path.write_bytes(image[:200])
     main([*chosen, "--skip-unreadable"])
     said = capsys.readouterr().out
-    assert "LSP: 38 people, 19 to learn from, 19 to test on" in said
-    assert "left out, image missing or damaged: 2 (im0004, im0030)" in said
-    settings = rows_of(tmp_path / "out")["pixels", 0]["settings"]
-    assert settings["left_out"]["image missing or damaged"] == 2
-    assert (settings["num_train"], settings["num_test"], settings["gallery"]) == (19, 19, 17)
+    for text in ("im0030", "im00002"):
+        assert f"left out, image missing or damaged: 1 ({text})" in said
+    settings = rows_of(tmp_path / "out")["oracle", 0]["settings"]
+    assert settings["left_out"]["image missing or damaged"] == 1
+    assert (settings["num_train"], settings["num_test"]) == (20, 19)
 
 
-def test_a_damaged_image_is_named_when_it_is_read(broken, tmp_path):
-    path = broken / "lsp" / "images" / "im0004.jpg"
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(OSError, match=f"cannot read the image {path}"):
-        main(lsp_arguments(broken, tmp_path / "out", "--method", "pixels"))
-
-
-def test_unreadable_images_of_what_is_learned_from(data, tmp_path, capsys):
-    shutil.copytree(data / "lspet", tmp_path / "lspet")
-    (tmp_path / "lspet" / "images" / "im00002.jpg").unlink()
-    roots = ["--train-root", tmp_path / "lspet", "--method", "oracle"]
-    with pytest.raises(OSError, match=r"im00002\.jpg: there is no such file"):
-        main(lsp_arguments(data, tmp_path / "a", *roots))
-    main(lsp_arguments(data, tmp_path / "b", *roots, "--skip-unreadable"))
-    said = capsys.readouterr().out
-    assert "LSPET: 5 people" in said
-    assert "left out, image missing or damaged: 1 (im00002)" in said
-
-
-def test_nobody_to_learn_from_is_complete(broken, tmp_path):
-    def miss(joints):
-        joints[:PEOPLE, 3] = np.nan
-
-    change_joints(broken, miss)
-    with pytest.raises(ValueError, match="nobody to learn from in LSP has every joint annotated"):
-        main(lsp_arguments(broken, tmp_path / "out", "--method", "oracle"))
-    assert not (tmp_path / "out" / "results.json").exists()
-
-
-def test_people_without_any_joint_are_left_out(broken, tmp_path, capsys):
-    def miss(joints):
-        joints[[4, 33]] = np.nan
-
-    change_joints(broken, miss)
+def test_missing_joints(broken, tmp_path, capsys):
+    lose_joints(broken, [4, 33])
     main(lsp_arguments(broken, tmp_path / "out", "--method", "mean-pose"))
     assert "left out, no joint annotated: 2 (im0005, im0034)" in capsys.readouterr().out
     settings = rows_of(tmp_path / "out")["mean-pose", 0]["settings"]
     assert (settings["gallery"], settings["num_test"]) == (17, 19)
+    lose_joints(broken, np.s_[:PEOPLE, 3])
+    with pytest.raises(ValueError, match="nobody to learn from in LSP has every joint annotated"):
+        main(lsp_arguments(broken, tmp_path / "none", "--method", "oracle"))
+    assert not (tmp_path / "none" / "results.json").exists()
 
 
 def test_fewer_images_than_a_batch(data, tmp_path):

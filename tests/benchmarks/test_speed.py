@@ -2,14 +2,17 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import speed
 from benchmarks.timing import clock, graph, loss, plan, planted, training, ystep
@@ -20,35 +23,32 @@ from pml_posets.samplers.pseudo_label import PseudoLabelSampler
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
-    *(
-        "--quiet",
-        "--repeats",
-        "1",
-        "--samples",
-        "600",
-        "--dim",
-        "16",
-        "--batch-sizes",
-        "16",
-        "--loss-dim",
-        "8",
-    ),
-    *("--image-size", "64", "--batch-size", "8", "--steps", "1", "--images", "2", "--workers", "0"),
-    *("--nodes", "800", "--degree", "16", "--graph-dim", "4"),
+    *("--quiet", "--repeats", "1", "--samples", "600", "--dim", "16", "--batch-sizes", "16"),
+    *("--loss-dim", "8", "--image-size", "64", "--batch-size", "8", "--steps", "1", "--images", "2"),
+    *("--workers", "0", "--nodes", "800", "--degree", "16", "--graph-dim", "4"),
 ]
 
 
 @pytest.fixture
 def here(monkeypatch):
-    """Parts in this process: a fresh one takes seconds to import torch."""
+    """Parts in this process, as a fresh one takes seconds to import torch; and a network of one layer."""
+
+    def thin():
+        layers = {"conv": nn.Conv2d(3, 512, 8, 64), "flat": nn.Flatten(), "fc": nn.Identity()}
+        return nn.Sequential(OrderedDict(layers))
+
     monkeypatch.setattr(plan, "in_child", lambda function, *arguments, threads=0: function(*arguments))
     monkeypatch.setattr(training, "_NUM_IMAGES", 32)
+    monkeypatch.setattr(training, "resnet18", thin)
+
+
+def rows_of(folder, *options):
+    assert speed.main(["--output", str(folder), *TINY, *options]) == 0
+    return json.loads((folder / "results.json").read_text())
 
 
 def test_training_of_another_network_and_precision(here, tmp_path):
-    chosen = ("--network", "resnet18", "--bfloat16", "--channels-last")
-    assert speed.main(["--part", "training", "--output", str(tmp_path), *TINY, *chosen]) == 0
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = rows_of(tmp_path, "--part", "training", "--network", "resnet18", "--bfloat16", "--channels-last")
     assert {row["dataset"] for row in rows} == {"resnet18, 64 px, batch 8, bfloat16, channels last"}
 
 
@@ -56,15 +56,11 @@ def test_training_of_another_network_and_precision(here, tmp_path):
 def test_a_part_writes_rows(here, tmp_path, capsys, part):
     if part == "hog":
         pytest.importorskip("skimage")
-    arguments = ["--part", part, "--output", str(tmp_path), *TINY]
-    assert speed.main(arguments) == 0
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = rows_of(tmp_path, "--part", part)
     assert {row["settings"]["part"] for row in rows} == {part}
     for row in rows:
-        ratios = {
-            k: v for k, v in row["metrics"].items() if "over_" in k or k.startswith("of_") or "times_" in k
-        }
-        assert all(value > 0 and math.isfinite(value) for value in ratios.values())
+        ratios = [v for k, v in row["metrics"].items() if re.search("over_|^of_|times_", k)]
+        assert all(value > 0 and math.isfinite(value) for value in ratios)
         assert ratios or part == "graph"
     assert part in (tmp_path / "table.md").read_text()
     if part in ("training", "feeding") and not torch.cuda.is_available():
@@ -72,32 +68,30 @@ def test_a_part_writes_rows(here, tmp_path, capsys, part):
 
 
 def test_rows_that_are_there_are_left_out(here, tmp_path, monkeypatch):
-    arguments = ["--part", "graph", "--output", str(tmp_path), *TINY]
-    speed.main(arguments)
+    rows_of(tmp_path, "--part", "graph")
     with pytest.raises(ValueError, match="holds rows already: go on with --resume"):
-        speed.main(arguments)
+        rows_of(tmp_path, "--part", "graph")
     monkeypatch.setattr(plan.graph, "time_graph", lambda *_: pytest.fail("timed again"))
-    assert speed.main([*arguments, "--resume"]) == 0
+    rows_of(tmp_path, "--part", "graph", "--resume")
     with pytest.raises(pytest.fail.Exception):
-        speed.main([*arguments, "--resume", "--nodes", "900"])
+        rows_of(tmp_path, "--part", "graph", "--resume", "--nodes", "900")
 
 
-def test_wrong_options_are_told():
-    for option, value, text in (
-        ("--repeats", "0", "--repeats must be 1 or more, got 0"),
-        ("--samples", "10", "--samples must be 500 or more, got 10"),
-        ("--batch-sizes", "4", "--batch-sizes must be 16 or more, got 4"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            speed.parse([option, value])
+@pytest.mark.parametrize(
+    ("option", "value", "least"), [("--repeats", 0, 1), ("--samples", 10, 500), ("--batch-sizes", 4, 16)]
+)
+def test_wrong_options_are_told(option, value, least):
+    with pytest.raises(ValueError, match=f"{option} must be {least} or more, got {value}"):
+        speed.parse([option, str(value)])
 
 
 @pytest.mark.parametrize("name", ["deeppose", "speed"])
 def test_help_imports_no_torch(name):
-    code = (
-        f"import sys, benchmarks.{name} as command\ntry: command.parse(['--help'])\nexcept SystemExit: pass\n"
-    )
-    code += "assert not {'torch', 'faiss', 'pml_posets.data'} & set(sys.modules)"
+    code = f"""
+import sys, benchmarks.{name} as command
+try: command.parse(['--help'])
+except SystemExit: pass
+assert not {{'torch', 'faiss', 'pml_posets.data'}} & set(sys.modules)"""
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert "--output" in answer.stdout
@@ -136,12 +130,10 @@ def test_posets_of_two_are_the_first_columns_of_five():
 
 
 def test_the_defaults_alone_are_timed_apart(here, tmp_path):
-    arguments = ["--part", "ystep", "--method", "exact", "--output", str(tmp_path), *TINY]
-    assert speed.main(arguments) == 0
-    assert speed.main([*arguments, "--steering", "none", "--resume"]) == 0
-    steered, alone = (
-        row for row in json.loads((tmp_path / "results.json").read_text()) if row["method"] == "exact"
-    )
+    options = ("--part", "ystep", "--method", "exact")
+    rows_of(tmp_path, *options)
+    rows = rows_of(tmp_path, *options, "--steering", "none", "--resume")
+    steered, alone = (row for row in rows if row["method"] == "exact")
     assert alone["settings"]["steering"] == "none"
     assert alone["metrics"]["seconds_assignment"] == 0 < steered["metrics"]["seconds_assignment"]
     data = planted.plant(600, 16, seed=0)
@@ -152,12 +144,9 @@ def test_the_defaults_alone_are_timed_apart(here, tmp_path):
 def test_what_ships_is_timed(monkeypatch):
     calls = []
     real = PseudoLabelSampler.regroup
-
-    def counted(self, *arguments):
-        calls.append(self)
-        return real(self, *arguments)
-
-    monkeypatch.setattr(PseudoLabelSampler, "regroup", counted)
+    monkeypatch.setattr(
+        PseudoLabelSampler, "regroup", lambda *given: (calls.append(given[0]), real(*given))[1]
+    )
     data = planted.plant(700, 16, seed=0)
     answer = ystep.y_step(data, "exact")()
     (sampler,) = calls
@@ -191,8 +180,7 @@ def test_the_graph_is_what_it_says_and_its_classes_are_found():
     index = neighbors.indices
     assert index.shape == (2000, 24)
     assert not (index == np.arange(2000)[:, None]).any()
-    assert index.min() >= 0
-    assert index.max() < 2000
+    assert 0 <= index.min() <= index.max() < 2000
     gaps = np.linalg.norm(features[index] - features[:, None], axis=2)
     np.testing.assert_allclose(neighbors.distances, gaps, rtol=1e-4, atol=1e-5)
     assert (np.diff(neighbors.distances, axis=1) >= 0).all()

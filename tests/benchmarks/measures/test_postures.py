@@ -51,18 +51,24 @@ def auc(features, labels, mirrored=None):
     return retrieval_roc(features, labels, mirrored=mirrored).auc
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_matches_the_plain_loop(seed):
-    rng = np.random.default_rng(seed)
-    features = rng.normal(size=(60, 8)).astype(np.float32)
-    mirrored = rng.normal(size=(60, 8)).astype(np.float32)
-    labels = random_labels(rng, 60, 17)
+@pytest.fixture
+def case():
+    """Features, mirrored features and labels that ask for both."""
+    rng = np.random.default_rng(0)
+    features, mirrored = rng.normal(size=(2, 60, 8)).astype(np.float32)
+    return features, mirrored, random_labels(rng, 60, 17)
+
+
+def test_matches_the_plain_loop(case, monkeypatch):
+    features, mirrored, labels = case
     curve = retrieval_roc(features, labels, mirrored=mirrored)
-    tpr, auc = loop_reference(features.astype(np.float64), mirrored.astype(np.float64), labels)
+    tpr, area = loop_reference(features.astype(np.float64), mirrored.astype(np.float64), labels)
     np.testing.assert_allclose(curve.tpr, tpr, atol=1e-6)
-    assert curve.auc == pytest.approx(auc, abs=1e-6)
+    assert curve.auc == pytest.approx(area, abs=1e-6)
     assert curve.anchor_auc.shape == (17,)
     assert curve.anchor_auc.mean() == pytest.approx(curve.auc)
+    monkeypatch.setattr(postures, "_CHUNK_NUMBERS", 60)  # 7 pairs of 8 numbers
+    np.testing.assert_array_equal(retrieval_roc(features, labels, mirrored=mirrored).tpr, curve.tpr)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4, 1000])
@@ -74,15 +80,6 @@ def test_ties_match_scikit_learn(levels):
         positive = rng.permutation(np.arange(num_pos + num_neg) < num_pos)
         got = mean_interpolated_roc(scores[None], positive[None])[0]
         np.testing.assert_allclose(got, loop_curve(scores, positive), atol=1e-6)
-
-
-def test_ten_against_ten_equals_numpy_interp_exactly_on_the_grid():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        scores, positive = rng.normal(size=20), rng.permutation(np.arange(20) < 10)
-        fpr, tpr, _ = roc_curve(positive, scores)  # drop_intermediate: collinear points change nothing
-        got = mean_interpolated_roc(scores[None], positive[None])[0]
-        np.testing.assert_allclose(got, np.interp(GRID, fpr, tpr), atol=1e-12)
 
 
 def test_padding_changes_nothing():
@@ -108,6 +105,7 @@ def test_ends_of_the_scale():
     # The step at FPR 1 is upright: half a grid cell is left under it.
     assert auc(features, RetrievalLabels([0], [[2]], [[1]])) == pytest.approx(0.005)
     assert auc(features, RetrievalLabels([0], [[1]], [[1]])) == pytest.approx(0.5)
+    assert auc(np.zeros((3, 3)), LABELS) == pytest.approx(0.5)  # no direction: every score is 0
 
 
 def test_flips():
@@ -140,22 +138,6 @@ def test_invariances():
     np.testing.assert_array_equal(retrieval_roc(extended, labels.shifted(7)).tpr, curve.tpr)
 
 
-def test_chunks_do_not_matter(monkeypatch):
-    rng = np.random.default_rng(2)
-    features = rng.normal(size=(50, 6)).astype(np.float32)
-    mirrored = rng.normal(size=(50, 6)).astype(np.float32)
-    labels = random_labels(rng, 50, 11)
-    whole = retrieval_roc(features, labels, mirrored=mirrored)
-    monkeypatch.setattr(postures, "_CHUNK_NUMBERS", 45)  # 7 pairs of 6 numbers
-    np.testing.assert_array_equal(retrieval_roc(features, labels, mirrored=mirrored).tpr, whole.tpr)
-
-
-def test_random_scores_lie_near_one_half():
-    rng = np.random.default_rng(5)
-    curves = mean_interpolated_roc(rng.normal(size=(4000, 20)), np.arange(20)[None].repeat(4000, 0) < 10)
-    assert np.mean((curves[:, 1:] + curves[:, :-1]) / 2) == pytest.approx(0.5045, abs=0.01)
-
-
 def test_report_is_the_mean_of_categories():
     rng = np.random.default_rng(4)
     features = rng.normal(size=(60, 8))
@@ -170,48 +152,39 @@ def test_report_is_the_mean_of_categories():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "text"),
+    ("given", "error", "text"),
     [
-        (
-            lambda: RetrievalLabels([0, 1], [[1]], [[2], [3]]),
-            ValueError,
-            "one list for each of 2 anchors, found",
-        ),
-        (lambda: RetrievalLabels([0], [[]], [[2]]), ValueError, "pos_ids must not be empty"),
-        (lambda: RetrievalLabels([0], [[1]], [[-2]]), ValueError, "ids from 0, found -2"),
-        (lambda: RetrievalLabels([0.5], [[1]], [[2]]), TypeError, "integer ids"),
-        (lambda: RetrievalLabels([[0]], [[1]], [[2]]), ValueError, "one-dimensional"),
-        (
-            lambda: RetrievalLabels([0], [[1]], [[2]], [[1, 0]], [[1]]),
-            ValueError,
-            r"pos_flips\[0\] must have shape",
-        ),
-        (lambda: RetrievalLabels([0], [[1]], [[2]], [[2]], [[1]]), ValueError, "0 and 1 only"),
-        (lambda: RetrievalLabels([0], [[1]], [[2]], [[1], [1]]), ValueError, "with 2 lists of flips"),
+        (([0, 1], [[1]], [[2], [3]]), ValueError, "one list for each of 2 anchors, found"),
+        (([0], [[]], [[2]]), ValueError, "pos_ids must not be empty"),
+        (([0], [[1]], [[-2]]), ValueError, "ids from 0, found -2"),
+        (([0.5], [[1]], [[2]]), TypeError, "integer ids"),
+        (([[0]], [[1]], [[2]]), ValueError, "one-dimensional"),
+        (([0], [[1]], [[2]], [[1, 0]], [[1]]), ValueError, r"pos_flips\[0\] must have shape"),
+        (([0], [[1]], [[2]], [[2]], [[1]]), ValueError, "0 and 1 only"),
+        (([0], [[1]], [[2]], [[1], [1]]), ValueError, "with 2 lists of flips"),
     ],
 )
-def test_bad_labels(make, error, text):
+def test_bad_labels(given, error, text):
     with pytest.raises(error, match=text):
-        make()
+        RetrievalLabels(*given)
 
 
-def test_bad_input():
-    labels = RetrievalLabels([0], [[1]], [[2]])
-    features = np.eye(3)
-    with pytest.raises(ValueError, match="sample 2, but features has 2 rows"):
-        retrieval_roc(features[:2], labels)
-    with pytest.raises(ValueError, match="at least one anchor"):
-        retrieval_roc(features, RetrievalLabels([], [], []))
-    with pytest.raises(ValueError, match="at least one category"):
-        retrieval_report(features, {})
-    with pytest.raises(ValueError, match="category 'jump': labels name sample 9"):
-        retrieval_report(features, {"jump": RetrievalLabels([9], [[1]], [[2]])})
-    with pytest.raises(ValueError, match=r"must be finite"):
-        retrieval_roc(np.full((3, 3), np.nan), labels)
-    with pytest.raises(ValueError, match="share one shape"):
-        mean_interpolated_roc([[1.0, 2.0]], [[True]])
-    with pytest.raises(ValueError, match="a positive and a negative, row 1 has 2 and 0"):
-        mean_interpolated_roc([[1.0, 2.0]] * 2, [[True, False], [True, True]])
-    with pytest.raises(ValueError, match="scores must not be NaN"):
-        mean_interpolated_roc([[np.nan, 2.0]], [[True, False]])
-    assert auc(np.zeros((3, 3)), labels) == pytest.approx(0.5)  # no direction: every score is 0
+LABELS = RetrievalLabels([0], [[1]], [[2]])
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "text"),
+    [
+        (retrieval_roc, (np.eye(3)[:2], LABELS), "sample 2, but features has 2 rows"),
+        (retrieval_roc, (np.eye(3), RetrievalLabels([], [], [])), "at least one anchor"),
+        (retrieval_roc, (np.full((3, 3), np.nan), LABELS), "must be finite"),
+        (retrieval_report, (np.eye(3), {}), "at least one category"),
+        (retrieval_report, (np.eye(2), {"jump": LABELS}), "category 'jump': labels name sample 2"),
+        (mean_interpolated_roc, ([[1.0, 2.0]], [[True]]), "share one shape"),
+        (mean_interpolated_roc, ([[1, 2]] * 2, [[True, False], [True, True]]), "row 1 has 2 and 0"),
+        (mean_interpolated_roc, ([[np.nan, 2.0]], [[True, False]]), "scores must not be NaN"),
+    ],
+)
+def test_bad_input(call, given, text):
+    with pytest.raises(ValueError, match=text):
+        call(*given)
