@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from benchmark_runs import assert_picture
 from pose_trees import person, poses, upright, write_crops, write_leeds, write_mpii
 
 from benchmarks import deeppose
@@ -20,8 +21,7 @@ from benchmarks.data.mpii import load_mpii
 from benchmarks.data.poses import load_lsp, load_lspet
 from benchmarks.deeppose import judge, labeled, main, mean_pose
 from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON, mirror_joints
-from benchmarks.regression import report as deeppose_report
-from benchmarks.regression import training as deeppose_training
+from benchmarks.regression import report, training
 from benchmarks.regression.model import PoseAugmentation, PoseRegressor, pose_loss
 from benchmarks.regression.options import parse
 from benchmarks.regression.recipe import Init, PoseRecipe
@@ -33,6 +33,9 @@ KEYS = ["method", "dataset", "metrics", "settings", "seed", "command", "commit",
 
 
 # --- Augmentation
+
+
+SEEN = torch.ones(1, 3, dtype=torch.bool)
 
 
 def spot_images(joints, side=64):
@@ -57,25 +60,26 @@ def test_joints_move_with_their_images(flip):
     joints = torch.rand(40, 3, 2) * 0.5 - 0.25
     mirror = (1, 0, 2)
     augment = PoseAugmentation(mirror, scale=(0.7, 1.2), shift=0.1, flip=flip)
-    seen = torch.ones(40, 3, dtype=torch.bool)
-    images, moved, visible = augment(spot_images(joints), joints, seen)
+    images, moved, visible = augment(spot_images(joints), joints, SEEN.expand(40, 3))
     assert visible.all()
     found = centers(images)
     found = found[:, list(mirror)] if flip else found  # the channels stay, the joints change places
     torch.testing.assert_close(moved, found, atol=4e-3, rtol=0)
     assert (moved - joints).abs().max() > 0.05
-    if flip:  # without magnification and shift it is `mirror_joints`
-        plain = PoseAugmentation(LSP_SKELETON.mirror, (1.0, 1.0), 0.0, 1.0)
-        pose = torch.rand(2, 14, 2)
-        _, moved, _ = plain(torch.zeros(2, 3, 8, 8), pose - 0.5, torch.ones(2, 14, dtype=torch.bool))
-        np.testing.assert_allclose(moved + 0.5, mirror_joints(pose.numpy()), atol=1e-6)
+
+
+def test_a_mirror_image_alone_has_mirrored_joints():
+    plain = PoseAugmentation(LSP_SKELETON.mirror, (1.0, 1.0), 0.0, 1.0)
+    pose = torch.rand(2, 14, 2)
+    _, moved, _ = plain(torch.zeros(2, 3, 8, 8), pose - 0.5, SEEN[:, :1].expand(2, 14))
+    np.testing.assert_allclose(moved + 0.5, mirror_joints(pose.numpy()), atol=1e-6)
 
 
 def test_magnification_and_shift_stay_in_their_ranges():
     torch.manual_seed(0)
     ends = torch.tensor([[0.1, 0.0], [-0.1, 0.0], [0.0, 0.0]]).expand(500, 3, 2)
     augment = PoseAugmentation((0, 1, 2), scale=(0.8, 1.1), shift=0.05)
-    _, moved, _ = augment(torch.zeros(500, 3, 4, 4), ends, torch.ones(500, 3, dtype=torch.bool))
+    _, moved, _ = augment(torch.zeros(500, 3, 4, 4), ends, SEEN.expand(500, 3))
     length = (moved[:, 0] - moved[:, 1]).norm(dim=1) / 0.2
     assert 0.8 <= length.min() < 0.82
     assert 1.08 < length.max() <= 1.1 + 1e-6
@@ -98,12 +102,9 @@ def test_missing_joints_stay_missing_and_those_that_leave_go():
 
 def test_the_same_seed_moves_alike_whatever_was_drawn():
     augment = PoseAugmentation((1, 0, 2))
-    batch = spot_images(torch.zeros(4, 3, 2)), torch.zeros(4, 3, 2), torch.ones(4, 3, dtype=torch.bool)
-    results = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        results.append(augment(*batch)[1])
-    assert torch.equal(*results)
+    batch = spot_images(torch.zeros(4, 3, 2)), torch.zeros(4, 3, 2), SEEN.expand(4, 3)
+    first, second = (torch.manual_seed(3) and augment(*batch)[1] for _ in range(2))
+    assert torch.equal(first, second)
     assert augment(*(part[:0] for part in batch))[1].shape == (0, 3, 2)
 
 
@@ -117,22 +118,16 @@ def test_the_loss_by_loops():
     visible[2] = False
     means = []
     for i in range(5):
-        terms = [
-            float(((predicted[i, j] - joints[i, j]) ** 2).sum()) for j in range(4) if bool(visible[i, j])
-        ]
+        terms = [float(((predicted[i, j] - joints[i, j]) ** 2).sum()) for j in range(4) if visible[i, j]]
         if terms:
             means.append(sum(terms) / len(terms))
     assert pose_loss(predicted, joints, visible).item() == pytest.approx(sum(means) / len(means))
     predicted.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: pose_loss(x, joints, visible), predicted)
     pose_loss(predicted, joints, visible).backward()
-    assert (predicted.grad[~visible] == 0).all()
-    assert (predicted.grad[visible] != 0).all()
-
-
-def test_nobody_to_learn_from_is_a_loss_of_zero():
-    predicted = torch.ones(3, 4, 2, requires_grad=True)
-    loss = pose_loss(predicted, torch.zeros(3, 4, 2), torch.zeros(3, 4, dtype=torch.bool))
+    assert torch.equal((predicted.grad != 0).all(dim=2), visible)
+    predicted.grad = None
+    loss = pose_loss(predicted, joints, torch.zeros_like(visible))  # nobody to learn from
     loss.backward()
     assert loss.item() == 0
     assert (predicted.grad == 0).all()
@@ -208,49 +203,45 @@ def test_it_learns_what_it_sees(crops):
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(crops, tmp_path, monkeypatch):
-    whole, curve = learn(crops, checkpoint=tmp_path / "whole.pt", settings={"data": "a"})
-    save = deeppose_training.save_checkpoint
-    path = tmp_path / "killed.pt"
+    path, save = tmp_path / "killed.pt", training.save_checkpoint
+    given = {"checkpoint": path, "resume": True, "settings": {"data": "a"}}
+    whole, curve = learn(crops, **{**given, "checkpoint": tmp_path / "whole.pt"})
 
     def killed(*arguments):
         save(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(deeppose_training, "_RECORDS", 5)  # a record every 2 iterations, a save every 2
-        patch.setattr(deeppose_training, "save_checkpoint", killed)
+        patch.setattr(training, "_RECORDS", 5)  # a record every 2 iterations, a save every 2
+        patch.setattr(training, "save_checkpoint", killed)
         for stopped_at in (2, 4):
             with pytest.raises(KeyboardInterrupt):
-                learn(crops, checkpoint=path, settings={"data": "a"}, resume=True)
+                learn(crops, **given)
             assert torch.load(path, weights_only=True)["iteration"] == stopped_at
     torch.manual_seed(99)
-    resumed, rest = learn(crops, checkpoint=path, settings={"data": "a"}, resume=True, model=regressor(0))
+    resumed, rest = learn(crops, **given)
     assert same(whole, resumed)
     assert rest.iterations == [2, 4, *range(5, 11)]
     assert rest.losses[2:] == curve.losses[4:]
     assert rest.losses[0] == pytest.approx(np.mean(curve.losses[:2]))
-    again, done = learn(crops, checkpoint=path, settings={"data": "a"}, resume=True, model=regressor(5))
+    again, done = learn(crops, model=regressor(5), **given)
     assert same(again, whole)  # nothing is left to do
     assert done.losses == rest.losses
-    content = torch.load(path, weights_only=True)
-    assert content["optimizer"] is None  # of no use any more
+    assert torch.load(path, weights_only=True)["optimizer"] is None  # of no use any more
     for changed in ({"recipe": replace(RECIPE, lr=0.5)}, {"settings": {"data": "b"}}, {"seed": 1}):
-        options = {"settings": {"data": "a"}, **changed}
         with pytest.raises(ValueError, match="belongs to another run"):
-            learn(crops, checkpoint=path, resume=True, **options)
+            learn(crops, **{**given, **changed})
     with pytest.raises(ValueError, match="does not fit this run"):
-        learn(crops, checkpoint=path, resume=True, settings={"data": "a"}, model=regressor(0, num_joints=3))
+        learn(crops, model=regressor(num_joints=3), **given)
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "sgd"])
 def test_frozen_convolutions(crops, optimizer):
-    recipe = replace(
-        RECIPE, iterations=2, frozen_iterations=2, optimizer=optimizer, schedule="constant", lr=0.01
-    )
+    few = {"iterations": 2, "frozen_iterations": 2, "schedule": "constant", "lr": 0.01}
+    recipe = replace(RECIPE, optimizer=optimizer, **few)
     model, _ = learn(crops, recipe)
     start = regressor()
-    for key, value in start.trunk.named_parameters():
-        assert torch.equal(value, model.trunk.get_parameter(key))
+    assert all(map(torch.equal, start.trunk.parameters(), model.trunk.parameters()))
     assert not torch.equal(start.head.weight, model.head.weight)
     assert all(value.requires_grad for value in model.parameters())
     model, _ = learn(crops, replace(recipe, frozen_iterations=1))
@@ -258,25 +249,21 @@ def test_frozen_convolutions(crops, optimizer):
 
 
 def test_frozen_parameters(crops):
-    model = regressor()
+    model, start = regressor(), regressor()
     core_networks.freeze(model.trunk, ("features.0.*",))
     learn(crops, replace(RECIPE, iterations=2, frozen_iterations=1), model=model)
-    start = regressor()
-    same = [
-        torch.equal(a, b) for a, b in zip(start.trunk.parameters(), model.trunk.parameters(), strict=True)
-    ]
-    assert same[:2] == [True, True]
-    assert not any(same[2::2])  # the weights of the rest
-    assert [p.requires_grad for p in model.trunk.parameters()] == [False, False, *[True] * (len(same) - 2)]
+    stayed = [*map(torch.equal, start.trunk.parameters(), model.trunk.parameters())]
+    assert stayed[:2] == [True, True]
+    assert not any(stayed[2::2])  # the weights of the rest
+    assert [p.requires_grad for p in model.trunk.parameters()] == [i > 1 for i in range(len(stayed))]
 
 
 def test_bad_runs(crops):
     with pytest.raises(ValueError, match="nobody to learn from"):
         learn(crops, rows=np.array([], np.int64))
     wild = replace(RECIPE, iterations=40, lr=1e6, optimizer="sgd", schedule="constant")
-    with pytest.raises(
-        FloatingPointError, match=r"the loss of here is (nan|inf) at iteration \d+: lower --lr"
-    ):
+    text = r"the loss of here is (nan|inf) at iteration \d+: lower --lr"
+    with pytest.raises(FloatingPointError, match=text):
         learn(crops, wild, name="here")
 
 
@@ -289,16 +276,13 @@ def test_bfloat16(crops):
 def test_batches_are_passes_over_the_rows():
     rows = np.array([7, 9, 2, 5, 4])
     drawn = list(batches(rows, 3, 0, 10, seed=4))
-    assert [len(batch) for batch in drawn] == [3] * 10
-    flat = np.concatenate(drawn)
-    for start in range(0, 30, 5):
-        assert sorted(flat[start : start + 5].tolist()) == [2, 4, 5, 7, 9]
-    assert len({tuple(flat[start : start + 5].tolist()) for start in range(0, 30, 5)}) > 3
+    passes = np.array(drawn).reshape(6, 5)
+    assert (np.sort(passes) == [2, 4, 5, 7, 9]).all()
+    assert len(np.unique(passes, axis=0)) > 3
     assert list(batches(rows, 3, 4, 10, seed=4)) == drawn[4:]  # whatever came before
     assert list(batches(rows, 3, 0, 10, seed=5)) != drawn
     assert list(batches(np.array([3]), 4, 0, 2, seed=0)) == [[3] * 4] * 2
-    (large,) = batches(rows, 12, 0, 1, seed=4)
-    assert large == flat[:12].tolist()
+    assert list(batches(rows, 12, 0, 1, seed=4)) == [passes.reshape(-1)[:12].tolist()]
 
 
 @pytest.mark.parametrize(
@@ -307,15 +291,11 @@ def test_batches_are_passes_over_the_rows():
         ({"iterations": 0}, "--iterations must be at least 1, got 0"),
         ({"batch_size": 1}, "--batch-size must be at least 2, got 1"),
         ({"lr": 0}, "--lr must be above 0, got 0"),
-        ({"lr": -1}, "--lr must be above 0, got -1"),
         ({"lr": float("nan")}, "--lr must be"),
         ({"weight_decay": -1}, "--weight-decay must be at least 0"),
         ({"dropout": 1}, r"--dropout must be below 1, got 1"),
-        ({"dropout": 1.5}, r"--dropout must be at most 1, got 1.5"),
         ({"frozen_iterations": -1}, "--frozen-iterations must be at least 0"),
         ({"shift": 2}, r"--shift must be at most 1, got 2"),
-        ({"scale": (0, 1)}, "--scale must be two numbers above 0"),
-        ({"scale": (1.2, 1)}, "--scale must be two numbers above 0"),
     ],
 )
 def test_recipes_are_checked(change, message):
@@ -371,17 +351,15 @@ def test_layers_come_from_the_checkpoint(trained, layers):
     path, networks = trained
     models = Init("posets", "posets", path).models(SHAPE, layers, seed=7, dropout=0.0)
     fresh = core_networks.build(SHAPE, 7)
-    for key, value in networks["trunk"][1].state_dict().items():  # behind the augmentation; the average
-        assert torch.equal(models["trunk"].state_dict()[key], value)
+    assert same(networks["trunk"][1], models["trunk"])  # behind the augmentation; the average
     for name, taken in (("fc6", layers != "pool5"), ("fc7", layers == "fc7")):
-        mine = models["embedder"].get_submodule(name).state_dict()
-        other = (networks if taken else fresh)["embedder"].get_submodule(name).state_dict()
-        assert all(torch.equal(value, other[key]) for key, value in mine.items())
+        expected = (networks if taken else fresh)["embedder"].get_submodule(name)
+        assert same(models["embedder"].get_submodule(name), expected)
 
 
 def test_layers_come_from_imagenet(tmp_path, monkeypatch):
     def load(models, config, path):  # the real one is tested with the networks
-        assert path == tmp_path / "alexnet.pth"
+        assert path == init.path
         for model in models.values():
             for value in model.parameters():
                 value.data.fill_(0.25)
@@ -405,22 +383,23 @@ def test_scores(tmp_path):
     perfect = judge(true, data, "neck")
     assert perfect["pckh_total"] == perfect["pckh/ankle"] == 100
     assert (perfect["judged"], perfect["not_judged"], perfect["distance"]) == (64, 0, 0)
+
+    def with_ankles_off(size):
+        """One ankle within half of the size, one beyond."""
+        off = true.copy()
+        off[:, 0, 0] += 0.49 * size
+        off[:, 5, 0] += 0.51 * size
+        return off
+
     neck = np.linalg.norm(true[:, 9] - true[:, 8], axis=1)
-    off = true.copy()
-    off[:, 0, 0] += 0.45 * neck
-    off[:, 5, 0] += 0.55 * neck
-    assert judge(off, data, "neck")["pckh/ankle"] == 50
+    assert judge(with_ankles_off(neck), data, "neck")["pckh/ankle"] == 50
     # the head box is 8 px wide and as high as head top and neck are apart
-    tall = data.head_boxes[data.test]
-    size = 0.6 * np.linalg.norm(tall[:, 2:] - tall[:, :2], axis=1)
-    unknown = np.isnan(size)
-    assert 0 < unknown.sum() < 4
-    size[unknown] = 9
-    off[:, 0, 0] = true[:, 0, 0] + 0.49 * size
-    off[:, 5, 0] = true[:, 5, 0] + 0.51 * size
-    boxed = judge(off, data, "box")
-    assert boxed["pckh/ankle"] == 50
-    assert boxed["not_judged"] == 16 * unknown.sum()
+    boxes = data.head_boxes[data.test]
+    size = 0.6 * np.linalg.norm(boxes[:, 2:] - boxes[:, :2], axis=1)
+    unknown = np.isnan(size).sum()
+    assert 0 < unknown < 4
+    boxed = judge(with_ankles_off(np.nan_to_num(size, nan=9)), data, "box")
+    assert (boxed["pckh/ankle"], boxed["not_judged"]) == (50, 16 * unknown)
     with pytest.raises(ValueError, match="has no head boxes: use --head-size neck"):
         judge(true, replace(data, head_boxes=None), "box")
 
@@ -461,9 +440,11 @@ def whole(leeds, trained, tmp_path_factory):
     return folder, more
 
 
-def test_rows(whole):
-    rows = rows_of(whole[0])
+def test_rows_and_files(whole):
+    folder, _ = whole
+    rows = rows_of(folder)
     assert set(rows) == {(m, n, s) for m in ("random", "posets") for n in (4, 21) for s in (0, 1)}
+    shared = {"num_train": 21, "num_test": 8, "image_size": 64, "fc_dim": 8, "iterations": 3}
     for (method, _, _), row in rows.items():
         assert list(row) == KEYS
         assert row["dataset"] == "LSP+LSPET"
@@ -472,79 +453,65 @@ def test_rows(whole):
         assert metrics["pcp_total"] == pytest.approx(np.mean(parts))
         assert metrics["judged"] + metrics["not_judged"] == 80
         assert metrics["distance"] > 0
-        assert settings["init"] == method
-        assert (settings["num_train"], settings["num_test"]) == (21, 8)
+        assert settings.items() >= {"init": method, **shared}.items()
         assert settings["left_out"] == {"no joint annotated": 1}
-        assert (settings["image_size"], settings["fc_dim"], settings["iterations"]) == (64, 8, 3)
         assert ("init_id" in settings) == (method == "posets")
     assert len({row["metrics"]["distance"] for row in rows.values()}) == 8
-
-
-def test_files(whole):
-    folder, _ = whole
     text = (folder / "table.md").read_text()
-    assert "| random                     | 4      |" in text
-    assert "| posets                     | 21     |" in text
-    assert "± " in text
-    assert "| paper (LSP): posets        | 11000  | 89.7 | 62.1 | 48.2 | 36.0 | 16.0 | 54.2 | 51.0" in text
-    for total in ("49.3", "42.0", "55.7"):
-        assert total in text
-    assert "square crops, 1.3 times" in text
+    for line in (
+        "| random                     | 4      |",
+        "| posets                     | 21     |",
+        "| paper (LSP): posets        | 11000  | 89.7 | 62.1 | 48.2 | 36.0 | 16.0 | 54.2 | 51.0",
+        *("± ", "49.3", "42.0", "55.7", "square crops, 1.3 times"),
+    ):
+        assert line in text
     for name in ("poses.png", "loss.png"):
-        assert (folder / name).read_bytes()[:4] == b"\x89PNG"
+        assert_picture(folder / name)
     home = folder / "posets-labels0.2-seed1"
     with np.load(home / "predictions.npz") as found:
         assert found["joints"].shape == (8, 14, 2)
         assert found["iterations"].tolist() == [1, 2, 3]
-    content = torch.load(home / "checkpoint.pt", weights_only=True)
-    assert content["iteration"] == 3
+    assert torch.load(home / "checkpoint.pt", weights_only=True)["iteration"] == 3
 
 
 def test_rows_that_are_there_are_kept(whole, leeds, tmp_path, capsys, monkeypatch):
     folder, more = whole
     shutil.copytree(folder, tmp_path / "run")
-    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    given = arguments(leeds, tmp_path / "run", *more)
     with pytest.raises(FileExistsError, match="holds a run already"):
-        main(arguments(leeds, tmp_path / "run", *more))
+        main(given)
     # one row is gone, as after a kill; another was never there
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
     gone = [row for row in rows if row["settings"]["num_labels"] != 21]
     (tmp_path / "run" / "results.json").write_text(json.dumps(gone))
-    fits = []
-    real = deeppose_training.fit
-
-    def counted(*args, **kwargs):
-        fits.append(kwargs["name"])
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(deeppose_training, "fit", counted)
-    assert main(arguments(leeds, tmp_path / "run", *more, "--resume")) == 0
+    fits, real = [], training.fit
+    monkeypatch.setattr(training, "fit", lambda *a, **k: (fits.append(k["name"]), real(*a, **k))[1])
+    assert main([*given, "--resume"]) == 0
     assert fits == ["random-labels1-seed0", "posets-labels1-seed0"]
     assert capsys.readouterr().out.count("is there already") == 2
-    after = rows_of(tmp_path / "run")
-    before = rows_of(folder)
+    before, after = rows_of(folder), rows_of(tmp_path / "run")
     assert set(after) == {key for key in before if key[1] == 4 or key[2] == 0}
     for key, row in after.items():  # from the finished checkpoints: the very numbers
         assert row["metrics"] == before[key]["metrics"]
     with pytest.raises(ValueError, match=r"random with 0\.2 of the labels, seed 0, of other settings.*lr 0"):
-        main(arguments(leeds, tmp_path / "run", *more, "--resume", "--lr", "0.5"))
+        main([*given, "--resume", "--lr", "0.5"])
+    without_extra = [word for word in given if word not in ("--extra-root", str(leeds / "lspet"))]
     with pytest.raises(ValueError, match="is of other data"):
-        main([*arguments(leeds, tmp_path / "run", "--resume")[2:], "--data-root", str(leeds / "lsp")][2:])
+        main([*without_extra, "--resume"])
 
 
 def test_mpii_as_a_command(leeds, tmp_path, capsys):
-    joints = poses(20, skeleton=MPII_SKELETON)
-    entries = [(f"{i:03d}.jpg", [person(joints[i])], 1, joints[i]) for i in range(20)]
+    people = enumerate(poses(20, skeleton=MPII_SKELETON))
+    entries = [(f"{i:03d}.jpg", [person(joints)], 1, joints) for i, joints in people]
     annotation, images = write_mpii(tmp_path / "mpii", entries)
     mpii = ("--mpii-annotations", annotation, "--mpii-images", images, "--label-fraction", "0.5")
     shape = ("--image-size", "64", "--batch-norm")
     assert main(arguments(leeds, tmp_path / "run", *mpii, *shape, "--head-size", "box")) == 0
     ((key, row),) = rows_of(tmp_path / "run").items()
     assert key == ("random", 9, 0)
-    assert row["dataset"] == "MPII"
-    assert row["settings"]["head_size"] == "box"
-    assert {name for name in row["metrics"] if name.startswith("pckh/")} == {
-        f"pckh/{name}" for name in deeppose_report.MPII["posets"] if name != "total"
-    }
+    assert (row["dataset"], row["settings"]["head_size"]) == ("MPII", "box")
+    names = {name.removeprefix("pckh/") for name in row["metrics"] if name.startswith("pckh/")}
+    assert names == report.MPII["posets"].keys() - {"total"}
     text = capsys.readouterr().out
     assert "PCKh@0.5 in percent, by MPII's head box" in text
     assert "| paper (MPII): posets        | 17928  | 83.8" in text
@@ -564,33 +531,28 @@ def test_drawn_figures(tmp_path, capsys, monkeypatch):
 
 
 def test_the_table_of_the_paper():
-    for table in (deeppose_report.LSP, deeppose_report.MPII):
-        for values in table.values():
-            parts = [value for name, value in values.items() if name != "total"]
-            assert values["total"] == pytest.approx(np.mean(parts), abs=0.11)
+    for values in (*report.LSP.values(), *report.MPII.values()):
+        *parts, total = values.values()
+        assert total == pytest.approx(np.mean(parts), abs=0.11)
 
 
 def test_defaults(trained):
-    options = parse(["--init", "posets", str(trained[0])])
+    init = ("--init", "posets", str(trained[0]))
+    options = parse(init)
     assert options.recipe.architecture == SHAPE  # of the checkpoint
-    assert options.preset == "figures"
-    assert options.label_fraction == [0.01, 0.1, 1.0]
-    wide = parse(["--init", "posets", str(trained[0]), "--init-layers", "pool5", "--fc-dim", "32"])
-    assert wide.recipe.fc_dim == 32
-    paper = parse(["--preset", "paper", "--data-root", "lsp", "--precision", "float32"])
-    assert paper.recipe.architecture == AlexNetConfig()
-    assert (paper.recipe.optimizer, paper.recipe.lr, paper.recipe.batch_size) == ("adagrad", 5e-4, 128)
-    assert parse(["--data-root", "lsp"]).preset == "small"
+    assert (options.preset, options.label_fraction) == ("figures", [0.01, 0.1, 1.0])
     assert [init.name for init in options.inits] == ["posets"]
+    assert parse([*init, "--init-layers", "pool5", "--fc-dim", "32"]).recipe.fc_dim == 32
+    paper = parse(["--preset", "paper", "--data-root", "lsp", "--precision", "float32"]).recipe
+    assert paper.architecture == AlexNetConfig()
+    assert (paper.optimizer, paper.lr, paper.batch_size) == ("adagrad", 5e-4, 128)
+    assert parse(["--data-root", "lsp"]).preset == "small"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--set", "lr"], "--set lr: give name=value"),
         (["--set", "pace=1"], "--set pace=1: give name=value; --set help lists"),
-        (["--set", "lr=1", "mean_pose=perhaps"], "--set mean_pose must be yes or no, got 'perhaps'"),
-        (["--set", "iterations=0"], "--iterations must be at least 1, got 0"),
         (["--init", "best"], "--init must be one of random, pretrained, posets, imagenet, got 'best'"),
         (["--init", "random", "x"], "--init random x: expected --init random"),
         (["--init", "posets"], r"--init posets: expected --init posets FILE \[NAME\]"),
@@ -599,12 +561,10 @@ def test_defaults(trained):
         (["--init", "posets", "FILE", "a/b"], "a name is of letters"),
         (["--init", "posets", "FILE", "--init", "posets", "FILE"], "posets is there twice"),
         (["--init", "posets", "FILE", "--fc-dim", "16"], "is of another architecture"),
-        (["--init", "posets", "FILE", "--no-batch-norm"], "is of another architecture"),
         (["--init", "imagenet", "FILE"], "does not fit this AlexNet|holds no state_dict"),
         (["--init", "pretrained"], "--trunk alexnet has no weights of its own, use --init random"),
         (["--trunk", "resnet18", "--init-layers", "fc6"], "is AlexNet's: of resnet18 take pooled"),
         (["--trunk", "hog"], "--trunk hog is of a checkpoint alone"),
-        (["--trunk", "resnet99"], "--trunk must be one of alexnet"),
         (["--label-fraction", "0"], "--label-fraction must lie above 0 and up to 1, got 0"),
         (["--label-fraction", "1.5"], "--label-fraction must lie above 0"),
         (["--mpii-images", "a"], "belong together"),
@@ -617,8 +577,6 @@ def test_defaults(trained):
         (["--seed", "-1"], "must be 0 or more"),
         (["--workers", "-1"], "--workers must be 0 or more"),
         (["--resume"], "--resume needs --output"),
-        (["--image-size", "32"], "at least 64 px"),
-        (["--device", "abacus"], "--device must be"),
     ],
 )
 def test_options_are_checked(trained, options, message):
@@ -628,18 +586,16 @@ def test_options_are_checked(trained, options, message):
 
 def test_settings_are_given_by_name():
     words = ["--set", "lr=0.5", "mean-pose=no", "scale=0.9,1.2", "--seed", "3", "--set", "fc_dim=32"]
-    found = parse(["--data-root", "lsp", *words])
+    options = ["--lr", "0.5", "--no-mean-pose", "--scale", "0.9", "1.2", "--seed", "3", "--fc-dim", "32"]
+    found, expected = (parse(["--data-root", "lsp", *given]) for given in (words, options))
+    assert (found.recipe, found.seed) == (expected.recipe, [3])
     assert (found.recipe.lr, found.recipe.mean_pose, found.recipe.scale) == (0.5, False, (0.9, 1.2))
-    assert (found.seed, found.recipe.fc_dim) == ([3], 32)
-    options = ["--lr", "0.5", "--no-mean-pose", "--scale", "0.9", "1.2", "--fc-dim", "32"]
-    assert found.recipe == parse(["--data-root", "lsp", *options]).recipe
 
 
 def test_a_trunk_that_brings_weights(leeds, tmp_path, monkeypatch):
-    def small():
-        return torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, 4), torch.nn.ReLU(), torch.nn.Conv2d(6, 5, 3))
-
-    monkeypatch.setattr(core_networks, "_function", lambda config: small)
+    nn = torch.nn
+    layers = nn.Conv2d(3, 6, 3, 4), nn.ReLU(), nn.Conv2d(6, 5, 3)
+    monkeypatch.setattr(core_networks, "_function", lambda config: lambda: nn.Sequential(*layers))
     more = ("--trunk", "mine:small", "--freeze", "features.0.*", "--label-fraction", "1")
     assert main(arguments(leeds, tmp_path, *more)) == 0
     ((key, row),) = rows_of(tmp_path).items()
@@ -654,9 +610,6 @@ def test_what_fails_leaves_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither joints\.mat"):
         main(["--data-root", str(tmp_path), "--output", str(tmp_path / "a"), "--cache", str(tmp_path / "b")])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_damaged_checkpoint_is_no_beginning(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is damaged or none"):
         parse(["--init", "posets", str(tmp_path / "checkpoint.pt")])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from olympic_trees import make_tree, picture, write_labels, write_seq
-from PIL import Image
 
 from benchmarks.data.olympic import OlympicFrames, TreeError, crop_box, find_unreadable, load_tree, source_of
 from pml_posets.data.datasets import UnreadableImageError
@@ -97,9 +96,10 @@ def test_frames_by_index(tmp_path, suffix):
         assert frames[i].mode == "RGB"
         assert red(frames[i]) == pytest.approx(10 * i, abs=6)
     assert [frame.size for frame in frames] == [(20, 30)] * 17  # iteration ends
-    # of two images that are alike but for the suffix that of the list is taken
-    Image.new("RGB", (20, 30), (200, 0, 0)).save(root / "frames" / "run" / "run_00_00" / "I00000.png")
-    assert red(OlympicFrames(load_tree(root))[5]) == 200
+    for number in range(4):  # of two images that are alike but for the suffix that of the list is taken
+        picture(200).save(root / "frames" / "run" / "run_00_00" / f"I{number:05d}.png")
+    frames = OlympicFrames(load_tree(root))
+    assert [red(frames[i]) for i in range(5, 9)] == [200] * 4
 
 
 def test_worker_processes_read_images_and_seq_files(root):

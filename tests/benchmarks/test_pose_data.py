@@ -51,9 +51,9 @@ def test_lsp_as_released(lsp):
         # the crop's middle is that of the box, up to the half pixel of rounding
         middle = (data.joints[i].min(axis=0) + data.joints[i].max(axis=0)) / 2
         assert np.abs(middle - 0.5).max() * side <= 0.51
-        # one unit is the crop's side
-        gaps = np.hypot(*(data.joints[i, 0] - data.joints[i, 5]))
-        assert gaps * side == pytest.approx(np.hypot(*(joints[i, 0] - joints[i, 5])), rel=1e-5)
+        # one unit is the crop's side; MATLAB's first pixel has its middle at 1
+        in_image = data.joints[i] * side + data.images.boxes[i, :2]
+        np.testing.assert_allclose(in_image, joints[i] - 0.5, atol=1e-4)
 
 
 def test_lspet_as_released(tmp_path):
