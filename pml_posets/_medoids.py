@@ -40,16 +40,6 @@ def full_precision(x: torch.Tensor, ref: torch.Tensor) -> tuple[torch.Tensor, to
     return x, x if same else ref.to(dtype)
 
 
-def squared_distances(distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
-    """The d^2 of Eq. 4 by any PML distance, (B, D) and (K, D) to (B, K), in at least 32 bits.
-
-    A distance of power 2 stands as it is, one of power 1 is squared. A similarity s becomes 2 - 2s, which for
-    cosine is the squared distance of the normalized embeddings. Embeddings that are not normalized may lie
-    far from the origin: their Euclidean distances are computed around the mean of `ref`, in float64.
-    """
-    return prepared_distances(distance, *prepared_pair(distance, x, ref))
-
-
 def _is_euclidean(distance: BaseDistance) -> bool:
     return type(distance) is LpDistance and distance.p == 2 and not distance.collect_stats
 
@@ -63,10 +53,7 @@ def compares_units(distance: BaseDistance) -> bool:
 def prepared_pair(
     distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The part of `squared_distances` that each side needs once; `ref is x` stays true.
-
-    Both in full precision, and of length 1 for the default distance.
-    """
+    """Both in full precision, and of length 1 for the default distance; `ref is x` stays true."""
     x, ref = full_precision(x, ref)
     if _is_euclidean(distance) and distance.normalize_embeddings:
         same = ref is x
@@ -76,7 +63,12 @@ def prepared_pair(
 
 
 def prepared_distances(distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
-    """`squared_distances` of prepared embeddings, (B, D) and (K, D) -> (B, K)."""
+    """The d^2 of Eq. 4 by any PML distance, prepared (B, D) and (K, D) to (B, K), in at least 32 bits.
+
+    A distance of power 2 stands as it is, one of power 1 is squared. A similarity s becomes 2 - 2s, which for
+    cosine is the squared distance of the normalized embeddings. Embeddings that are not normalized may lie
+    far from the origin: their Euclidean distances are computed around the mean of `ref`, in float64.
+    """
     if not _is_euclidean(distance):
         mat = distance(x, ref)
         if distance.is_inverted:

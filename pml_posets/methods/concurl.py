@@ -64,8 +64,8 @@ class ConsensusLoss(nn.Module):
         L      = alpha L_pop + gamma L_cons
 
     with z the projections of a view, C the K prototypes (unit rows, detached in p_m), A_m the random
-    transforms, H(q, p) = -mean_i sum_k q_ik log p_ik. Only L_pop teaches the prototypes: with alpha = 0 they
-    stay at their random start, in the published commands and by default here.
+    transforms, H(q, p) = -mean_i sum_k q_ik log p_ik. Only L_pop teaches the prototypes: with alpha = 0, as
+    in the published commands and by default, they stay at their random start.
 
     Args:
         num_prototypes: K, at least 2 (10, 15 and 20 in the paper, for as many classes).

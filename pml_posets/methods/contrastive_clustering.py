@@ -18,7 +18,7 @@ from pytorch_metric_learning.distances.base_distance import BaseDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 
 from .._batch_checks import check_batch, check_distance, warn_once
-from .._medoids import default_distance, full_precision, squared_distances, without_autocast
+from .._medoids import default_distance, full_precision, prepared_distances, prepared_pair, without_autocast
 from .._validation import as_real, check_option
 
 __all__ = ["CenterForm", "ContrastiveClusteringLoss"]
@@ -156,7 +156,8 @@ class ContrastiveClusteringLoss(BaseMetricLossFunction):
                 warn_once(self, f"ContrastiveClusteringLoss is 0: {advice}")
             own = own[anchors]
             centers = centers.detach() if self.detach_centers else centers
-            sq_dist = squared_distances(self.distance, x[anchors], centers)  # (A, K)
+            pair = prepared_pair(self.distance, x[anchors], centers)
+            sq_dist = prepared_distances(self.distance, *pair)  # (A, K)
             to_own = sq_dist[own]  # (A,), each has one
             if self.form == "hinge":
                 to_nearest = sq_dist.masked_fill(own, math.inf).amin(dim=1)  # (A,)

@@ -190,9 +190,8 @@ class AttentionConsistencyObjective(nn.Module):
     undone).
 
     Called as objective(images, indices, models) with images (B, C, H, W), uint8 or floating point, dataset
-    indices (B,) and models {"trunk": ...}; the embedder is not used. Returns a scalar of at least 32 bits;
-    with fewer than two images 0, with a gradient path. Randomness comes from torch's global generator of the
-    CPU, whatever the device.
+    indices (B,) and models {"trunk": ...}. Returns a scalar of at least 32 bits; 0 for fewer than two images,
+    with a gradient path. Randomness comes from torch's global generator of the CPU.
 
     Args:
         layer: name of the trunk's submodule whose output is the last maps. Default None: the trunk's own.

@@ -115,9 +115,8 @@ class RotationHead(nn.Module):
 class RotationObjective(nn.Module):
     """The rotation loss of a trunk on some images of the batch, by a forward pass of its own.
 
-    The first `num_images` images are turned by four angles, then transformed (and augmented by the trunk, if
-    it does that), and the head must predict the angles from the trunk's pooled features. The loss is
-    unweighted: the paper adds it to its metric loss with the weight eta = 0.1.
+    The first `num_images` images are turned by four angles, then transformed, and the head must predict the
+    angles from the trunk's pooled features. The loss is unweighted: the paper adds it with the weight 0.1.
 
     Called as objective(images, indices, models) with images (B, C, S, S), square, and models {"trunk": ...};
     the embedder is not used. Returns a scalar of at least 32 bits; without images 0, with a gradient path.

@@ -10,10 +10,8 @@ import torch
 from batches import batch as batch_of
 from loops import medoids, squared, unit
 from pytorch_metric_learning import distances, losses
-from pytorch_metric_learning.utils import distributed as pml_dist
 from refusals import refuses
 
-from pml_posets.losses.poset import PosetLoss
 from pml_posets.miners import NearestMedoidMiner
 from pml_posets.posets import Posets
 
@@ -116,15 +114,6 @@ def test_pmls_tuple_losses_take_its_pairs(name, bound):
     assert torch.isfinite(torch.autograd.grad(value, embeddings)[0]).all()
 
 
-def test_in_the_distributed_wrapper(monkeypatch):
-    (embeddings, labels), other = batch(0), batch(5)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(pml_dist, "all_gather_embeddings_and_labels", lambda *_: other)
-    pairs = pml_dist.DistributedMinerWrapper(NearestMedoidMiner())(embeddings, labels)
-    joint = torch.cat([embeddings, other[0]]), torch.cat([labels, other[1]])
-    assert as_sets(pairs) == as_sets(NearestMedoidMiner()(*joint))
-
-
 def test_statistics_count_the_pairs():
     miner = NearestMedoidMiner(collect_stats=True)
     positives, negatives = as_sets(miner(*batch(0)))
@@ -179,26 +168,6 @@ def test_bound_agrees_with_the_plain_loops(anchors, num_nearest, with_ref):
         ref_emb = torch.randn(33, 4, generator=g) if with_ref else None
         pairs = miner(torch.randn(25, 4, generator=g), indices, ref_emb, ref)
         assert as_sets(pairs) == loop_bound_pairs(posets, indices, ref, num_nearest, anchors)
-
-
-def test_with_the_features_of_the_round_bound_and_unbound_miners_say_the_same():
-    features, posets = example_posets()
-    x = torch.from_numpy(features)
-    unbound = NearestMedoidMiner(distance=distances.LpDistance(normalize_embeddings=False, power=2))
-    bound = as_sets(NearestMedoidMiner(posets=posets)(x, torch.arange(60)))
-    assert bound == as_sets(unbound(x, torch.from_numpy(posets.labels)))
-
-
-def test_bound_pairs_in_the_loss_give_eq_4():
-    features, posets = example_posets()
-    embeddings, labels = torch.from_numpy(features).double(), torch.from_numpy(posets.labels)
-    pairs = NearestMedoidMiner(anchors="unassigned", posets=posets)(embeddings, torch.arange(60))
-    value = PosetLoss(anchors="unassigned", sigma=0.8)(embeddings, labels, pairs)
-    x, terms = features.tolist(), []
-    for i in posets.unassigned:
-        similarity = [np.exp(-(distance(x[i], x[m]) ** 2) / (2 * 0.64)) for m in posets.medoids]
-        terms.append(-np.log(sum(similarity[c] for c in posets.nearest_classes[i]) / sum(similarity)))
-    assert value.item() == pytest.approx(np.mean(terms))
 
 
 def test_rebinding_and_unbinding():

@@ -7,22 +7,8 @@ import pytest
 import torch
 from objectives import images_of, models_of
 
+from pml_posets import methods
 from pml_posets.losses import FeatureLoss, PosetLoss
-from pml_posets.methods import (
-    AttentionConsistencyObjective,
-    ConcurlObjective,
-    ConsensusLoss,
-    ContrastiveClusteringLoss,
-    MemoryBankNCE,
-    RotationHead,
-    RotationObjective,
-    STMLObjective,
-    attention_consistency_loss,
-    relation_divergence,
-    relaxed_contrastive_loss,
-    rotation_cross_entropy,
-    teacher_similarity,
-)
 
 NUM = 12
 
@@ -35,11 +21,11 @@ def attention(x):
     exact = 2.0 ** torch.randint(-2, 3, (6, 6), generator=torch.Generator().manual_seed(0))  # in any dtype
     maps = (x[:, None] * exact.to(x)).unflatten(2, (2, 3))  # (N, 6, 2, 3)
     theta = torch.tensor([[0.6, 0.2, 0.1], [-0.3, 0.8, 0.0]]).expand(len(x), 2, 3)
-    return attention_consistency_loss(maps.flip(1), maps.flip(2), maps, maps.flip(3), theta, theta)
+    return methods.attention_consistency_loss(maps.flip(1), maps.flip(2), maps, maps.flip(3), theta, theta)
 
 
 def consensus(x):
-    return ConsensusLoss(4, dim=6, num_transforms=3, transform_dim=4, alpha=0.5)(x, x.flip(1))
+    return methods.ConsensusLoss(4, dim=6, num_transforms=3, transform_dim=4, alpha=0.5)(x, x.flip(1))
 
 
 def feature(x):
@@ -51,15 +37,15 @@ def feature(x):
 
 def memory(x):
     torch.manual_seed(0)
-    return MemoryBankNCE(NUM, dim=6, num_negatives=7, temperature=0.01)(x, torch.arange(len(x)))
+    return methods.MemoryBankNCE(NUM, dim=6, num_negatives=7, temperature=0.01)(x, torch.arange(len(x)))
 
 
 def relaxed(x):
-    return relaxed_contrastive_loss(x, teacher_similarity(rows(3), 5)[: len(x), : len(x)])
+    return methods.relaxed_contrastive_loss(x, methods.teacher_similarity(rows(3), 5)[: len(x), : len(x)])
 
 
 def rotation(x):
-    return rotation_cross_entropy(x[:, :4], torch.arange(len(x)) % 4)
+    return methods.rotation_cross_entropy(x[:, :4], torch.arange(len(x)) % 4)
 
 
 def of_classes(loss, x):
@@ -69,15 +55,15 @@ def of_classes(loss, x):
 IN_FULL = {  # of at least 32 bits, whatever the autocast
     "attention": attention,
     "consensus": consensus,
-    "divergence": lambda x: relation_divergence(x, rows(4)[: len(x)]),
+    "divergence": lambda x: methods.relation_divergence(x, rows(4)[: len(x)]),
     "feature": feature,
     "memory": memory,
     "relaxed": relaxed,
     "rotation": rotation,
 }
 LIKE_PML = {  # of the dtype of the embeddings, of 32 bits under autocast
-    "hinge": partial(of_classes, ContrastiveClusteringLoss()),
-    "softmax": partial(of_classes, ContrastiveClusteringLoss(form="softmax")),
+    "hinge": partial(of_classes, methods.ContrastiveClusteringLoss()),
+    "softmax": partial(of_classes, methods.ContrastiveClusteringLoss(form="softmax")),
     "poset": partial(of_classes, PosetLoss()),
 }
 LOSSES = {**IN_FULL, **LIKE_PML}
@@ -124,15 +110,17 @@ def test_rows_of_zeros_are_no_nan(name):
 
 
 def concurl(models):
-    loss = ConsensusLoss(3, dim=7, num_transforms=2, redraw_every=2)
-    return ConcurlObjective(6, loss, MemoryBankNCE(NUM, dim=5, num_negatives=9), hidden_dim=10)
+    loss = methods.ConsensusLoss(3, dim=7, num_transforms=2, redraw_every=2)
+    return methods.ConcurlObjective(
+        6, loss, methods.MemoryBankNCE(NUM, dim=5, num_negatives=9), hidden_dim=10
+    )
 
 
 OBJECTIVES = {
-    "attention": lambda models: AttentionConsistencyObjective(),
+    "attention": lambda models: methods.AttentionConsistencyObjective(),
     "concurl": concurl,
-    "rotation": lambda models: RotationObjective(RotationHead(6, 8)),
-    "stml": lambda models: STMLObjective(models, feature_dim=6, wide_dim=16, k=4),
+    "rotation": lambda models: methods.RotationObjective(methods.RotationHead(6, 8)),
+    "stml": lambda models: methods.STMLObjective(models, feature_dim=6, wide_dim=16, k=4),
 }
 
 

@@ -40,12 +40,6 @@ def test_images_are_turned_as_numpy_turns_them(dtype):
         assert np.array_equal(turned[i].float().numpy(), expected)
 
 
-def test_turning_nothing():
-    turned, angles = rotate_images(torch.zeros(0, 3, 4, 4))
-    assert turned.shape == (0, 3, 4, 4)
-    assert angles.shape == (0,)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_the_value_by_plain_loops(seed):
     logits = 2 * torch.randn(7, 4, generator=generator(seed), dtype=torch.float64)
