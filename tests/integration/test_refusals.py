@@ -1,13 +1,16 @@
 """A checkpoint is resumed by its own run alone, and whatever cannot be meant is refused before training."""
 
+import collections
 import enum
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import trainings
 from pytorch_metric_learning.losses import (
     ContrastiveLoss,
     CosFaceLoss,
@@ -19,11 +22,13 @@ from pytorch_metric_learning.miners import BaseMiner, MultiSimilarityMiner
 from pytorch_metric_learning.trainers import (
     CascadedEmbeddings,
     DeepAdversarialMetricLearning,
-    MetricLossOnly,
     TwoStreamMetricLoss,
 )
 from pytorch_metric_learning.trainers.base_trainer import BaseTrainer
+from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR, StepLR
 from torchvision.transforms import v2
+from trainings import assert_same_weights, sgd, weights
 
 from pml_posets import extract
 from pml_posets.grouping.relaxed_assignment import RelaxedAssignment
@@ -34,78 +39,103 @@ from pml_posets.losses.pseudo_label import PseudoLabelLoss
 from pml_posets.losses.wrappers import PosetCrossBatchMemory
 from pml_posets.miners import NearestMedoidMiner
 from pml_posets.samplers.neighbor_batches import NeighborBatches
-from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
+from pml_posets.samplers.pseudo_label import GivenLabels
+from pml_posets.training._rounds import finish_first
 from pml_posets.training.checkpoints import check_settings
-from pml_posets.training.joint import JointTrainer
 
 NUM = 24
 LABELS = [0, 1, 2, -1] * 6
 
 
 def pictures(number=0, count=NUM):
-    return list(torch.rand(count, 1, 6, 6, generator=torch.Generator().manual_seed(number)))
+    return trainings.noise(count, 6, number)
+
+
+FEATURES = torch.stack(pictures()).flatten(1)
 
 
 def trunk(p=0.0, width=8):
     torch.manual_seed(1)
-    return torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(36, width), torch.nn.Dropout(p), torch.nn.Linear(width, 4)
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, width), nn.Dropout(p), nn.Linear(width, 4))
 
 
-def sgd(**options):
-    return lambda parameters: torch.optim.SGD(parameters, **{"lr": 0.1, "momentum": 0.9, **options})
-
-
-def make(data=None, features=None, sampler_options=None, **changes):
+def make(data=None, **changes):
     data = pictures() if data is None else data
-    features = torch.stack(pictures()[: len(data)]).flatten(1) if features is None else features
-    options = {
-        "models": {"trunk": trunk()},
-        "optimizers": {"trunk_optimizer": sgd()},
-        "loss_funcs": {"metric_loss": PosetLoss(sigma=0.5)},
-        "dataset": data,
-        "num_rounds": 2,
-        "iterations_per_round": 3,
-        "progress": False,
-        **changes,
+    given = {"features": FEATURES[: len(data)], **changes}
+    return trainings.make(data, trunk(), GivenLabels(LABELS[: len(data)]), **given)
+
+
+# --- What changes a run: dicts of options
+
+
+def loss(metric_loss, **more):
+    return {"loss_funcs": {"metric_loss": metric_loss, **more}}
+
+
+def miner(tuple_miner):
+    return {"mining_funcs": {"tuple_miner": tuple_miner}}
+
+
+def network(module, **more):
+    return {"models": {"trunk": module, **more}}
+
+
+def optimizer(given, **more):
+    return {"optimizers": {"trunk_optimizer": given, **more}}
+
+
+def schedule(function, kind="epoch"):
+    return {"lr_schedulers": {f"trunk_scheduler_by_{kind}": function}}
+
+
+def exponential(gamma):
+    return schedule(lambda optimizer: ExponentialLR(optimizer, gamma))
+
+
+def one_cycle(steps):
+    return schedule(lambda optimizer: OneCycleLR(optimizer, 0.1, steps), "iteration")
+
+
+def sampling(**options):
+    return {"sampler_options": options}
+
+
+def features_by(function):
+    return {"feature_fn": function}
+
+
+def with_classifier(lr=0.1, head=lambda n: nn.Linear(4, n), head_optimizer=None):
+    return {
+        **network(trunk(), classifier=head),
+        **optimizer(sgd(), classifier_optimizer=head_optimizer or sgd(lr)),
+        "loss_funcs": {"classifier_loss": nn.CrossEntropyLoss()},
     }
-    if "sampler" not in options:
-        kwargs = {"grouping": GivenLabels(LABELS[: len(data)]), "batch_size": 8, **(sampler_options or {})}
-        options["sampler"] = PseudoLabelSampler(features, **kwargs)
-    return JointTrainer(**options)
 
 
-def weights(joint):
-    return [w.clone() for model in joint.models.values() for w in model.state_dict().values()]
-
-
-def assert_equal(one, other):
-    assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
-    assert one.history == other.history
+def with_proxies(metric_loss):
+    return {**loss(metric_loss), **optimizer(sgd(), metric_loss_optimizer=sgd())}
 
 
 # --- Another run
 
 
-def schedule(gamma):
-    return {"trunk_scheduler_by_epoch": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, gamma)}
+class Changed(torch.utils.data.Dataset):
+    """Images under random noise; its transform is not used."""
 
-
-class Augmented(torch.utils.data.Dataset):
-    def __init__(self, strength):
-        self.images, self.strength = pictures(), strength
+    def __init__(self, noise=0.0, erased=0.5):
+        self.images, self.noise, self.transform = pictures(), noise, v2.RandomErasing(erased)
 
     def __len__(self):
         return NUM
 
     def __getitem__(self, index):
-        return self.images[index] + self.strength * torch.rand(())
+        return self.images[index] + self.noise * torch.rand(())
 
 
-def neighbor_batches(**options):
-    features = torch.stack(pictures()).flatten(1)
-    return NeighborBatches(features, 12, samples_per_query=3, grouping=GivenLabels(LABELS), **options)
+def half_frozen():
+    module = trunk()
+    module[1].requires_grad_(False)
+    return module
 
 
 def mixture(weights, *, scale=1.0):
@@ -113,12 +143,6 @@ def mixture(weights, *, scale=1.0):
         return np.hstack([weight * scale * joint.extract(layer="1") for weight in weights])
 
     return features
-
-
-def half_frozen():
-    network = trunk()
-    network[1].requires_grad_(False)
-    return network
 
 
 def weighted(weight):
@@ -149,138 +173,75 @@ class Mixture:
         return self.parts[0] * joint.extract()
 
 
-def with_proxies(**options):
-    return {
-        "loss_funcs": {"metric_loss": lambda classes: CosFaceLoss(classes, 4, **options)},
-        "optimizers": {"trunk_optimizer": sgd(), "metric_loss_optimizer": sgd()},
-    }
+def unassigned(how):
+    return loss(PseudoLabelLoss(NTXentLoss(), unassigned=how))
 
 
-class Transformed(Augmented):
-    def __init__(self, p):
-        super().__init__(0.0)
-        self.transform = v2.RandomErasing(p)
+def margin(number):
+    return loss(ContrastiveLoss(neg_margin=number))
 
 
-def surrogate(**options):
-    return {"grouping": SurrogateGrouping(min_size=2, **options)}
+def top(fraction):
+    return sampling(grouping=SurrogateGrouping(top_fraction=fraction))
 
 
-def with_classifier(lr=0.1):
-    return {
-        "models": {"trunk": trunk(), "classifier": lambda n: torch.nn.Linear(4, n)},
-        "optimizers": {"trunk_optimizer": sgd(), "classifier_optimizer": sgd(lr=lr)},
-        "loss_funcs": {"classifier_loss": torch.nn.CrossEntropyLoss()},
-    }
+def cosines(scale):
+    return with_proxies(lambda classes: CosFaceLoss(classes, 4, scale=scale))
 
 
-OTHERS = {
-    "images": ({}, {"data": pictures(1)}, "dataset images"),
-    "order": ({}, {"data": pictures()[::-1]}, "dataset images"),
-    "augmentation": ({"data": Augmented(0.1)}, {"data": Augmented(0.5)}, "dataset images"),
-    "feature dataset": ({}, {"feature_dataset": pictures(2)}, "feature_dataset images"),
-    "features": ({}, {"features": torch.randn(NUM, 36)}, "first features features=24 rows, here others in"),
-    "rows of features": (
-        {}, {"features": torch.stack(pictures()).flatten(1).flip(0)}, "first features features"
-    ),
-    "mirrored": (
-        {"sampler_options": {"mirrored": torch.ones(NUM, 36)}}, {}, "mirrored=24 rows, here None"
-    ),
-    "lr": ({}, {"optimizers": {"trunk_optimizer": sgd(lr=0.2)}}, "there trunk_optimizer lr=0.1, here 0.2"),
-    "momentum": ({}, {"optimizers": {"trunk_optimizer": sgd(momentum=0.8)}}, "trunk_optimizer momentum=0.9"),
-    "decay": ({}, {"optimizers": {"trunk_optimizer": sgd(weight_decay=1.0)}}, "weight_decay=0, here 1.0"),
-    "optimizer": ({}, {"optimizers": {"trunk_optimizer": torch.optim.Adam}}, "trunk_optimizer type='SGD'"),
-    "schedule": ({"lr_schedulers": schedule(0.5)}, {"lr_schedulers": schedule(0.6)}, "gamma=0.5, here 0.6"),
-    "no schedule": ({"lr_schedulers": schedule(0.5)}, {}, "trunk_scheduler_by_epoch gamma=0.5, here None"),
-    "sigma": ({}, {"loss_funcs": {"metric_loss": PosetLoss(sigma=0.4)}}, "metric_loss sigma=0.5, here 0.4"),
-    "margin": (
-        {"loss_funcs": {"metric_loss": ContrastiveLoss(neg_margin=1.0)}},
-        {"loss_funcs": {"metric_loss": ContrastiveLoss(neg_margin=0.5)}},
-        "metric_loss neg_margin=1.0, here 0.5",
-    ),
-    "loss": ({}, {"loss_funcs": {"metric_loss": ContrastiveLoss()}}, "metric_loss type='PosetLoss'"),
-    "unassigned": (
-        {"loss_funcs": {"metric_loss": PseudoLabelLoss(NTXentLoss(), unassigned="own")}},
-        {"loss_funcs": {"metric_loss": PseudoLabelLoss(NTXentLoss())}},
-        "metric_loss unassigned='own', here 'drop'",
-    ),
-    "weight": ({}, {"loss_weights": {"metric_loss": 0.5}}, "loss_weights"),
-    "miner": ({}, {"mining_funcs": {"tuple_miner": NearestMedoidMiner()}}, "tuple_miner type=None, here"),
-    "epsilon": (
-        {"mining_funcs": {"tuple_miner": MultiSimilarityMiner(0.1)}},
-        {"mining_funcs": {"tuple_miner": MultiSimilarityMiner(0.2)}},
-        "tuple_miner inner.epsilon=0.1, here 0.2",
-    ),
-    "num_nearest": ({}, {"sampler_options": {"num_nearest": 1}}, "sampler num_nearest=2, here 1"),
-    "grouping": ({}, {"sampler_options": surrogate()}, "sampler grouping.type='GivenLabels'"),
-    "labels": ({}, {"sampler_options": {"grouping": GivenLabels(LABELS[::-1])}}, "sampler grouping.labels"),
-    "top_fraction": (
-        {"sampler_options": surrogate(top_fraction=0.2)},
-        {"sampler_options": surrogate(top_fraction=0.3)},
-        "sampler grouping.top_fraction=0.2, here 0.3",
-    ),
-    "assignment": ({}, {"sampler_options": {"assignment": RelaxedAssignment()}}, "sampler assignment.type"),
-    "sources": ({}, {"sampler_options": {"sources": np.arange(NUM)}}, "sampler sources=None"),
-    "sampler": ({"sampler": neighbor_batches()}, {"sampler": neighbor_batches(views=1)}, "sampler views=2"),
-    "dropout": ({}, {"models": {"trunk": trunk(0.1)}}, "trunk 2.p=0.0, here 0.1"),
-    "width": ({}, {"models": {"trunk": trunk(width=9)}}, r"trunk 1.weight='\(8, 36\) float32', here"),
-    "feature_fn": ({}, {"feature_fn": "fixed"}, "feature_fn name='extract'"),
-    "mixture": (
-        {"feature_fn": lambda joint: 0.8 * joint.extract()},
-        {"feature_fn": lambda joint: 0.9 * joint.extract()},
-        "feature_fn numbers",
-    ),
-    "order of a mixture": (
-        {"feature_fn": lambda joint: np.hstack([joint.extract(), joint.extract(layer="1")])},
-        {"feature_fn": lambda joint: np.hstack([joint.extract(), joint.extract(layer="3")])},
-        "feature_fn constants",
-    ),
-    "weights of a mixture": (
-        {"feature_fn": mixture((1.0, 0.5))},
-        {"feature_fn": mixture((1.0, 0.6))},
-        r"feature_fn weights='\[1.0, 0.5\]', here",
-    ),
-    "keyword default": (
-        {"feature_fn": mixture((1.0,))},
-        {"feature_fn": mixture((1.0,), scale=2.0)},
-        "feature_fn keyword defaults.scale=1.0, here 2.0",
-    ),
-    "a container around it": (
-        {"feature_fn": weighted({"of": [1.0]})},
-        {"feature_fn": weighted({"of": [2.0]})},
-        "feature_fn weight.of='\\[1.0\\]', here",
-    ),
-    "attributes of another name": (
-        {"feature_fn": Mixture(1, Mode.ONE)}, {"feature_fn": Mixture(2, Mode.TWO)},
-        "feature_fn parts='\\[1\\]', here '\\[2\\]'; there feature_fn mode='Mode.ONE', here 'Mode.TWO'"
-    ),
-    "a setting of a head that a function makes": (
-        with_proxies(scale=10), with_proxies(scale=20), "metric_loss scale=10, here 20"
-    ),
-    "one image": (
-        {}, {"data": [*pictures()[:5], torch.zeros(1, 6, 6), *pictures()[6:]]}, "others in 1 of 24 rows"
-    ),
-    "another function": (
-        {"feature_fn": lambda joint: np.abs(joint.extract())},
-        {"feature_fn": lambda joint: np.square(joint.extract())},
-        "feature_fn names",
-    ),
-    "global": (
-        {"feature_fn": lambda joint: joint.extract()[:, :NUM]},
-        {"feature_fn": lambda joint: joint.extract()[:, : LABELS[0]]},
-        "feature_fn NUM=24, here None",
-    ),
-    "transform": ({"data": Transformed(0.5)}, {"data": Transformed(0.55)}, "dataset transform p=0.5, here"),
-    "frozen": ({}, {"models": {"trunk": half_frozen()}}, r"trunk 1.weight='\(8, 36\) float32', here"),
-    "feature options": ({}, {"feature_options": {"normalize": False}}, "feature_options normalize=None"),
-    "freezing": ({}, {"freeze_trunk_batchnorm": True}, "freeze_trunk_batchnorm=None, here True"),
-    "seed": ({}, {"seed": 4}, "seed=0, here 4"),
-    "length of a round": ({}, {"iterations_per_round": 6}, "iterations_per_round=3, here 6"),
-    "settings": ({"settings": {"size": 16}}, {"settings": {"size": 32}}, "your size=16, here 32"),
-    "samples": ({}, {"sampler_options": {"samples_per_class": 3}}, "samples_per_class=4, here 3"),
-    "average": ({"ema_decay": 0.9}, {}, "ema_decay=0.9, here None"),
-    "head": (with_classifier(), {}, "classifier_loss type='CrossEntropyLoss', here None"),
-}  # fmt: skip
+def views(number):
+    features, grouping = torch.stack(pictures()).flatten(1), GivenLabels(LABELS)
+    return {"sampler": NeighborBatches(features, 12, samples_per_query=3, grouping=grouping, views=number)}
+
+
+OTHERS = [  # two runs, and what tells them apart
+    ({}, {"data": pictures(1)}, "dataset images"),
+    ({}, {"data": [*pictures()[:5], torch.zeros(1, 6, 6), *pictures()[6:]]}, "others in 1 of 24 rows"),
+    ({"data": Changed(0.1)}, {"data": Changed(0.5)}, "dataset images"),
+    ({"data": Changed()}, {"data": Changed(erased=0.6)}, "dataset transform p=0.5, here 0.6"),
+    ({}, {"feature_dataset": pictures(2)}, "feature_dataset images"),
+    ({}, {"features": FEATURES.flip(0)}, "first features features=24 rows, here others in"),
+    (sampling(mirrored=torch.ones(NUM, 36)), {}, "mirrored=24 rows, here None"),
+    ({}, optimizer(sgd(0.2)), "there trunk_optimizer lr=0.1, here 0.2"),
+    ({}, optimizer(sgd(weight_decay=1.0)), "trunk_optimizer weight_decay=0, here 1.0"),
+    ({}, optimizer(torch.optim.Adam), "trunk_optimizer type='SGD'"),
+    (exponential(0.5), exponential(0.6), "trunk_scheduler_by_epoch gamma=0.5, here 0.6"),
+    (exponential(0.5), {}, "trunk_scheduler_by_epoch gamma=0.5, here None"),
+    ({}, loss(PosetLoss(sigma=0.4)), "metric_loss sigma=0.5, here 0.4"),
+    (margin(1.0), margin(0.5), "metric_loss neg_margin=1.0, here 0.5"),
+    (unassigned("own"), unassigned("drop"), "metric_loss unassigned='own', here 'drop'"),
+    ({}, {"loss_weights": {"metric_loss": 0.5}}, "loss_weights"),
+    ({}, miner(NearestMedoidMiner()), "tuple_miner type=None, here"),
+    (miner(MultiSimilarityMiner(0.1)), miner(MultiSimilarityMiner(0.2)), "inner.epsilon=0.1, here 0.2"),
+    ({}, sampling(num_nearest=1), "sampler num_nearest=2, here 1"),
+    ({}, sampling(sources=np.arange(NUM)), "sampler sources=None"),
+    ({}, sampling(grouping=GivenLabels(LABELS[::-1])), "sampler grouping.labels"),
+    ({}, top(0.2), "sampler grouping.type='GivenLabels'"),
+    (top(0.2), top(0.3), "sampler grouping.top_fraction=0.2, here 0.3"),
+    ({}, sampling(assignment=RelaxedAssignment()), "sampler assignment.type"),
+    (views(2), views(1), "sampler views=2, here 1"),
+    ({}, network(trunk(0.1)), "trunk 2.p=0.0, here 0.1"),
+    ({}, network(trunk(width=9)), r"trunk 1.weight='\(8, 36\) float32', here '\(9, 36\)"),
+    ({}, network(half_frozen()), r"1.weight='\(8, 36\) float32', here '\(8, 36\) float32, frozen'"),
+    ({}, features_by("fixed"), "feature_fn name='extract'"),
+    (features_by(lambda _: 0.8), features_by(lambda _: 0.9), "feature_fn numbers"),
+    (features_by(lambda _: "1"), features_by(lambda _: "3"), "feature_fn constants"),
+    (features_by(lambda _: np.abs(1)), features_by(lambda _: np.square(1)), "feature_fn names"),
+    (features_by(lambda _: NUM), features_by(lambda _: LABELS[0]), "feature_fn NUM=24, here None"),
+    (features_by(mixture((1.0, 0.5))), features_by(mixture((1.0, 0.6))), r"weights='\[1.0, 0.5\]'"),
+    (features_by(mixture(())), features_by(mixture((), scale=2.0)), "keyword defaults.scale=1.0, here 2.0"),
+    (features_by(weighted({"of": [1.0]})), features_by(weighted({"of": [2.0]})), r"weight.of='\[1.0\]'"),
+    (features_by(Mixture(1, Mode.ONE)), features_by(Mixture(2, Mode.ONE)), r"feature_fn parts='\[1\]'"),
+    (features_by(Mixture(1, Mode.ONE)), features_by(Mixture(1, Mode.TWO)), "feature_fn mode='Mode.ONE'"),
+    (cosines(10), cosines(20), "metric_loss scale=10, here 20"),
+    ({}, {"feature_options": {"normalize": False}}, "feature_options normalize=None"),
+    ({}, {"freeze_trunk_batchnorm": True}, "freeze_trunk_batchnorm=None, here True"),
+    ({}, {"seed": 4}, "seed=0, here 4"),
+    ({}, {"iterations_per_round": 6}, "iterations_per_round=3, here 6"),
+    ({"settings": {"size": 16}}, {"settings": {"size": 32}}, "your size=16, here 32"),
+    ({"ema_decay": 0.9}, {}, "ema_decay=0.9, here None"),
+    (with_classifier(), {}, "classifier_loss type='CrossEntropyLoss', here None"),
+]
 
 
 def described(changes):
@@ -290,62 +251,50 @@ def described(changes):
     return joint._described()
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_another_run_is_not_resumed(name):
-    first, second, text = OTHERS[name]
+@pytest.mark.parametrize(("first", "second", "text"), OTHERS)
+def test_another_run_is_not_resumed(first, second, text):
     saved = described(first)
     check_settings(saved, described(first), "a.pt")
     with pytest.raises(ValueError, match=rf"belongs to another run \(.*{text}.*another folder"):
         check_settings(saved, described(second), "a.pt")
 
 
-def test_what_functions_and_objects_write_to_is_no_setting(tmp_path):
-    for number, feature_fn in enumerate([weighted({"of": (1.0,)}), Mixture(1, Mode.ONE)]):
-        for rounds in (2, 3):
-            make(output_dir=tmp_path / str(number), num_rounds=rounds, feature_fn=feature_fn).train(
-                resume=rounds > 2
-            )
+@pytest.mark.parametrize("function", [weighted({"of": (1.0,)}), Mixture(1, Mode.ONE)])
+def test_what_functions_and_objects_write_to_is_no_setting(function):
+    before = described(features_by(function))
+    function(SimpleNamespace(round=1, extract=lambda: 1.0))
+    check_settings(before, described(features_by(function)), "a.pt")
 
 
-def test_one_message_lists_all_differences(tmp_path):
-    make(output_dir=tmp_path, num_rounds=1).train()
+def test_one_message_lists_all_differences_heads_too(tmp_path):
+    make(output_dir=tmp_path, num_rounds=1, **with_classifier()).train()
     content = (tmp_path / "checkpoint.pt").read_bytes()
     other = make(
-        pictures(1), output_dir=tmp_path, seed=3, optimizers={"trunk_optimizer": sgd(lr=0.2)},
-        loss_funcs={"metric_loss": PosetLoss(sigma=0.1)}, sampler_options={"num_nearest": 1},
-    )  # fmt: skip
+        pictures(1), output_dir=tmp_path, seed=3, **sampling(num_nearest=1), **with_classifier(lr=0.3)
+    )
     with pytest.raises(ValueError, match="another run") as error:
         other.train(resume=True)
     for text in (
         "seed=0, here 3",
-        "lr=0.1, here 0.2",
-        "sigma=0.5, here 0.1",
+        "classifier_optimizer lr=0.1, here 0.3",
         "num_nearest=2",
         "dataset images",
     ):
         assert text in str(error.value)
     assert (tmp_path / "checkpoint.pt").read_bytes() == content
-    make(output_dir=tmp_path).train(resume=True)
+    make(output_dir=tmp_path, **with_classifier()).train(resume=True)
 
 
 def test_layers_that_are_not_made_yet_are_saved(tmp_path):
-    def lazy():
-        return {"trunk": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4))}
-
-    make(output_dir=tmp_path, models=lazy()).train()
-    make(output_dir=tmp_path, models=lazy(), num_rounds=3).train(resume=True)
-
-
-def test_heads_are_compared_though_functions_make_them(tmp_path):
-    make(output_dir=tmp_path, **with_classifier()).train()
-    with pytest.raises(ValueError, match=r"\(there classifier_optimizer lr=0.1, here 0.3\)"):
-        make(output_dir=tmp_path, **with_classifier(lr=0.3)).train(resume=True)
-    make(output_dir=tmp_path, **with_classifier()).train(resume=True)
+    for rounds in (1, 2):
+        lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+        make(output_dir=tmp_path, num_rounds=rounds, **network(lazy)).train(resume=rounds > 1)
 
 
 def test_a_sample_more_is_another_data_set(tmp_path):
     make(pictures()[:12], output_dir=tmp_path).train()
-    with pytest.raises(ValueError, match=r"there num_samples=12, here 13.*dataset samples=12, here 13"):
+    text = r"there num_samples=12, here 13.*dataset samples=12, here 13.*is a new data set"
+    with pytest.raises(ValueError, match=text):
         make(pictures()[:13], output_dir=tmp_path).train(resume=True)
 
 
@@ -354,46 +303,37 @@ def test_a_moved_folder_and_rounding_are_no_difference(tmp_path):
 
     from pml_posets.data.datasets import ImageList, image_files
 
+    def read(image):
+        return torch.from_numpy(np.float32(image)[:6, :6, :1].copy()).permute(2, 0, 1)
+
     def run(name, resume=False):
-        files = image_files(tmp_path / name)
-        data = ImageList(
-            files, transform=lambda im: torch.from_numpy(np.float32(im)[:6, :6, :1].copy()).permute(2, 0, 1)
-        )
-        features = torch.stack(pictures()).flatten(1)
-        noise = 1e-6 * torch.randn(features.shape) if resume else 0
-        make(data, features + noise, output_dir=tmp_path / "out").train(resume=resume)
+        data = ImageList(image_files(tmp_path / name), transform=read)
+        features = FEATURES + 1e-6 * resume * torch.randn(FEATURES.shape)
+        make(data, features=features, output_dir=tmp_path / "out", num_rounds=1).train(resume=resume)
 
     (tmp_path / "a").mkdir()
     rng = np.random.default_rng(0)
     for i in range(NUM):
         Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8)).save(tmp_path / "a" / f"{i:02d}.png")
     run("a")
-    (tmp_path / "a").rename(tmp_path / "b")
+    moved = (tmp_path / "a").rename(tmp_path / "b")
     run("b", resume=True)
-    with open(tmp_path / "b" / "07.png", "ab") as file:
+    with open(moved / "07.png", "ab") as file:
         file.write(b"and more")
-    with pytest.raises(
-        ValueError, match=r"\(there dataset file sizes=[^;]*; there feature_dataset file sizes=[^;]*\)"
-    ):
+    text = r"\(there dataset file sizes=[^;]*; there feature_dataset file sizes=[^;]*\)"
+    with pytest.raises(ValueError, match=text):
         run("b", resume=True)
-    (tmp_path / "b" / "07.png").rename(tmp_path / "b" / "99.png")
-    with pytest.raises(ValueError, match="dataset file names"):
+    (moved / "07.png").rename(moved / "99.png")
+    with pytest.raises(ValueError, match=r"dataset file names.*is a new data set"):
         run("b", resume=True)
 
 
 def test_objects_that_have_learned_make_the_same_run_again(tmp_path):
-    network = trunk()
-    optimizer = sgd()(network.parameters())
-    loss = PosetCrossBatchMemory(PosetLoss(sigma=0.5, collect_stats=True), 4, memory_size=16)
-
-    def again(**changes):
-        return make(
-            models={"trunk": network}, optimizers={"trunk_optimizer": optimizer}, output_dir=tmp_path,
-            lr_schedulers=schedule(0.5), loss_funcs={"metric_loss": loss}, **changes,
-        )  # fmt: skip
-
-    again(num_rounds=1).train()
-    again().train(resume=True)  # as in a notebook, whose cells are run again
+    module = trunk()
+    memory = PosetCrossBatchMemory(PosetLoss(sigma=0.5, collect_stats=True), 4, memory_size=16)
+    parts = {**network(module), **optimizer(sgd()(module.parameters())), **loss(memory), **exponential(0.5)}
+    for rounds in (1, 2):  # as in a notebook, whose cells are run again
+        make(output_dir=tmp_path, num_rounds=rounds, **parts).train(resume=rounds > 1)
 
 
 # --- Checkpoints that can be read back
@@ -401,21 +341,22 @@ def test_objects_that_have_learned_make_the_same_run_again(tmp_path):
 
 def test_numbers_of_numpy_come_back(tmp_path):
     changes = {
-        "optimizers": {"trunk_optimizer": sgd(lr=np.float64(0.1), momentum=np.float32(0.5))},
-        "lr_schedulers": schedule(np.float64(0.5)),
+        **optimizer(sgd(np.float64(0.1), momentum=np.float32(0.5))),
+        **exponential(np.float64(0.5)),
+        **loss(PosetLoss(sigma=np.float64(0.5))),
         "settings": {"size": np.int64(8), "scale": np.float32(0.5), "sizes": np.arange(3)},
         "loss_weights": {"metric_loss": np.float64(0.5)},
         "ema_decay": np.float64(0.9),
-        "loss_funcs": {"metric_loss": PosetLoss(sigma=np.float64(0.5))},
         "seed": np.int64(3),
         "iterations_per_round": np.int32(3),
     }
     whole = make(**changes)
     whole.train()
-    make(output_dir=tmp_path, **{**changes, "num_rounds": 1}).train()
-    joint = make(output_dir=tmp_path, **changes)
-    joint.train(resume=True)
-    assert_equal(joint, whole)
+    for rounds in (1, 2):
+        joint = make(output_dir=tmp_path, num_rounds=rounds, **changes)
+        joint.train(resume=rounds > 1)
+    assert_same_weights(weights(joint), weights(whole))
+    assert joint.history == whole.history
 
 
 class WithState(PosetLoss):
@@ -430,57 +371,17 @@ class WithState(PosetLoss):
 
 def test_what_a_checkpoint_cannot_hold_is_named_before_training(tmp_path):
     steps = []
-    joint = make(
-        loss_funcs={"metric_loss": WithState(sigma=0.5)},
-        output_dir=tmp_path,
-        end_of_iteration_hook=steps.append,
-    )
-    with pytest.raises(
-        TypeError, match=r"parts\['loss_funcs'\]\['metric_loss'\].*\['rng'\] is a numpy.random"
-    ):
+    joint = make(output_dir=tmp_path, end_of_iteration_hook=steps.append, **loss(WithState()))
+    text = r"parts\['loss_funcs'\]\['metric_loss'\].*\['rng'\] is a numpy.random"
+    with pytest.raises(TypeError, match=text):
         joint.train()
-    assert steps == []
-    assert list(tmp_path.iterdir()) == []
+    assert steps == list(tmp_path.iterdir()) == []
 
 
 # --- Nothing learns
 
 
-def test_weights_that_no_optimizer_holds():
-    embedder = torch.nn.Linear(4, 4)
-    with pytest.raises(
-        ValueError, match="embedder has weights to learn: optimizers needs embedder_optimizer"
-    ):
-        make(models={"trunk": trunk(), "embedder": embedder})
-    with pytest.raises(ValueError, match="metric_loss has weights to learn"):
-        make(loss_funcs={"metric_loss": NormalizedSoftmaxLoss(3, 4)})
-    with pytest.raises(ValueError, match="trunk has weights to learn"):
-        make(models={"trunk": trunk(), "embedder": embedder}, optimizers={"embedder_optimizer": sgd()})
-    with pytest.raises(ValueError, match="requires a gradient, so nothing can learn"):
-        make(models={"trunk": trunk().requires_grad_(False)}, optimizers={})
-    network = trunk()
-    make(  # one optimizer may hold both, and what is frozen needs none
-        models={"trunk": network, "embedder": embedder},
-        optimizers={
-            "trunk_optimizer": torch.optim.SGD([*network.parameters(), *embedder.parameters()], lr=0.1)
-        },
-    )
-    make(
-        models={"trunk": trunk(), "embedder": embedder},
-        optimizers={"embedder_optimizer": sgd()},
-        freeze_these=("trunk",),
-    )
-    with pytest.warns(
-        UserWarning, match=r"no optimizer holds 2 of 4 weights of trunk \(the first is 1.weight\)"
-    ):
-        make(optimizers={"trunk_optimizer": lambda p: torch.optim.SGD(p[2:], lr=0.1)})
-
-
-def stop_rates(joint):
-    joint.optimizers["trunk_optimizer"].param_groups[0]["lr"] = 0.0
-
-
-class Detached(torch.nn.Module):
+class Detached(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = trunk()
@@ -489,65 +390,47 @@ class Detached(torch.nn.Module):
         return self.layers(images).detach()
 
 
+class Constant(nn.Module):
+    def forward(self, *_):
+        return torch.zeros(())
+
+
+def of(*modules):
+    """An optimizer of the weights of these modules."""
+    return torch.optim.SGD([p for module in modules for p in module.parameters()], lr=0.1)
+
+
+def test_weights_that_an_optimizer_of_another_part_holds_or_that_are_frozen():
+    module, embedder = trunk(), nn.Linear(4, 4)
+    make(**network(module, embedder=embedder), **optimizer(of(module, embedder)))
+    alone = {"optimizers": {"embedder_optimizer": sgd()}}
+    make(**network(module, embedder=embedder), **alone, freeze_these=("trunk",))
+
+
+def test_weights_that_are_only_warned_of():
+    text = r"no optimizer holds 2 of 4 weights of trunk \(the first is 1.weight\)"
+    with pytest.warns(UserWarning, match=text):
+        make(**optimizer(lambda parameters: torch.optim.SGD(parameters[2:], lr=0.1)))
+    module = trunk()
+    with pytest.warns(UserWarning, match="1 of the 5 weights in trunk_optimizer"):
+        make(**network(module), **optimizer(of(module, nn.Linear(1, 1, bias=False))))
+
+
+def stop_rates(joint):
+    joint.optimizers["trunk_optimizer"].param_groups[0]["lr"] = 0.0
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optimizers": {"trunk_optimizer": sgd(lr=0.0)}},
-        {"lr_schedulers": schedule(0.0), "feature_fn": "fixed", "start_of_round_hook": stop_rates},
-        {"models": {"trunk": torch.nn.Sequential(trunk(), torch.nn.Threshold(9.0, 0.0))}},
+        optimizer(sgd(0.0)),
+        {**exponential(0.0), **features_by("fixed"), "start_of_round_hook": stop_rates},
+        network(nn.Sequential(trunk(), nn.Threshold(9.0, 0.0))),
     ],
-)  # fmt: skip
+)
 def test_a_round_that_moves_no_weight_is_said(changes):
     with pytest.warns(UserWarning, match="no weight of trunk_optimizer has changed in round 0"):
-        make(**changes).train()
-
-
-def test_losses_and_networks_without_a_gradient():
-    with pytest.raises(TypeError, match="embeddings without a gradient, though they have weights"):
-        make(models={"trunk": Detached()}).train()
-    constant = type("Constant", (torch.nn.Module,), {"forward": lambda self, *_: torch.zeros(())})()
-    with pytest.raises(RuntimeError, match="the losses have no gradient to weights"):
-        make(loss_funcs={"metric_loss": constant}).train()
-
-
-def test_optimizers_and_schedulers_that_are_none():
-    with pytest.raises(TypeError, match="trunk_optimizer must return an optimizer, got NoneType"):
-        make(optimizers={"trunk_optimizer": lambda parameters: None})
-    with pytest.raises(TypeError, match="trunk_scheduler_by_epoch must return a scheduler, got NoneType"):
-        make(lr_schedulers={"trunk_scheduler_by_epoch": lambda optimizer: None})
-    network = trunk()
-    other = torch.optim.lr_scheduler.StepLR(sgd()(network.parameters()), 1)
-    with pytest.raises(ValueError, match="trunk_scheduler_by_epoch is the scheduler of another optimizer"):
-        make(models={"trunk": network}, lr_schedulers={"trunk_scheduler_by_epoch": other})
-
-
-def test_an_optimizer_of_other_weights():
-    other = torch.optim.SGD(trunk().parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="4 of the 4 weights in trunk_optimizer are in no model and no loss"):
-        make(optimizers={"trunk_optimizer": other})
-    network, stray = trunk(), torch.nn.Parameter(torch.ones(1))
-    with pytest.warns(UserWarning, match="1 of the 5 weights in trunk_optimizer"):
-        make(
-            models={"trunk": network},
-            optimizers={"trunk_optimizer": torch.optim.SGD([*network.parameters(), stray], lr=0.1)},
-        )
-    with pytest.raises(ValueError, match="2 of the 2 weights in classifier_optimizer"):
-        make(
-            models={"trunk": trunk(), "classifier": lambda n: torch.nn.Linear(4, n)},
-            optimizers={
-                "trunk_optimizer": sgd(),
-                "classifier_optimizer": lambda p: torch.optim.SGD(torch.nn.Linear(4, 3).parameters(), lr=0.1),
-            },
-            loss_funcs={"classifier_loss": torch.nn.CrossEntropyLoss()},
-        ).train()
-
-
-@pytest.mark.parametrize("labels", [[0] * NUM, [0] * 20 + [-1] * 4])
-@pytest.mark.parametrize("loss", [PosetLoss(), NTXentLoss()])
-def test_a_grouping_of_one_class(labels, loss):
-    joint = make(loss_funcs={"metric_loss": loss}, sampler_options={"grouping": GivenLabels(labels)})
-    with pytest.raises(ValueError, match=r"formed a single class of 24 samples in round 0.*nothing to learn"):
-        joint.train()
+        make(num_rounds=1, **changes).train()
 
 
 def test_a_grouping_that_collapses_later_leaves_the_groups():
@@ -555,13 +438,95 @@ def test_a_grouping_that_collapses_later_leaves_the_groups():
         def fit_predict(self, features, labels=None):
             return np.arange(NUM) % 3 if labels is None else np.zeros(NUM, int)
 
-    joint = make(sampler_options={"grouping": Collapsing()})
+    joint = make(**sampling(grouping=Collapsing()))
     with pytest.raises(ValueError, match="a single class of 24 samples in round 1"):
         joint.train()
     assert joint.posets.num_classes == 3
 
 
-# --- Errors before training, not after a round
+# --- Refused at once
+
+
+class FailingMiner(BaseMiner):
+    def mine(self, embeddings, labels, ref_emb, ref_labels):
+        return embeddings @ torch.zeros(1, 1)
+
+
+IDENTITY = nn.Identity()
+REFUSED = {
+    TypeError: [
+        ({"sampler": torch.utils.data.BatchSampler([1], 1, True)}, "PseudoLabelSampler"),
+        ({"trainer_class": nn.Linear}, "trainer_class must be a class of PML trainers"),
+        ({"trainer_class": "MetricLossOnly"}, "trainer_class must be a class of PML trainers"),
+        ({"trainer_class": BaseTrainer}, "BaseTrainer computes no loss: use MetricLossOnly"),
+        ({"trainer_class": CascadedEmbeddings}, "does not support CascadedEmbeddings"),
+        ({"trainer_class": TwoStreamMetricLoss}, "does not support TwoStreamMetricLoss"),
+        ({"trainer_class": type("Own", (DeepAdversarialMetricLearning,), {})}, "not support DeepAdv"),
+        ({"end_of_iterations_hook": print}, "end_of_iterations_hook"),
+        ({"batch_size": 4}, "batch_size"),
+        ({"end_of_epoch_hook": 3}, "end_of_epoch_hook must be a function, got 3"),
+        ({"start_of_round_hook": "print"}, "start_of_round_hook must be a function"),
+        ({"judge": 1}, "judge must be a function"),
+        (features_by("fixd"), 'feature_fn must be a function of the trainer, or "fixed"'),
+        ({"gradient_clippers": {"trunk_grad_clipper": 1.0}}, "trunk_grad_clipper must be a function"),
+        ({"dataloader_num_workers": "2"}, "dataloader_num_workers must be an integer"),
+        ({"models": {"embedder": IDENTITY}}, 'a module "trunk"'),
+        (with_classifier(head=5), "classifier must be"),
+        (loss(PosetLoss(), mine=ContrastiveLoss()), "'mine', a ContrastiveLoss, which takes embeddings"),
+        (loss(PosetLoss(), mine=PosetLoss()), "'mine', a PosetLoss, which takes embeddings"),
+        (loss(PosetLoss(), mine=PseudoLabelLoss(NTXentLoss())), "'mine', a PseudoLabelLoss, which takes"),
+        ({"loss_weights": 2}, "loss_weights must be a dict"),
+        *(({"loss_weights": {"metric_loss": weight}}, "weight") for weight in ("1", None, True)),
+        (optimizer(3), "trunk_optimizer must be an optimizer"),
+        (optimizer(lambda parameters: None), "trunk_optimizer must return an optimizer, got NoneType"),
+        (optimizer(torch.optim.LBFGS), "trunk_optimizer is LBFGS, whose step needs a closure"),
+        (schedule(lambda optimizer: None), "by_epoch must return a scheduler, got NoneType"),
+    ],
+    ValueError: [
+        ({"dataset": pictures()[:20]}, "dataset must have 24 samples.* got 20"),
+        ({"feature_dataset": pictures()[:20]}, "feature_dataset must have 24"),
+        *(({name: 0}, name) for name in ("num_rounds", "iterations_per_round")),
+        *(({name: 0}, name) for name in ("checkpoint_every", "record_every")),
+        ({"seed": -1}, "seed"),
+        ({"ema_decay": 1.0}, "decay"),
+        ({"autocast": torch.float16}, "bfloat16"),
+        (network(trunk(), embeder=IDENTITY), r"models has the names \['embeder'\]"),
+        ({"mining_funcs": {"miner": MultiSimilarityMiner()}}, r"mining_funcs has the names \['miner'\]"),
+        ({"freeze_these": ("trnk",)}, "freeze_these has"),
+        ({"loss_funcs": {"classifier_loss": nn.CrossEntropyLoss()}}, 'models no "classifier"'),
+        (network(trunk(), classifier=nn.Linear(4, 9)), 'loss_funcs no "classifier_loss"'),
+        *((loss(PosetLoss(), **{name: IDENTITY}), f"name '{name}'") for name in ("total_loss", "round")),
+        *((loss(PosetLoss(), **{name: IDENTITY}), f"name '{name}'") for name in ("iteration", "trunk")),
+        *(({"loss_funcs": {name: IDENTITY}}, "the name of a loss must be") for name in ("", " mine", 3)),
+        ({"loss_weights": {"metric_los": 1}}, "keys of loss_funcs"),
+        *(({"loss_weights": {"metric_loss": weight}}, "weight") for weight in (0.0, -1.0, np.nan, np.inf)),
+        ({"optimizers": {"trunc_optimizer": sgd()}}, "trunc_optimizer.*use metric_loss_opt"),
+        (optimizer(of(trunk())), "4 of the 4 weights in trunk_optimizer are in no model and no loss"),
+        ({"lr_schedulers": {"trunk_scheduler": 3}}, "_by_iteration"),
+        ({"lr_schedulers": {"metric_loss_scheduler_by_epoch": 3}}, "no metric_loss_optimizer"),
+        (schedule(StepLR(of(trunk()), 1)), "by_epoch is the scheduler of another optimizer"),
+        (one_cycle(5), "trunk_scheduler_by_iteration has total_steps=5 of 6"),
+        (network(trunk(), embedder=nn.Linear(4, 4)), "embedder has weights to learn: optimizers needs emb"),
+        (loss(NormalizedSoftmaxLoss(3, 4)), "metric_loss has weights to learn"),
+        ({"optimizers": {}}, "trunk has weights to learn"),
+        ({**network(IDENTITY), "optimizers": {}}, "requires a gradient, so nothing can learn"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "changes", "text"), [(error, *row) for error, rows in REFUSED.items() for row in rows]
+)
+def test_what_is_refused_at_once(error, changes, text):
+    with pytest.raises(error, match=text):
+        make(**changes)
+
+
+def test_a_schedule_of_just_as_many_steps():
+    make(**one_cycle(6)).train()
+
+
+# --- Refused by `train`: errors before the first grouping, not after a round
 
 
 class Sized(torch.utils.data.Dataset):
@@ -574,12 +539,11 @@ class Sized(torch.utils.data.Dataset):
 
 def padded(items):
     images, indices = zip(*items, strict=True)
-    return torch.stack(
-        [torch.nn.functional.pad(im, (0, 8 - im.shape[-1]))[..., :6] for im in images]
-    ), torch.tensor(indices)
+    same = [nn.functional.pad(image, (0, 8 - image.shape[-1]))[..., :6] for image in images]
+    return torch.stack(same), torch.tensor(indices)
 
 
-class Squeezing(torch.nn.Module):
+class Squeezing(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = trunk()
@@ -588,327 +552,215 @@ class Squeezing(torch.nn.Module):
         return self.layers(images).squeeze()
 
 
-class Failing(torch.nn.Module):
+class Failing(nn.Module):
     def forward(self, embeddings, labels, indices_tuple=None):
         raise KeyError("of my own")
 
 
-class FailingMiner(BaseMiner):
-    def mine(self, embeddings, labels, ref_emb, ref_labels):
-        return embeddings @ torch.zeros(1, 1)
+class Grouped(GivenLabels):
+    """Given labels that count how often they were asked for."""
+
+    calls = 0
+
+    def fit_predict(self, features):
+        self.calls += 1
+        return super().fit_predict(features)
 
 
-def with_loss(loss):
-    optimizers = {"trunk_optimizer": sgd(), "metric_loss_optimizer": sgd()}
-    return {"loss_funcs": {"metric_loss": loss}, "optimizers": optimizers}
-
-
-BYTES = [(255 * im).byte() for im in pictures()]
-FLAT = torch.nn.Sequential(trunk(), torch.nn.Flatten(0))
-BAD = [
-    ({"data": [im.numpy() for im in pictures()]}, TypeError, "image tensors"),
+ARRAYS = [image.numpy() for image in pictures()]
+BYTES = [(255 * image).byte() for image in pictures()]
+UNGROUPED = [
+    ({"data": ARRAYS}, TypeError, "image tensors"),
     ({"data": Sized(), "collate_fn": padded}, ValueError, "extracted without your collate_fn"),
     ({"data": Sized()}, RuntimeError, "equal size"),
-    ({"models": {"trunk": Squeezing()}, "feature_options": {"batch_size": 23}}, TypeError, r"\(1, \.\.\.\)"),
+    ({**network(Squeezing()), "feature_options": {"batch_size": 23}}, TypeError, r"\(1, \.\.\.\)"),
     ({"data": BYTES}, TypeError, "trunk does not take images of torch.uint8"),
     ({"data": BYTES, "dtype": torch.float32}, ValueError, r"in 0\.\.255"),
-    ({"models": {"trunk": FLAT}}, TypeError, r"must return \(16, D"),
+    (network(nn.Sequential(trunk(), nn.Flatten(0))), TypeError, r"must return \(16, D"),
+    (network(Detached()), TypeError, "embeddings without a gradient, though they have weights"),
     ({"dtype": torch.float64}, RuntimeError, "dtype"),
-    ({"collate_fn": lambda items: torch.stack([im for im, _ in items])}, TypeError, r"\(images, indices\)"),
-    ({"loss_funcs": {"metric_loss": Failing()}}, KeyError, "of my own"),
-    (with_loss(lambda classes: ProxyNCALoss(classes, 7)), RuntimeError, "same number of columns|4 and 7"),
-    (with_loss(FeatureLoss(4, np.ones((3, 5)))), ValueError, "3"),
-    ({"mining_funcs": {"tuple_miner": FailingMiner()}}, RuntimeError, "shape"),
+    ({"collate_fn": lambda items: items[0][0]}, TypeError, r"\(images, indices\)"),
+    (loss(Failing()), KeyError, "of my own"),
+    (with_proxies(lambda classes: ProxyNCALoss(classes, 7)), RuntimeError, "columns|4 and 7"),
+    (with_proxies(FeatureLoss(4, np.ones((3, 5)))), ValueError, "3"),
+    (miner(FailingMiner()), RuntimeError, "shape"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "error", "text"), BAD)
+@pytest.mark.parametrize(("changes", "error", "text"), UNGROUPED)
 def test_bad_batches_and_losses_are_errors_before_the_first_grouping(changes, error, text):
-    grouped = []
-
-    class Watching(GivenLabels):
-        def fit_predict(self, features):
-            grouped.append(len(features))
-            return super().fit_predict(features)
-
-    joint = make(sampler_options={"grouping": Watching(LABELS)}, **changes)
+    grouping = Grouped(LABELS)
+    joint = make(**sampling(grouping=grouping), **changes)
     before = weights(joint)
     with pytest.raises(error, match=text) as raised:
         joint.train()
     if changes.keys() & {"loss_funcs", "mining_funcs"} and hasattr(raised.value, "add_note"):  # Python 3.11
         assert "before the first grouping" in raised.value.__notes__[0]
-    assert grouped == []
-    assert all(torch.equal(a, b) for a, b in zip(weights(joint), before, strict=True))
+    assert grouping.calls == 0
+    assert_same_weights(weights(joint), before)
     assert joint.models["trunk"].training
 
 
+def grouped(*labels):
+    return sampling(grouping=GivenLabels(labels))
+
+
+def other_weights(parameters):
+    return of(nn.Linear(4, 3))
+
+
+GROUPED = [
+    (loss(Constant()), RuntimeError, "the losses have no gradient to weights"),
+    (grouped(*[0] * 20, *[-1] * 4), ValueError, r"formed a single class of 24.*round 0.*nothing to learn"),
+    ({**loss(NTXentLoss()), **grouped(*[0] * NUM)}, ValueError, "a single class of 24 samples"),
+    (grouped(*[-1] * NUM), ValueError, r"no class of 24 samples in round 0.*min_size"),
+    (with_classifier(head=nn.Linear(4, 2)), ValueError, "2 outputs for 3 classes: give it as a function"),
+    (with_classifier(head=lambda n: n), TypeError, "must return a module, got int"),
+    (with_classifier(head_optimizer=of(trunk())), TypeError, "classifier_optimizer must be a function"),
+    (with_classifier(head_optimizer=other_weights), ValueError, "2 of the 2 weights in classifier_opt"),
+    ({**with_classifier(), **optimizer(sgd())}, ValueError, "has weights to learn: optimizers needs"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "text"), GROUPED)
+def test_what_is_refused_with_the_first_groups(changes, error, text):
+    with pytest.raises(error, match=text):
+        make(**changes).train()
+
+
 def test_a_trunk_that_squeezes_a_batch_that_never_comes():
-    make(models={"trunk": Squeezing()}, feature_options={"batch_size": 8}).train()
+    make(num_rounds=2, feature_options={"batch_size": 8}, **network(Squeezing())).train()
 
 
 def test_a_feature_fn_of_ones_own_is_only_warned():
-    data = [im.numpy() for im in pictures()]
-    features = torch.stack(pictures()).flatten(1).numpy()
     with pytest.warns(UserWarning, match="extract would fail, if your feature_fn calls it"):
-        make(data, feature_fn=lambda joint: features + joint.round).train()
+        make(ARRAYS, feature_fn=lambda joint: FEATURES.numpy() + joint.round).train()
 
 
 def test_float64_trains_and_extracts():
-    joint = make(models={"trunk": trunk().double()}, dtype=torch.float64)
+    joint = make(dtype=torch.float64, **network(trunk().double()))
     joint.train()
-    expected = extract(joint.models["trunk"], [im.double() for im in pictures()], progress=False)
+    expected = extract(joint.models["trunk"], [image.double() for image in pictures()], progress=False)
     np.testing.assert_array_equal(joint.extract(), expected)
 
 
 def test_the_trial_changes_nothing():
-    norm = torch.nn.BatchNorm1d(4)
-    joint = make(models={"trunk": torch.nn.Sequential(trunk(), norm)}, num_rounds=1)
-    joint.train()
+    norm = nn.BatchNorm1d(4)
+    make(num_rounds=1, **network(nn.Sequential(trunk(), norm))).train()
     assert norm.num_batches_tracked == 3
-
-
-# --- Trainers, names and weights that are refused
-
-
-@pytest.mark.parametrize("kind", [CascadedEmbeddings, TwoStreamMetricLoss, DeepAdversarialMetricLearning])
-def test_trainers_of_other_losses(kind):
-    with pytest.raises(TypeError, match=f"does not support {kind.__name__}"):
-        make(trainer_class=kind)
-    with pytest.raises(TypeError, match=f"does not support {kind.__name__}"):
-        make(trainer_class=type("Own", (kind,), {}))
-
-
-@pytest.mark.parametrize("given", [torch.nn.Linear, "MetricLossOnly", MetricLossOnly.__init__])
-def test_what_is_no_trainer(given):
-    with pytest.raises(TypeError, match="trainer_class must be a class of PML trainers"):
-        make(trainer_class=given)
-
-
-def test_a_trainer_without_a_loss():
-    with pytest.raises(TypeError, match="BaseTrainer computes no loss: use MetricLossOnly"):
-        make(trainer_class=BaseTrainer)
-
-
-@pytest.mark.parametrize("weight", [0, 0.0, -1.0, float("nan"), float("inf"), "1", None, True])
-def test_bad_weights_of_losses(weight):
-    with pytest.raises((ValueError, TypeError), match="weight"):
-        make(loss_weights={"metric_loss": weight})
-
-
-def test_a_loss_of_embeddings_is_no_objective():
-    for loss in (ContrastiveLoss(), PosetLoss(), PseudoLabelLoss(NTXentLoss())):
-        with pytest.raises(TypeError, match=rf"'mine', a {type(loss).__name__}, which takes embeddings"):
-            make(loss_funcs={"metric_loss": PosetLoss(), "mine": loss})
-
-
-def test_an_optimizer_that_needs_a_closure():
-    with pytest.raises(TypeError, match="trunk_optimizer is LBFGS, whose step needs a closure"):
-        make(optimizers={"trunk_optimizer": torch.optim.LBFGS})
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"end_of_epoch_hook": 3}, "end_of_epoch_hook must be a function, got 3"),
-        ({"start_of_round_hook": "print"}, "start_of_round_hook must be a function"),
-        ({"judge": 1}, "judge must be a function"),
-        ({"gradient_clippers": {"trunk_grad_clipper": 1.0}}, "trunk_grad_clipper must be a function"),
-        ({"dataloader_num_workers": "2"}, "dataloader_num_workers must be an integer"),
-        ({"loss_weights": 2}, "loss_weights must be a dict"),
-    ],
-)
-def test_what_is_called_later_is_checked_at_once(changes, text):
-    with pytest.raises(TypeError, match=text):
-        make(**changes)
-
-
-def test_a_schedule_that_ends_before_the_run():
-    def one_cycle(total_steps):
-        return lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps)
-
-    with pytest.raises(ValueError, match="trunk_scheduler_by_iteration has total_steps=5 of 6"):
-        make(lr_schedulers={"trunk_scheduler_by_iteration": one_cycle(5)})
-    make(lr_schedulers={"trunk_scheduler_by_iteration": one_cycle(6)}).train()
-
-
-@pytest.mark.parametrize("name", ["", " mine", 3])
-def test_names_of_losses_that_are_none(name):
-    with pytest.raises(ValueError, match="the name of a loss must be a string"):
-        make(loss_funcs={"metric_loss": PosetLoss(), name: torch.nn.Identity()})
-
-
-@pytest.mark.parametrize("name", ["trunk", "embedder", "total_loss", "round", "iteration"])
-def test_names_of_losses_that_are_taken(name):
-    losses = {"metric_loss": PosetLoss(), name: torch.nn.Identity()}
-    models = {"trunk": trunk(), "embedder": torch.nn.Identity()}
-    with pytest.raises(ValueError, match=f"name '{name}'"):
-        make(models=models, loss_funcs=losses)
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        (
-            {"models": {"trunk": trunk(), "embeder": torch.nn.Identity()}},
-            r"models has the names \['embeder'\]",
-        ),
-        ({"mining_funcs": {"miner": MultiSimilarityMiner()}}, r"mining_funcs has the names \['miner'\]"),
-        ({"freeze_these": ("trnk",)}, "freeze_these has"),
-        ({"loss_funcs": {"classifier_loss": torch.nn.CrossEntropyLoss()}}, 'models no "classifier"'),
-        (
-            {"models": {"trunk": trunk(), "classifier": torch.nn.Linear(4, 9)}},
-            'loss_funcs no "classifier_loss"',
-        ),
-    ],
-)
-def test_names_that_nothing_would_use(changes, text):
-    with pytest.raises(ValueError, match=text):
-        make(**changes)
 
 
 # --- Heads follow their classes
 
 
 class Changing:
-    """Classes by parity and thirds; in the next round class 1 is gone, and the others have other ids."""
+    """Four classes; in the next round class 1 is gone, and the others have other ids; then as at first."""
 
-    rounds = (np.arange(NUM) % 4, np.array([2, -1, 0, 1])[np.arange(NUM) % 4], np.arange(NUM) % 4)
-
-    def __init__(self):
-        self.calls = 0
+    calls = 0
 
     def fit_predict(self, features, labels=None):
         self.calls += 1
-        return self.rounds[self.calls - 1]
+        return np.array([[0, 1, 2, 3], [2, -1, 0, 1], [0, 1, 2, 3]])[self.calls - 1, np.arange(NUM) % 4]
 
 
-@pytest.mark.parametrize("as_function", [True, False])
-def test_heads_follow_their_classes(as_function):
+@pytest.mark.parametrize("head", [lambda n: nn.Linear(4, n), nn.Linear(4, 6)], ids=["function", "module"])
+def test_heads_follow_their_classes(head):
     seen = []
 
     def note(joint):
-        head, optimizer = joint.models["classifier"], joint.optimizers["classifier_optimizer"]
-        momenta = [
-            optimizer.state.get(p, {}).get("momentum_buffer", torch.zeros(1)) for p in head.parameters()
-        ]
-        seen.append([tensor.detach().clone() for tensor in (head.weight, head.bias, *momenta)])
+        layer, states = joint.models["classifier"], joint.optimizers["classifier_optimizer"].state
+        momenta = [states.get(p, {}).get("momentum_buffer", torch.zeros(1)) for p in layer.parameters()]
+        seen.append([tensor.detach().clone() for tensor in (layer.weight, layer.bias, *momenta)])
 
-    joint = make(
-        models={
-            "trunk": trunk(),
-            "classifier": (lambda n: torch.nn.Linear(4, n)) if as_function else torch.nn.Linear(4, 6),
-        },
-        optimizers={"trunk_optimizer": sgd(), "classifier_optimizer": sgd()},
-        loss_funcs={"classifier_loss": torch.nn.CrossEntropyLoss()},
-        sampler_options={"grouping": Changing()},
+    make(
         num_rounds=3,
         start_of_round_hook=note,
         end_of_epoch_hook=lambda trainer: note(trainer.joint),
-    )
-    joint.train()
-    _, ended, begun, ended_again, begun_again = seen[:5]  # begun, ended, begun, ...
+        **sampling(grouping=Changing()),
+        **with_classifier(head=head),
+    ).train()
+    _, ended, begun, ended_again, begun_again, _ = seen
     for new, old in enumerate([2, 3, 0]):
-        for before, after in zip(ended, begun, strict=True):
-            assert torch.equal(after[new], before[old])
-        for before, after in zip(ended_again, begun_again, strict=True):
-            assert torch.equal(after[old], before[new])
-    if as_function:
+        assert all(torch.equal(after[new], before[old]) for before, after in zip(ended, begun, strict=True))
+        both = zip(ended_again, begun_again, strict=True)
+        assert all(torch.equal(after[old], before[new]) for before, after in both)
+    if not isinstance(head, nn.Module):
         assert not begun_again[2][1].any()  # nothing is known of the new class 1
 
 
 # --- Ctrl-C
 
 
-def interrupted_at(joint, where):
-    """Trains with one KeyboardInterrupt, and then to the end."""
-    with pytest.raises(KeyboardInterrupt):
-        joint.train()
-    where["armed"] = False
-    joint.train()
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def stop():
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("where", ["loss", "hook", "round hook", "start hook", "features", "save"])
 def test_an_interrupted_step_is_done_once(where, tmp_path, monkeypatch):
-    state = {"armed": True, "calls": 0}
+    armed, calls = [], collections.Counter()
 
-    def interrupt(*_):
-        state["calls"] += 1
-        if state["armed"] and state["calls"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def raising(*_):
-        state["calls"] += 1
-        if state["armed"] and state["calls"] == 2:
-            raise KeyboardInterrupt
+    def strike(place, act, call=2):
+        calls[place] += 1
+        if armed and place == where and calls[place] == call:
+            armed.clear()
+            act()
 
     class Loss(PosetLoss):
         def forward(self, *args, **kwargs):
-            interrupt()
+            strike("loss", press)
             return super().forward(*args, **kwargs)
 
     def features(joint):
-        found = joint.extract()
-        if where == "features":
-            state["calls"] = 1
-            interrupt()
-        return found
+        strike("features", press, call=1)
+        return joint.extract()
 
-    def options(changes=True):
-        chosen = {
-            "feature_fn": features,
-            "checkpoint_every": 1,
-            "loss_funcs": {"metric_loss": PosetLoss(sigma=0.5)},
-        }
-        if changes:
-            chosen |= {
-                "loss": {"loss_funcs": {"metric_loss": Loss(sigma=0.5)}},
-                "hook": {"end_of_iteration_hook": raising},
-                "round hook": {"end_of_epoch_hook": raising},
-                "start hook": {"start_of_round_hook": raising},
-            }.get(where, {})
-        return chosen
+    def run(**changes):
+        return make(
+            **changes,
+            **loss(Loss(sigma=0.5)),
+            feature_fn=features,
+            checkpoint_every=1,
+            end_of_iteration_hook=lambda trainer: strike("hook", stop),
+            end_of_epoch_hook=lambda trainer: strike("round hook", stop),
+            start_of_round_hook=lambda joint: strike("start hook", stop),
+        )
 
-    state["armed"] = False
-    whole = make(**options())
+    whole = run()
     whole.train()
-    state.update(armed=True, calls=0)
-    joint = make(output_dir=tmp_path, **options())
-    if where == "save":
-        write, calls = torch.save, []
-
-        def save(content, file):
-            calls.append(1)
-            if len(calls) == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-            return write(content, file)
-
-        monkeypatch.setattr(torch, "save", save)
-    interrupted_at(joint, state)
-    assert_equal(joint, whole)
+    write = torch.save
+    monkeypatch.setattr(torch, "save", lambda *args: (strike("save", press, call=3), write(*args)))
+    armed.append(True)
+    calls.clear()
+    joint = run(output_dir=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        joint.train()
+    joint.train()
+    assert_same_weights(weights(joint), weights(whole))
+    assert joint.history == whole.history
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_interrupt_comes_through_at_once():
-    from pml_posets.training._rounds import finish_first
-
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_second_interrupt_comes_through_at_once(times):
     done = []
 
-    def interrupt(times):
+    def interrupted():
         with finish_first():
             for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
-                done.append(times)
+                press()
+                done.append(True)
             raise RuntimeError("a worker has ended by the same Ctrl-C")
 
-    for times, expected in ((1, [1]), (2, [1, 2])):
-        with pytest.raises(KeyboardInterrupt):
-            interrupt(times)
-        assert done == expected
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == [True]
 
 
 def test_interrupts_are_left_alone_in_other_threads():
-    from pml_posets.training._rounds import finish_first
-
     found = []
 
     def run():

@@ -9,9 +9,10 @@ from sklearn.utils.estimator_checks import check_estimator
 from pml_posets.grouping import KMeansGrouping, RelaxedAssignment, SurrogateGrouping
 
 FAILS = {"check_complex_data": "features that are no real numbers are a TypeError in this package"}
+ESTIMATORS = pytest.mark.parametrize("estimator", [SurrogateGrouping(), KMeansGrouping(3)], ids=repr)
 
 
-@pytest.mark.parametrize("estimator", [SurrogateGrouping(), KMeansGrouping(3)], ids=repr)
+@ESTIMATORS
 def test_the_checks_of_scikit_learn(estimator):
     pytest.importorskip("sklearn", minversion="1.6")
     results = check_estimator(estimator, expected_failed_checks=FAILS, on_skip=None)
@@ -19,7 +20,7 @@ def test_the_checks_of_scikit_learn(estimator):
     assert failed == set(FAILS)
 
 
-@pytest.mark.parametrize("estimator", [SurrogateGrouping(), KMeansGrouping(3)], ids=repr)
+@ESTIMATORS
 def test_y_is_ignored(estimator):
     features = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     plain = estimator.fit_predict(features)
