@@ -107,6 +107,8 @@ def test_what_is_measured():
     query, labels = data(5)
     assert set(ours().get_accuracy(query, labels)) == DEFAULT
     assert set(ours(ks=()).get_accuracy(query, labels)) == {n for n in DEFAULT if "recall" not in n}
+    for name in (*DEFAULT, *PMLS):  # what it needs, neighbors or clusters, is found for one alone
+        assert list(ours(include=(name,), k=None).get_accuracy(query, labels)) == [name]
     some = ours(include=("recall_at_2", "NMI"))
     assert some.get_curr_metrics() == ["NMI", "recall_at_2"]
     assert list(some.get_accuracy(query, labels, include=("recall_at_2",))) == ["recall_at_2"]

@@ -1,4 +1,4 @@
-"""FeatureLoss against plain loops, with every dtype, with flips, and inside JointTrainer."""
+"""FeatureLoss against plain loops, with flips, its state and what it refuses."""
 
 import copy
 import warnings
