@@ -45,8 +45,8 @@ def label_free_score(
     Retrieval is good where an image's neighbors stand out from the crowd and are the same for a changed
     image. Over 29 embeddings of Cars and 25 of grocery photos (layers of a pretrained network, whitened in
     different ways) the rank correlation of the score with R@1 was .83 and .76. It is a hint: differences of a
-    few percent say nothing, and one learned from changed views (`InstanceLDA`) scores too high, as does the
-    sum of two.
+    few percent say nothing, and embeddings made in different ways compare badly: one learned from changed
+    views (`InstanceLDA`) scores too high, and so does the sum of two.
 
     Args:
         embeddings: (N, D) of the images.

@@ -131,16 +131,17 @@ class PosetLoss(BaseMetricLossFunction):
     float32.
 
     Reducers get one element loss per anchor. Without an anchor or a representative the loss is 0 and
-    `backward` works. The first batch whose labels teach no similarity gives a warning. `ClassWeightedReducer`
-    indexes its weights by label, so unassigned anchors get the last one: append a weight for them. Recorded
-    with collect_stats: num_anchors, num_representatives, sigma_used.
+    `backward` works. The first batch whose labels teach no similarity (all different, all equal, all -1, or
+    none of them -1 with anchors="unassigned") gives a warning. `ClassWeightedReducer` indexes its weights by
+    label, so unassigned anchors get the last one: append a weight for them. Recorded with collect_stats:
+    num_anchors, num_representatives, sigma_used.
 
     `DistributedLossWrapper` gathers the samples of all ranks (keep its default efficient=False: then the
     gradients are those of one process). `CrossBatchMemory` and `SelfSupervisedLoss` know losses by name: use
     `PosetCrossBatchMemory` and `PosetSelfSupervisedLoss`.
 
     Raises:
-        TypeError, ValueError: for options out of range or unknown, NaN or infinite embeddings, labels below
+        TypeError, ValueError: for options or indices out of range, NaN or infinite embeddings, labels below
             -1, other kinds or shapes, neither labels nor tuple, ref_emb without ref_labels or tuple.
 
     Source: section 3.3, Eq. 4 of the paper.
