@@ -14,7 +14,6 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from pml_posets.data import BatchAugmentation, ImageList, ImageStore, UnreadableImageError, data_identity
-from pml_posets.data.cache import FeatureCache
 from pml_posets.data.datasets import WithMirrorImages
 from pml_posets.data.identity import digest
 from pml_posets.features import HOGLDA
@@ -107,27 +106,9 @@ def test_contents_in_memory_count():
     assert data_identity([(array, "label") for array in arrays]) == first
     arrays[1, 2, 3] = 1
     assert data_identity(arrays)[1] != first[1]
-
-
-@pytest.mark.parametrize(
-    "transform",
-    [
-        v2.Lambda(lambda image: image.crop((0, 0, 32, 32))),
-        functools.partial(Image.Image.crop, box=BOX, extra=crop),
-        Cropping(3),
-        v2.Compose([v2.Resize(8), v2.RandomApply([crop])]),
-        np.random.default_rng(0).permutation,
-    ],
-)
-def test_a_transform_that_holds_code_needs_a_data_id(paths, transform, tmp_path):
-    images = ImageList(paths, transform=transform)
-    with pytest.raises(TypeError, match=r"cannot tell when an ImageList changes: give data_id.*known"):
-        data_identity(images)
-    with pytest.raises(TypeError, match="give data_id"):
-        ImageStore(images, tmp_path, 8, progress=False)
-    with pytest.raises(TypeError, match="give data_id"):
-        FeatureCache(tmp_path).key({}, images)
-    assert data_identity(images, "a") == data_identity(ImageList(paths), "a") != data_identity(images, "b")
+    palette = Image.new("P", (4, 4))
+    palette.putpalette([9, 9, 9])
+    assert data_identity([palette]) != data_identity([Image.new("P", (4, 4))])
 
 
 @pytest.mark.parametrize(
@@ -135,19 +116,12 @@ def test_a_transform_that_holds_code_needs_a_data_id(paths, transform, tmp_path)
     [
         (v2.Resize(8), v2.Resize(9)),
         (v2.Resize(8), transforms.Resize(8)),
-        (v2.Compose([v2.CenterCrop(8)]), v2.Compose([v2.CenterCrop(9)])),
         (v2.RandomApply([v2.Resize(8)]), v2.RandomApply([v2.Resize(9)])),
         (v2.Normalize([0.5], [0.5]), v2.Normalize([0.5], [0.25])),
         (v2.ToDtype(torch.float32, scale=True), v2.ToDtype(torch.float32, scale=False)),
         (v2.Resize(8, antialias=True), v2.Resize(8, v2.InterpolationMode.NEAREST, antialias=True)),
-        (v2.RandomPerspective(0.3), v2.RandomPerspective(0.4)),
-        (v2.ColorJitter(0.1), v2.ColorJitter(0.2)),
-        (
-            functools.partial(Image.Image.resize, size=8),
-            functools.partial(Image.Image.resize, size=9),
-        ),
+        (functools.partial(Image.Image.resize, size=8), functools.partial(Image.Image.resize, size=9)),
         (transforms.RandomChoice([v2.Resize(8)]), transforms.RandomChoice([v2.Resize(8)], p=[1.0])),
-        (BatchAugmentation(rotation=5), BatchAugmentation(rotation=6)),
         (BatchAugmentation(mean=(0.1, 0.2, 0.3)), BatchAugmentation(mean=(0.1, 0.2, 0.300001))),
         (np.asarray, np.array),
     ],
@@ -218,12 +192,20 @@ def test_files_that_changed_places_are_other_data(paths):
         reading(reads_the_environment),
         reading(imports_inside),
         PathsByMethod,
-        lambda paths: Cropped(paths, transform=crop),
+        *(
+            functools.partial(ImageList, transform=transform)
+            for transform in (
+                v2.Lambda(lambda image: image.crop((0, 0, 32, 32))),
+                functools.partial(Image.Image.crop, box=BOX, extra=crop),
+                Cropping(3),
+                v2.Compose([v2.Resize(8), v2.RandomApply([crop])]),
+                np.random.default_rng(0).permutation,
+            )
+        ),
         lambda paths: Cropped(paths, left=object()),
         lambda paths: ImageFolder(paths[0].parent.parent, loader=lambda path: Image.open(path)),
         lambda paths: torch.utils.data.TensorDataset(torch.zeros(2, 3, 8, 8)),
         lambda paths: torch.utils.data.ConcatDataset([ImageList(paths)]),
-        lambda paths: Subset(reading(calls_code)(paths), [0]),
         lambda paths: [object()],
         lambda paths: [{"image": paths[0]}],
         lambda paths: np.array([None]),
@@ -257,19 +239,6 @@ def test_forms_that_hog_takes_are_known(paths, tmp_path):
     assert len({data_identity(images) for images in forms}) == 6  # two are equal, and three of paths
 
 
-def test_relative_paths_are_those_of_their_folder(tmp_path, monkeypatch):
-    for name, level in (("a", 10), ("b", 20)):
-        (tmp_path / name).mkdir()
-        Image.new("L", (8, 8), level).save(tmp_path / name / "image.png")
-        os.utime(tmp_path / name / "image.png", (1, 1))
-    found = []
-    for name in "ab":
-        monkeypatch.chdir(tmp_path / name)
-        found.append(data_identity(["image.png"]))
-        assert found[-1] == data_identity([tmp_path / name / "image.png"])
-    assert found[0] != found[1]
-
-
 def test_images_that_cannot_be_read(paths):
     paths[0].write_bytes(paths[0].read_bytes()[:500])
     with pytest.raises(UnreadableImageError, match=r"cannot read an image in memory: .*truncated"):
@@ -277,13 +246,6 @@ def test_images_that_cannot_be_read(paths):
     paths[0].unlink()
     with pytest.raises(UnreadableImageError, match=r"0\.png"):
         data_identity(paths)
-
-
-def test_palettes_of_images_in_memory_count():
-    images = [Image.new("P", (2, 2)) for _ in range(2)]
-    for image, color in zip(images, ([9, 9, 9], [9, 9, 10]), strict=True):
-        image.putpalette(color)
-    assert data_identity(images[:1]) != data_identity(images[1:])
 
 
 def test_digest_refuses_what_it_cannot_read():
