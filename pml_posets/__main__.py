@@ -79,8 +79,7 @@ def search(options: argparse.Namespace) -> None:
         for index, similarity in zip(nearest, close, strict=True):
             print(f"  {similarity:.3f}  {gallery.names[index]}")
         sheet.append((str(query), [(query, "query"), *_tiles(gallery, nearest, close)]))
-    title = "The photos most similar to each query"
-    print(f"picture: {save_sheet(row_sheet(title, sheet), gallery.folder / 'search.png')}")
+    _show(gallery, "search.png", "The photos most similar to each query", sheet)
 
 
 def clusters(options: argparse.Namespace) -> None:
@@ -97,9 +96,8 @@ def clusters(options: argparse.Namespace) -> None:
         center = gallery.embeddings[members].mean(0)
         order = members[np.argsort(-(gallery.embeddings[members] @ center), kind="stable")]
         sheet.append((f"cluster {cluster}: {len(members)} photos", _tiles(gallery, order[:8])))
-    if sheet:
-        title = f"{len(sheet)} of {count} clusters: the photos nearest to their centers"
-        print(f"picture: {save_sheet(row_sheet(title, sheet), gallery.folder / 'clusters.png')}")
+    title = f"{len(sheet)} of {count} clusters: the photos nearest to their centers"
+    _show(gallery, "clusters.png", title, sheet)
 
 
 def duplicates(options: argparse.Namespace) -> None:
@@ -109,13 +107,13 @@ def duplicates(options: argparse.Namespace) -> None:
     print(f"{len(groups)} groups of photos whose thumbnails have a similarity of {options.threshold} or more")
     rows = ((number, gallery.names[i]) for number, group in enumerate(groups) for i in group)
     print(f"table: {_write_table(gallery.folder / 'duplicates.csv', ('group', 'file'), rows)}")
-    sheet = []
-    for number, group in enumerate(groups[:20]):
-        sheet.append((f"group {number}: {len(group)} photos", _tiles(gallery, group[:8])))
-    if sheet:
-        title = f"{len(sheet)} of {len(groups)} groups of near-duplicates"
-        title += f", thumbnails with a cosine of {options.threshold:g} or more"
-        print(f"picture: {save_sheet(row_sheet(title, sheet), gallery.folder / 'duplicates.png')}")
+    sheet = [
+        (f"group {number}: {len(group)} photos", _tiles(gallery, group[:8]))
+        for number, group in enumerate(groups[:20])
+    ]
+    title = f"{len(sheet)} of {len(groups)} groups of near-duplicates"
+    title += f", thumbnails with a cosine of {options.threshold:g} or more"
+    _show(gallery, "duplicates.png", title, sheet)
 
 
 def picture(options: argparse.Namespace) -> None:
@@ -217,6 +215,11 @@ def _tiles(gallery: Gallery, indices: Any, similarities: Any = None) -> list[tup
     return [(gallery.path(i), name) for i, name in zip(indices, names, strict=True)]
 
 
+def _show(gallery: Gallery, name: str, title: str, rows: Any) -> None:
+    if rows:
+        print(f"picture: {save_sheet(row_sheet(title, rows), gallery.folder / name)}")
+
+
 def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> Path:
     with atomic_write(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         csv.writer(file).writerows([header, *rows])
@@ -260,11 +263,9 @@ def _verdict(embedder: Embedder, photos: list[Path]) -> str:
     """The judge's word on the embedding, as a sentence."""
     learned, plain = embedder.judge(ImageList(photos))
     name = "plain HOG" if embedder.network is None else "the network's last layer"
-    better = (
-        "the embedding is the better one."
-        if learned.score > plain.score
-        else (f"{name} is better: look at the pictures.")
-    )
+    better = f"{name} is better: look at the pictures."
+    if learned.score > plain.score:
+        better = "the embedding is the better one."
     return (
         f"Judged without labels on {len(photos)} photos: score {learned.score:.2f}, {name} "
         f"{plain.score:.2f}. {learned.stability:.0%} of a photo's ten nearest stay the same when the photo "

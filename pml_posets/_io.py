@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 _DAMAGE = (  # what numpy and zipfile raise at damaged bytes
     ValueError, TypeError, LookupError, EOFError, AttributeError, NotImplementedError, zipfile.BadZipFile,
@@ -71,12 +72,8 @@ def _check_sizes(archive: zipfile.ZipFile, num_bytes: int) -> None:
     """Refuse arrays that take more memory than the file, of `num_bytes`, has bytes, before they are read."""
     for member in archive.infolist():
         with archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
+            version = npy.read_magic(file)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = read(file)
         claimed = max(member.file_size, math.prod(shape) * dtype.itemsize)
         if claimed > num_bytes:

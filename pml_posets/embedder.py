@@ -146,7 +146,7 @@ class Embedder(BaseEstimator):
             ]
             lda = InstanceLDA(_given(self.num_components, _HOG_COMPONENTS), random_state=seed)
             lda.fit(np.concatenate(views), np.tile(np.arange(len(order)), len(views)))
-            steps = [{"mean": np.asarray(lda.mean_), "weight": np.asarray(lda.weight_)}]
+            steps = [(np.asarray(lda.mean_), np.asarray(lda.weight_))]
             described = self._describe(pixels, "photos to learn from") if neighbors else []
         else:
             self.layers_ = list(self.layers or choose_layers(self.network, self.side))
@@ -155,11 +155,11 @@ class Embedder(BaseEstimator):
             described = self._describe(Subset(photos, order.tolist()), "photos to learn from")
             for rows in described:
                 whitening.fit(rows)
-                steps.append({"mean": whitening.mean_, "weight": whitening.weight_})
+                steps.append((whitening.mean_, whitening.weight_))
         self._set_steps(steps)
         if neighbors:
             joint = NeighborWhitening(neighbors).fit(self._project(described))
-            self._steps.append({"mean": joint.mean_, "weight": joint.weight_})
+            self._steps.append((joint.mean_, joint.weight_))
         return self
 
     def transform(self, images: Any) -> NDArray[np.float32]:
@@ -205,10 +205,8 @@ class Embedder(BaseEstimator):
 
     def digest(self) -> str:
         """What tells embedders apart: a digest of settings, network and what was learned."""
-        self._check_fitted()
-        settings = {name: getattr(self, name) for name in _SETTINGS} | {"layers": self.layers_}
-        learned = [[step["mean"], step["weight"]] for step in self._steps]
-        return digest(json.dumps(settings, default=list), weights_digest(self.network), learned)
+        settings = json.dumps(self._settings(), default=list)
+        return digest(settings, weights_digest(self.network), self._steps)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was learned and the settings to one .npz file; the network itself is not in it.
@@ -216,12 +214,10 @@ class Embedder(BaseEstimator):
         Raises:
             sklearn.exceptions.NotFittedError: before `fit`.
         """
-        self._check_fitted()
-        settings = {name: getattr(self, name) for name in _SETTINGS} | {"layers": self.layers_}
-        settings |= {"format": _FORMAT, "network": weights_digest(self.network)}
+        settings = self._settings() | {"format": _FORMAT, "network": weights_digest(self.network)}
         arrays = {"settings": np.array(json.dumps(settings, default=list))}
-        for number, step in enumerate(self._steps):
-            arrays |= {f"{number}.{name}": value for name, value in step.items()}
+        for number, (mean, weight) in enumerate(self._steps):
+            arrays |= {f"{number}.mean": mean, f"{number}.weight": weight}
         write_npz(path, arrays)
 
     @classmethod
@@ -254,11 +250,8 @@ class Embedder(BaseEstimator):
             raise ValueError(f"{path} was fitted with {wanted}, got {given}: pass it as network=")
         embedder = cls(network, **settings, **options)
         embedder.layers_ = layers
-        steps: dict[int, dict[str, np.ndarray]] = {}
-        for key, value in arrays.items():
-            number, name = key.split(".")
-            steps.setdefault(int(number), {})[name] = value
-        embedder._set_steps([steps[number] for number in sorted(steps)])
+        numbers = range(len(arrays) // 2)
+        embedder._set_steps([(arrays[f"{number}.mean"], arrays[f"{number}.weight"]) for number in numbers])
         return embedder
 
     @property
@@ -267,10 +260,16 @@ class Embedder(BaseEstimator):
         default = _HOG_SIZE if self.network is None else _NETWORK_SIZE
         return as_count(_given(self.image_size, default), "image_size", 8)
 
-    def _set_steps(self, steps: list[dict[str, NDArray[np.float32]]]) -> None:
+    def _set_steps(self, steps: list[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> None:
+        """Take the mean and the weight of each step: those of the parts, then those of the whole."""
         self._steps = steps
         self._used = self._in_use()
-        self.num_features_ = sum(len(step["weight"]) for step in steps[: max(1, len(self.layers_))])
+        self.num_features_ = sum(len(weight) for _, weight in steps[: max(1, len(self.layers_))])
+
+    def _settings(self) -> dict[str, Any]:
+        """What tells a fitted embedder apart, besides its network."""
+        self._check_fitted()
+        return {name: getattr(self, name) for name in _SETTINGS} | {"layers": self.layers_}
 
     def _in_use(self) -> dict[str, Any]:
         """The settings that what was learned belongs to."""
@@ -328,12 +327,12 @@ class Embedder(BaseEstimator):
 
     def _project(self, described: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         parts = [
-            unit_rows((rows - step["mean"]) @ step["weight"].T)
-            for rows, step in zip(described, self._steps, strict=False)
+            unit_rows((rows - mean) @ weight.T)
+            for rows, (mean, weight) in zip(described, self._steps, strict=False)
         ]
         rows = np.concatenate(parts, axis=1) / np.float32(np.sqrt(len(parts)))
-        for step in self._steps[len(parts) :]:
-            rows = unit_rows((rows - step["mean"]) @ step["weight"].T)
+        for mean, weight in self._steps[len(parts) :]:
+            rows = unit_rows((rows - mean) @ weight.T)
         return rows
 
 

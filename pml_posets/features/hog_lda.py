@@ -236,12 +236,8 @@ class HOGLDA(ImageStep):
             OSError: if the cache folder cannot be written to.
         """
         self._check_fitted()
-        how: dict[str, Any] = {
-            "mirror": mirror,
-            "batch_size": as_count(batch_size, "batch_size"),
-            "num_workers": num_workers,
-        }
-        how |= {"backend": backend, "device": device, "progress": shows_progress(progress)}
+        how = dict[str, Any](mirror=mirror, num_workers=num_workers, backend=backend, device=device)
+        how |= {"batch_size": as_count(batch_size, "batch_size"), "progress": shows_progress(progress)}
         names = ["features", "mirrored"][: 1 + mirror]
         if cache_dir is None:
             views = self._described(images, how)
@@ -263,9 +259,8 @@ class HOGLDA(ImageStep):
         return collect_rows(len(items), how["batch_size"], 1 + how["mirror"], batches)
 
     def _check_loaded(self, path: Any) -> None:
-        side, channels = 2 * self.grid.side - 1, self.grid.channels
-        shapes = [np.asarray(value).shape for value in (self.mean_, self.covariance_)]
-        if shapes not in ([(channels,), (side, side, channels, channels)], [(), ()]):
+        shapes = tuple(np.asarray(value).shape for value in (self.mean_, self.covariance_))
+        if shapes not in (((self.grid.channels,), self._covariance_shape), ((), ())):
             raise ValueError(f"{path} is damaged: its statistics do not fit its settings")
 
     def finish(self, centered: np.ndarray) -> np.ndarray:
@@ -289,16 +284,17 @@ class HOGLDA(ImageStep):
             finished[start : start + 2048] = self._finish(rows)
         return finished
 
+    @property
+    def _covariance_shape(self) -> tuple[int, ...]:
+        return (2 * self.grid.side - 1,) * 2 + (self.grid.channels,) * 2
+
     def _check_fitted(self) -> None:
         self._check_settings()
         if self.mean_ is None:
             raise NotFittedError(
                 "HOGLDA needs background statistics: call fit_background(images) or HOGLDA.load(path)"
             )
-        shape = () if self.covariance_ is None else self.covariance_.shape
-        if shape and (
-            shape[0] != 2 * self.grid.side - 1 or shape[-1] * self.grid.side**2 != self.num_features
-        ):
+        if self.covariance_ is not None and self.covariance_.shape != self._covariance_shape:
             raise ValueError("the settings of the grid have changed since fit_background: call it again")
 
     def _finish(self, rows: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ import os
 import faiss
 import numpy as np
 import pytest
-import torch
 from pictures import noise
 from PIL import Image, ImageEnhance
 
@@ -28,8 +27,9 @@ def photos(tmp_path):
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory):
-    draw(tmp_path_factory.mktemp("photos"), range(12))
-    return Embedder(image_size=32, num_views=2).fit(tmp_path_factory.getbasetemp() / "photos0")
+    folder = tmp_path_factory.mktemp("photos")
+    draw(folder, range(12))
+    return Embedder(image_size=32, num_views=2).fit(folder)
 
 
 @pytest.fixture
@@ -126,8 +126,7 @@ def picture(number):
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize("network", [None, torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5, 2), torch.nn.ReLU())])
-def test_copies_of_photos_are_found_with_any_embedder(network, tmp_path):
+def test_copies_of_photos_are_found_whatever_the_embedder(tmp_path):
     changes = {
         "half": lambda image: image.resize((80, 60)),
         "rough": lambda image: image,
@@ -142,7 +141,7 @@ def test_copies_of_photos_are_found_with_any_embedder(network, tmp_path):
             change(image).save(tmp_path / "photos" / f"{number:02d}-{name}.jpg", quality=40)
     Image.new("RGB", (40, 40), "white").save(tmp_path / "photos" / "blank.png")
     Image.new("RGB", (40, 40), "gray").save(tmp_path / "photos" / "gray.png")  # no copy of the blank one
-    embedder = Embedder(network, image_size=32, num_views=2).fit(tmp_path / "photos")
+    embedder = Embedder(image_size=32, num_views=2).fit(tmp_path / "photos")
     Gallery(tmp_path / "out").add(tmp_path / "photos", embedder)
     (tmp_path / "photos" / "00.png").unlink()  # the rows behind it move
     gallery = Gallery(tmp_path / "out")
