@@ -31,16 +31,17 @@ def embedded(tmp_path_factory):
     return folder
 
 
-def run(capsys, *arguments):
-    status = main([str(argument) for argument in arguments])
+def run(capsys, *arguments, status=0):
+    """What a command prints, or says of an error."""
+    found = main([str(argument) for argument in arguments])
     said = capsys.readouterr()
-    return status, said.out, said.err
+    assert found == status, said.err
+    return said.err if status else said.out
 
 
 def test_embedding_again_has_nothing_to_do(embedded, capsys):
     before = (embedded / "out" / "embedder.npz").stat().st_mtime_ns
-    status, out, _ = run(capsys, "embed", embedded / "photos", "--output", embedded / "out")
-    assert status == 0
+    out = run(capsys, "embed", embedded / "photos", "--output", embedded / "out")
     assert "61 photos: 0 new, 0 changed, 61 as before, 0 gone, 1 unreadable" in out
     assert "broken.jpg" in out
     assert "Judged without labels on 61 photos: score" in out
@@ -53,9 +54,8 @@ def test_embedding_again_has_nothing_to_do(embedded, capsys):
 
 def test_search_finds_the_photo_and_its_kind(embedded, capsys):
     query = embedded / "photos" / "2-4.png"
-    status, out, _ = run(capsys, "search", embedded / "out", query, "--count", 5)
+    out = run(capsys, "search", embedded / "out", query, "--count", 5)
     lines = [line.split() for line in out.splitlines() if line.startswith("  ")]
-    assert status == 0
     assert lines[0] == ["1.000", "2-4.png"]
     assert len(lines) == 5
     assert sum(name.startswith("2-") for _, name in lines) >= 4
@@ -63,24 +63,21 @@ def test_search_finds_the_photo_and_its_kind(embedded, capsys):
 
 
 def test_duplicates_are_listed(embedded, capsys):
-    status, out, _ = run(capsys, "duplicates", embedded / "out", "--threshold", 0.9999)
-    assert status == 0
+    out = run(capsys, "duplicates", embedded / "out", "--threshold", 0.9999)
     assert "1 groups of photos whose thumbnails have a similarity of 0.9999 or more" in out
     with open(embedded / "out" / "duplicates.csv", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [["group", "file"], ["0", "5-9.png"], ["0", "sub/copy.png"]]
 
 
 def test_clusters_and_map(embedded, capsys):
-    status, out, _ = run(capsys, "clusters", embedded / "out", "--count", 6)
-    assert status == 0
+    out = run(capsys, "clusters", embedded / "out", "--count", 6)
     assert "6 clusters of 61 photos, 0 photos in none" in out
     with open(embedded / "out" / "clusters.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 61
     assert {row["cluster"] for row in rows} == set("012345")
-    assert run(capsys, "clusters", embedded / "out")[0] == 0
-    status, out, _ = run(capsys, "picture", embedded / "out", "--method", "pca")
-    assert status == 0
+    run(capsys, "clusters", embedded / "out")
+    out = run(capsys, "picture", embedded / "out", "--method", "pca")
     assert "PCA map of 61 photos" in out
 
 
@@ -93,17 +90,14 @@ def test_a_network_of_ones_own_is_used_and_asked_for_again(embedded, capsys, tmp
         "    return torch.nn.Sequential(*layers, torch.nn.Flatten())\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    out = tmp_path / "out"
     given = ("--network", "tinynet:build", "--layers", "1", "2", "--image-size", 40, "--amp", "bfloat16")
-    status, said, err = run(capsys, "embed", embedded / "photos", "--output", out, *given)
-    assert status == 0, err
-    assert "20 columns from layers 1, 2" in said
+    out = run(capsys, "embed", embedded / "photos", "--output", tmp_path / "out", *given)
+    assert "20 columns from layers 1, 2" in out
     seen = []
     extract = embedder.extract
     monkeypatch.setattr(embedder, "extract", lambda *a, **how: seen.append(how["amp"]) or extract(*a, **how))
-    query = embedded / "photos" / "0-0.png"
-    status, said, err = run(capsys, "search", out, query, "--count", 1)
-    assert (status, said.splitlines()[1].split()) == (0, ["1.000", "0-0.png"])
+    out = run(capsys, "search", tmp_path / "out", embedded / "photos" / "0-0.png", "--count", 1)
+    assert out.splitlines()[1].split() == ["1.000", "0-0.png"]
     assert seen == [torch.bfloat16]
 
 
@@ -113,9 +107,8 @@ def test_torchvision_names_take_local_weights(embedded, capsys, tmp_path):
     torch.save(mobilenet_v3_small().state_dict(), tmp_path / "weights.pt")
     given = ("--network", "mobilenet_v3_small", "--image-size", 32, "--layers", "features.9")
     given += ("--weights", tmp_path / "weights.pt")
-    status, said, err = run(capsys, "embed", embedded / "photos", "--output", tmp_path / "out", *given)
-    assert status == 0, err
-    assert "columns from layers features.9" in said
+    out = run(capsys, "embed", embedded / "photos", "--output", tmp_path / "out", *given)
+    assert "columns from layers features.9" in out
 
 
 @pytest.mark.parametrize(
@@ -159,8 +152,7 @@ def test_errors_are_said_in_one_line(arguments, message, embedded, tmp_path, cap
     (tmp_path / "tinynet.py").write_text("build = int\n")
     monkeypatch.delitem(sys.modules, "tinynet", raising=False)
     arguments = arguments.format(out=embedded / "out", photos=embedded / "photos").split()
-    status, _, err = run(capsys, *arguments)
-    assert status == 1
+    err = run(capsys, *arguments, status=1)
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
@@ -170,6 +162,5 @@ def test_errors_are_said_in_one_line(arguments, message, embedded, tmp_path, cap
 def test_damaged_settings_are_named(text, embedded, capsys, tmp_path):
     shutil.copytree(embedded / "out", tmp_path / "out")
     (tmp_path / "out" / "settings.json").write_text(text)
-    status, _, err = run(capsys, "search", tmp_path / "out", embedded / "photos" / "2-4.png")
-    assert status == 1
+    err = run(capsys, "search", tmp_path / "out", embedded / "photos" / "2-4.png", status=1)
     assert "settings.json is damaged or missing" in err

@@ -16,7 +16,6 @@ from torchvision.transforms import v2
 from pml_posets.data import BatchAugmentation, ImageList, ImageStore, UnreadableImageError, data_identity
 from pml_posets.data.datasets import WithMirrorImages
 from pml_posets.data.identity import digest
-from pml_posets.features import HOGLDA
 
 BOX = (0, 0, 8, 8)
 
@@ -119,7 +118,7 @@ def test_contents_in_memory_count():
         (v2.RandomApply([v2.Resize(8)]), v2.RandomApply([v2.Resize(9)])),
         (v2.Normalize([0.5], [0.5]), v2.Normalize([0.5], [0.25])),
         (v2.ToDtype(torch.float32, scale=True), v2.ToDtype(torch.float32, scale=False)),
-        (v2.Resize(8, antialias=True), v2.Resize(8, v2.InterpolationMode.NEAREST, antialias=True)),
+        (v2.Resize(8), v2.Resize(8, v2.InterpolationMode.BICUBIC)),
         (functools.partial(Image.Image.resize, size=8), functools.partial(Image.Image.resize, size=9)),
         (transforms.RandomChoice([v2.Resize(8)]), transforms.RandomChoice([v2.Resize(8)], p=[1.0])),
         (BatchAugmentation(mean=(0.1, 0.2, 0.3)), BatchAugmentation(mean=(0.1, 0.2, 0.300001))),
@@ -217,9 +216,9 @@ def test_what_nothing_is_known_of_needs_a_data_id(paths, make):
         data_identity(make(paths))
 
 
-def test_forms_that_hog_takes_are_known(paths, tmp_path):
+def test_every_form_of_images_is_known(paths, tmp_path):
     pixels = torch.rand(2, 3, 16, 16)
-    hog = HOGLDA(image_size=16, cell_size=8).fit_background(pixels, num_patches=8, progress=False)
+    store = ImageStore(ImageList(paths), tmp_path, 16, progress=False)
     forms = [
         [[pixels[0], 1], [pixels[1], 2]],
         pixels.clone().requires_grad_(),
@@ -228,15 +227,13 @@ def test_forms_that_hog_takes_are_known(paths, tmp_path):
         [(path, 3) for path in paths],
         np.array([str(path) for path in paths]),
         (paths[0], pixels[0], Image.open(paths[1])),
-        ImageStore(ImageList(paths), tmp_path, 16, progress=False),
-        Subset(ImageStore(ImageList(paths), tmp_path, 16, progress=False), [1]),
+        store,
+        Subset(store, [1]),
     ]
-    options = {"progress": False, "cache_dir": tmp_path / "cache"}
-    for images in forms:
-        first = hog.transform(images, **options)
-        np.testing.assert_array_equal(hog.transform(images, **options), first)
-        np.testing.assert_allclose(hog.transform(images, progress=False), first, atol=1e-6)
-    assert len({data_identity(images) for images in forms}) == 6  # two are equal, and three of paths
+    found = [data_identity(images) for images in forms]
+    assert found[0] == found[1]
+    assert found[3] == found[4] == found[5]
+    assert len(set(found)) == 6
 
 
 def test_images_that_cannot_be_read(paths):
