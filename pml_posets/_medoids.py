@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance, SNRDistance
 from pytorch_metric_learning.distances.base_distance import BaseDistance
 
+__all__ = ["Anchors", "batch_medoids", "positive_mask", "squared_distances"]  # of the old `representatives`
+
 Anchors = Literal["all", "unassigned"]
 
 _BLOCK_ROWS = {"cpu": 256}  # rows whose distances are computed at once
@@ -81,6 +83,21 @@ def prepared_distances(distance: BaseDistance, x: torch.Tensor, ref: torch.Tenso
     center = ref.detach().mean(dim=0) if len(ref) else 0
     wide, ref = _wide(x - center), _wide(ref - center)
     return torch.addmm(_squares(wide, ref), wide, ref.T, alpha=-2).clamp_min(0).to(x.dtype)
+
+
+def squared_distances(distance: BaseDistance, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
+    """`prepared_distances` of embeddings as they come."""
+    return prepared_distances(distance, *prepared_pair(distance, x, ref))
+
+
+def batch_medoids(
+    embeddings: torch.Tensor, labels: torch.Tensor, distance: BaseDistance | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`prepared_medoids` of embeddings as they come; the default distance is that of Eq. 4."""
+    distance = default_distance() if distance is None else distance
+    with torch.no_grad(), without_autocast(embeddings.device):
+        x, _ = prepared_pair(distance, embeddings, embeddings)
+        return prepared_medoids(x, labels, distance)
 
 
 def _squares(x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:

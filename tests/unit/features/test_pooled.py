@@ -11,14 +11,15 @@ from pml_posets.features import LayerOutputs, PartialWhitening, choose_layers, e
 
 
 class Block(nn.Module):
-    def __init__(self, channels):
+    def __init__(self, channels, inside=0):
         super().__init__()
+        self.inside = nn.Sequential(*(Block(channels) for _ in range(inside)))
         self.conv = nn.Conv2d(channels, channels, 3, 1, 1)
         self.norm = nn.BatchNorm2d(channels)
         self.unused = nn.Identity()
 
     def forward(self, images):
-        return torch.relu(self.norm(self.conv(images)))
+        return torch.relu(self.norm(self.conv(self.inside(images))))
 
 
 def network(num_blocks=6):
@@ -65,6 +66,8 @@ def test_blocks_of_the_last_third_are_chosen():
     assert choose_layers(net, 8, num_blocks=3) == ["5", "6", "7"]
     assert choose_layers(net, 8, num_blocks=1) == ["5", "7"]  # and the last maps
     assert net[1].norm.num_batches_tracked == 0
+    nested = nn.Sequential(nn.Conv2d(3, 4, 1), *(Block(4, inside=2) for _ in range(3)))
+    assert choose_layers(nested, 8, num_blocks=3) == ["2", "3"]  # the outermost
     assert extract(LayerOutputs(net, ["1", "2"]), torch.rand(6, 3, 8, 8), progress=False).shape == (6, 8)
     assert all(module.training for module in net.modules())
     with pytest.raises(ValueError, match="no layer of the network gives maps"):
