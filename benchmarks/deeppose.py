@@ -265,12 +265,7 @@ def content_id(path: Path) -> str:
 
 
 def find(
-    results: Sequence[Result],
-    init: Init,
-    fraction: float,
-    seed: int,
-    settings: dict[str, Any],
-    folder: Path,
+    results: Sequence[Result], init: Init, fraction: float, seed: int, settings: dict[str, Any], folder: Path
 ) -> bool:
     """Whether the results hold the row of a run."""
     for row in results:

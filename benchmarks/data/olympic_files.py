@@ -81,7 +81,6 @@ def find_categories(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 def read_frame_list(path: Path, problems: Problems) -> FrameList:
     """The lines `./<sequence>/<frame>.png` of a category."""
-    lines: list[str] = []
     try:
         lines = read_lines(path)
     except (OSError, ValueError) as error:

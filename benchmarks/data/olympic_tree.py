@@ -192,15 +192,8 @@ def _filtered(
     for i, anchor in enumerate(labels.anchors):
         pos, neg = keep[labels.pos_ids[i]], keep[labels.neg_ids[i]]
         if keep[anchor] and pos.any() and neg.any():
-            rows.append(
-                (
-                    new_index[anchor],
-                    new_index[labels.pos_ids[i][pos]],
-                    new_index[labels.neg_ids[i][neg]],
-                    labels.pos_flips[i][pos],
-                    labels.neg_flips[i][neg],
-                )
-            )
+            ids = new_index[labels.pos_ids[i][pos]], new_index[labels.neg_ids[i][neg]]
+            rows.append((new_index[anchor], *ids, labels.pos_flips[i][pos], labels.neg_flips[i][neg]))
     if not rows:
         return None
     anchors, pos_ids, neg_ids, pos_flips, neg_flips = zip(*rows, strict=True)

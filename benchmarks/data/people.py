@@ -206,14 +206,8 @@ class People:
     def hide(self, reason: str, hidden: npt.ArrayLike) -> None:
         """Take joints for not annotated, (N, J) bool, and note those that were."""
         hidden = np.asarray(hidden, bool)
-        rows, joints = np.nonzero(hidden & self.visible)
-        self.note(
-            reason,
-            [
-                f"{self.names[i]} {self.skeleton.joints[j]}"
-                for i, j in zip(rows.tolist(), joints.tolist(), strict=True)
-            ],
-        )
+        found = np.argwhere(hidden & self.visible).tolist()
+        self.note(reason, [f"{self.names[i]} {self.skeleton.joints[j]}" for i, j in found])
         self.visible &= ~hidden
 
     def check_joints(self, size: npt.NDArray[Any], slack: float) -> None:

@@ -68,11 +68,9 @@ def load_figures(root: str | os.PathLike[str]) -> PoseData:
     truth = load_truth(root)
     tree = load_tree(root)
     chosen = [truth.joint_names.index(name) for name in FIGURE_SKELETON.joints]
+    sequences = (tree.sequence_names[number] for number in tree.sequences)
     people = People(
-        [
-            f"{tree.sequence_names[s]}/{Path(name).name}"
-            for s, name in zip(tree.sequences, tree.names, strict=True)
-        ],
+        [f"{where}/{Path(name).name}" for where, name in zip(sequences, tree.names, strict=True)],
         [Path(path) for path in tree.paths],
         truth.joints[:, chosen],
         np.ones((len(tree), len(chosen)), bool),
@@ -99,16 +97,12 @@ def _load_leeds(root: Path, name: str, third_is_visible: bool, skip_unreadable: 
         )
     joints = _read_crop_joints(root / "joints.npz") if cropped else _read_mat_joints(root / "joints.mat")
     files = _numbered_images(root / "images")
-    visible = np.ones(joints.shape[:2], bool)
-    if third_is_visible:
-        visible = joints[:, :, 2] == 1
+    visible = joints[:, :, 2] == 1 if third_is_visible else np.ones(joints.shape[:2], bool)
     digits = max((len(path.stem) for path in files.values()), default=6) - 2
+    names = [f"im{number:0{digits}d}" for number in range(1, len(joints) + 1)]
     people = People(
-        [f"im{number:0{digits}d}" for number in range(1, len(joints) + 1)],
-        [
-            files.get(number, root / "images" / f"im{number:0{digits}d}.jpg")
-            for number in range(1, len(joints) + 1)
-        ],
+        names,
+        [files.get(number, root / "images" / f"{one}.jpg") for number, one in enumerate(names, start=1)],
         joints[:, :, :2] if cropped else joints[:, :, :2] - 0.5,  # MATLAB's first pixel has its middle at 1
         visible,
         LSP_SKELETON,

@@ -35,7 +35,6 @@ class SeqFile:
     Attributes:
         width, height: of a frame, in pixels.
         offsets: F positions of the image data of each frame, in bytes; of raw frames a range.
-        truncated: the file ends inside a frame.
 
     Raises:
         ValueError: no .seq file, a pixel format that is not supported, a damaged header, not one whole frame.
@@ -67,9 +66,9 @@ class SeqFile:
                     raise ValueError(
                         f"{self.path}: {bits} bits a pixel, expected {8 * channels} (format {self.format})"
                     )
-                self.offsets, self.truncated = self._raw_index(start, step)
+                self.offsets = self._raw_index(start, step)
             elif self.format in JPEG_FORMATS:
-                self.offsets, self.truncated = self._jpeg_index(file, start)
+                self.offsets = self._jpeg_index(file, start)
             else:
                 known = sorted([*RAW_FORMATS, *JPEG_FORMATS])
                 raise ValueError(f"{self.path}: image format {self.format} is not one of {known}")
@@ -115,25 +114,24 @@ class SeqFile:
     def _raw_length(self) -> int:
         return self.width * self.height * RAW_FORMATS[self.format]
 
-    def _raw_index(self, start: int, step: int) -> tuple[range, bool]:
+    def _raw_index(self, start: int, step: int) -> range:
         length, room = self._raw_length, self.size - start
         if step < length:
             raise ValueError(f"{self.path}: frames {step} bytes apart cannot hold {length} bytes of pixels")
-        count = (room - length) // step + 1 if room >= length else 0
-        # What is left may be negative: the padding of the last frame need not be there.
-        return range(start, start + count * step, step), room > count * step
+        count = (room - length) // step + 1 if room >= length else 0  # the last one may lack its padding
+        return range(start, start + count * step, step)
 
-    def _jpeg_index(self, file: io.BufferedReader, start: int) -> tuple[array[int], bool]:
+    def _jpeg_index(self, file: io.BufferedReader, start: int) -> array[int]:
         offsets = array("q")
         at = self._next_jpeg(file, start)
         while at is not None:
             file.seek(at)
             (length,) = struct.unpack("<I", file.read(4))
             if at + length > self.size:
-                return offsets, True
+                break
             offsets.append(at + 4)
             at = self._next_jpeg(file, at + length + _TIME_STAMP, at + length)
-        return offsets, False
+        return offsets
 
     def _next_jpeg(self, file: io.BufferedReader, guess: int, earliest: int | None = None) -> int | None:
         """Where the next frame's length stands: at the guess, or wherever a JPEG starts after `earliest`."""

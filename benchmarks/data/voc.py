@@ -173,9 +173,8 @@ def _objects(note: Path) -> list[tuple[str, list[int], bool]]:
         most = [side if 0 < side < _LARGEST else _LARGEST for side in size] * 2
         found = []
         for one in root.iter("object"):
-            left, top, right, bottom = (
-                round(float(one.findtext(f"bndbox/{side}", ""))) for side in ("xmin", "ymin", "xmax", "ymax")
-            )
+            sides = (one.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax"))
+            left, top, right, bottom = (round(float(text)) for text in sides)
             name, difficult = one.findtext("name", ""), one.findtext("difficult", "0").strip() == "1"
             if not name:
                 raise ValueError("an object has no name")

@@ -12,15 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from benchmarks.figures.drawing import Look, Painter
-from benchmarks.figures.motion import (
-    JOINT_NAMES,
-    MIRRORED_JOINTS,
-    SPORTS,
-    Body,
-    Sport,
-    perform,
-    project,
-)
+from benchmarks.figures.motion import JOINT_NAMES, MIRRORED_JOINTS, SPORTS, Body, Sport, perform, project
 from benchmarks.figures.scenes import make_scene, shade
 
 _SUPER = 2  # drawn at twice the size

@@ -15,13 +15,7 @@ from benchmarks.figures.motion import EXTRA_POINTS, JOINT_NAMES
 from benchmarks.figures.scenes import Color, color, shade
 
 _PLACE = {name: i for i, name in enumerate((*JOINT_NAMES, *EXTRA_POINTS))}
-_SKINS: tuple[Color, ...] = (
-    (240, 200, 172),
-    (224, 178, 142),
-    (196, 146, 110),
-    (152, 104, 74),
-    (104, 70, 50),
-)
+_SKINS: tuple[Color, ...] = ((240, 200, 172), (224, 178, 142), (196, 146, 110), (152, 104, 74), (104, 70, 50))
 _HAIRS: tuple[Color, ...] = ((28, 22, 20), (72, 46, 30), (120, 82, 46), (196, 160, 96), (150, 150, 150))
 
 Point = npt.NDArray[np.float64]
@@ -210,23 +204,13 @@ class Painter:
         up = _unit((top - face)[:2])
         back = -np.array([1.0, 0.0]) * np.sign(face[0] - neck[0] + 1e-9)
         if look.long_hair:
-            self._capsule(
-                face[:2] + back * 0.03 * u,
-                neck[:2] + back * 0.05 * u,
-                0.05 * u,
-                0.03 * u,
-                shade(look.hair, 0.8),
-            )
+            ends = face[:2] + back * 0.03 * u, neck[:2] + back * 0.05 * u
+            self._capsule(*ends, 0.05 * u, 0.03 * u, shade(look.hair, 0.8))
         self._capsule(face[:2] + up * 0.022 * u, face[:2] + back * 0.012 * u, 0.062 * u, 0.058 * u, look.hair)
         chin = face - _flat(up) * 0.03 * u
         self._limb([face + _flat(up) * 0.005 * u, chin], (0.054 * u, 0.042 * u), look.skin)
-        self._capsule(
-            face[:2] + up * 0.045 * u,
-            face[:2] + up * 0.04 * u + back * 0.02 * u,
-            0.044 * u,
-            0.046 * u,
-            look.hair,
-        )
+        ends = face[:2] + up * 0.045 * u, face[:2] + up * 0.04 * u + back * 0.02 * u
+        self._capsule(*ends, 0.044 * u, 0.046 * u, look.hair)
 
 
 def _unit(vector: Point) -> Point:

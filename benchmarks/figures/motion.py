@@ -12,23 +12,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-JOINT_NAMES = (
-    "neck",
-    "belly",
-    "face",
-    "right_shoulder",
-    "left_shoulder",
-    "right_hip",
-    "left_hip",
-    "right_elbow",
-    "left_elbow",
-    "right_knee",
-    "left_knee",
-    "right_wrist",
-    "left_wrist",
-    "right_ankle",
-    "left_ankle",
-)
+_PAIRED = ("shoulder", "hip", "elbow", "knee", "wrist", "ankle")
+JOINT_NAMES = ("neck", "belly", "face", *(f"{side}_{name}" for name in _PAIRED for side in ("right", "left")))
 """The order of J-HMDB's annotation."""
 
 MIRRORED_JOINTS = np.array([0, 1, 2, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13])
@@ -221,22 +206,21 @@ class Body:
     def points(self, poses: Array) -> Array:
         """(F, 20, 3) joints and `EXTRA_POINTS` of (F, P) poses; the lower foot stands at y = 0."""
         value = {name: poses[:, i] for i, name in enumerate(PARAMETERS)}
-        count = len(poses)
         up, forward = np.array([0.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0])
         pelvis = _turn(-value["turn"], 1) @ _turn(value["side"], 0) @ _turn(-value["lean"], 2)  # (F, 3, 3)
         chest = pelvis @ _turn(-value["twist"], 1) @ _turn(value["tilt"], 0) @ _turn(-value["bend"], 2)
-        belly = _at(pelvis @ _turn(-value["bend"] / 2, 2), up * self.spine / 2)
-        neck = belly + _at(chest, up * self.spine / 2)
+        belly = pelvis @ _turn(-value["bend"] / 2, 2) @ (up * self.spine / 2)
+        neck = belly + chest @ (up * self.spine / 2)
         head = chest @ _turn(-value["nod"], 2)
         found = {
             "belly": belly,
             "neck": neck,
-            "face": neck + _at(head, up * self.neck * 0.62 + forward * 0.012),
-            "head_top": neck + _at(head, up * (self.neck + 0.04)),
+            "face": neck + head @ (up * self.neck * 0.62 + forward * 0.012),
+            "head_top": neck + head @ (up * (self.neck + 0.04)),
         }
         for side, sign in (("right", 1.0), ("left", -1.0)):
             s = side[0]
-            shoulder = neck + _at(chest, np.array([0.0, -0.028, sign * self.shoulders]))
+            shoulder = neck + chest @ np.array([0.0, -0.028, sign * self.shoulders])
             arm = (
                 chest
                 @ _turn(-sign * value[f"around_{s}"], 1)
@@ -244,34 +228,34 @@ class Body:
                 @ _turn(value[f"flex_{s}"], 2)
                 @ _turn(-sign * value[f"roll_{s}"], 1)
             )
-            elbow = shoulder + _at(arm, -up * self.upper_arm)
+            elbow = shoulder + arm @ (-up * self.upper_arm)
             lower = arm @ _turn(value[f"elbow_{s}"], 2)
-            wrist = elbow + _at(lower, -up * self.forearm)
-            hip = _at(pelvis, np.array([0.0, 0.0, sign * self.hips]))
+            wrist = elbow + lower @ (-up * self.forearm)
+            hip = pelvis @ np.array([0.0, 0.0, sign * self.hips])
             leg = (
                 pelvis
                 @ _turn(-sign * value[f"out_{s}"], 1)
                 @ _turn(-sign * value[f"apart_{s}"], 0)
                 @ _turn(value[f"hip_{s}"], 2)
             )
-            knee = hip + _at(leg, -up * self.thigh)
+            knee = hip + leg @ (-up * self.thigh)
             shin = leg @ _turn(-value[f"knee_{s}"], 2)
-            ankle = knee + _at(shin, -up * self.shin)
+            ankle = knee + shin @ (-up * self.shin)
             foot = shin @ _turn(-value[f"toe_{s}"], 2)
             found |= {
                 f"{side}_shoulder": shoulder,
                 f"{side}_elbow": elbow,
                 f"{side}_wrist": wrist,
-                f"{side}_hand": wrist + _at(lower, -up * self.hand),
+                f"{side}_hand": wrist + lower @ (-up * self.hand),
                 f"{side}_hip": hip,
                 f"{side}_knee": knee,
                 f"{side}_ankle": ankle,
-                f"{side}_toe": ankle + _at(foot, forward * self.foot - up * 0.03),
+                f"{side}_toe": ankle + foot @ (forward * self.foot - up * 0.03),
             }
         points = np.stack([found[name] for name in (*JOINT_NAMES, *EXTRA_POINTS)], axis=1)
         lowest = points[:, [13, 14, 18, 19], 1].min(axis=1)
         points[:, :, 1] += (value["jump"] - lowest)[:, None]
-        return points.reshape(count, -1, 3)
+        return points
 
 
 def perform(sport: Sport, phases: Array, rng: np.random.Generator, style: float = 1.0) -> Array:
@@ -302,9 +286,8 @@ def _limited(rng: np.random.Generator, count: int) -> Array:
 
 def project(points: Array, yaw: Array | float, pitch: float = 0.0, roll: float = 0.0) -> Array:
     """(F, J, 3) points in the picture: x right, y down, z towards the viewer; angles in degrees."""
-    view = (
-        _turn(np.full(1, roll), 2) @ _turn(np.full(1, pitch), 0) @ _turn(-np.atleast_1d(yaw), 1)
-    )  # (F or 1, 3, 3)
+    camera = _turn(np.full(1, roll), 2) @ _turn(np.full(1, pitch), 0)
+    view = camera @ _turn(-np.atleast_1d(yaw), 1)  # (F or 1, 3, 3)
     seen = np.einsum("fab,fjb->fja", np.broadcast_to(view, (len(points), 3, 3)), points)
     seen[..., 1] *= -1
     return seen
@@ -320,7 +303,3 @@ def _turn(degrees: Array, axis: int) -> Array:
     matrix[:, a, a] = matrix[:, b, b] = c
     matrix[:, b, a], matrix[:, a, b] = s, -s
     return matrix
-
-
-def _at(frame: Array, vector: Array) -> Array:
-    return frame @ vector

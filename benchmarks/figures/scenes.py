@@ -39,9 +39,8 @@ def make_scene(
     """
     horizon = int(height * (ground - rng.uniform(0.05, 0.28)))
     image = Image.new("RGB", (width, height))
-    pixels = _gradient(
-        width, height, color(rng, (0.05, 0.5), (0.5, 1.0)), color(rng, (0.0, 0.4), (0.35, 0.9))
-    )
+    sky = color(rng, (0.05, 0.5), (0.5, 1.0)), color(rng, (0.0, 0.4), (0.35, 0.9))
+    pixels = _gradient(width, height, *sky)
     floor = _gradient(width, height, color(rng, (0.1, 0.6), (0.3, 0.8)), color(rng, (0.1, 0.6), (0.25, 0.7)))
     pixels[horizon:] = floor[horizon:]
     pixels += _noise(rng, width, height, 3) * rng.uniform(4, 10 + 12 * clutter)
@@ -129,10 +128,8 @@ def _trees(draw: Draw, rng: Rng, width: int, horizon: int, clutter: float) -> No
     for _ in range(int(rng.integers(3, 5 + round(6 * clutter)))):
         x, high = rng.uniform(0, width), rng.uniform(0.35, 0.95) * horizon
         thick = rng.uniform(3, 9)
-        draw.rectangle(
-            [x - thick / 2, horizon - high, x + thick / 2, horizon],
-            fill=shade((92, 66, 44), rng.uniform(0.6, 1.2)),
-        )
+        bark = shade((92, 66, 44), rng.uniform(0.6, 1.2))
+        draw.rectangle([x - thick / 2, horizon - high, x + thick / 2, horizon], fill=bark)
         leaf = (int(rng.integers(30, 110)), int(rng.integers(80, 160)), int(rng.integers(20, 80)))
         for _ in range(14):
             cx, cy = x + rng.normal(0, 16), horizon - high + rng.normal(0, 14)
@@ -180,23 +177,13 @@ def _bystander(draw: Draw, rng: Rng, width: int, height: int, horizon: int) -> N
     high = rng.uniform(26, 62)
     coat, legs = color(rng, (0.1, 0.9), (0.15, 0.95)), color(rng, (0.0, 0.6), (0.1, 0.7))
     if rng.uniform() < 0.35:
-        draw.rectangle(
-            [x, foot - high * 0.6, x + high * rng.uniform(0.4, 1.2), foot],
-            fill=coat,
-            outline=shade(coat, 0.6),
-        )
+        end = x + high * rng.uniform(0.4, 1.2)
+        draw.rectangle([x, foot - high * 0.6, end, foot], fill=coat, outline=shade(coat, 0.6))
         return
     w = high * 0.12
-    draw.line(
-        [x - w * 0.5, foot - high * 0.45, x - w * rng.uniform(0.5, 1.6), foot],
-        fill=legs,
-        width=max(2, round(w)),
-    )
-    draw.line(
-        [x + w * 0.5, foot - high * 0.45, x + w * rng.uniform(0.5, 1.6), foot],
-        fill=legs,
-        width=max(2, round(w)),
-    )
+    for side in (-1, 1):
+        toe = (x + side * w * rng.uniform(0.5, 1.6), foot)
+        draw.line([x + side * w * 0.5, foot - high * 0.45, *toe], fill=legs, width=max(2, round(w)))
     draw.ellipse([x - w * 1.3, foot - high * 0.86, x + w * 1.3, foot - high * 0.4], fill=coat)
     for side in (-1, 1):
         hand = (x + side * w * rng.uniform(1.2, 3.2), foot - high * rng.uniform(0.35, 0.75))

@@ -49,7 +49,6 @@ def pcp(
     skeleton: Skeleton = LSP_SKELETON,
     threshold: float = 0.5,
     strict: bool = True,
-    visible: ArrayLike | torch.Tensor | None = None,
 ) -> PoseScore:
     """Percentage of correct parts: stick (a, b) of length l is right if, for the predicted ends a', b',
 
@@ -64,7 +63,6 @@ def pcp(
         skeleton: names and sticks. Default: `LSP_SKELETON`.
         threshold: share of the stick's length, > 0. Default .5, as in the paper.
         strict: both ends (default), or their mean error.
-        visible: (N, J) booleans, False for a joint that is not judged. Default: all are.
 
     Returns:
         `PoseScore`. Sticks with a missing joint or of true length 0 are left out. Without samples all is NaN.
@@ -76,20 +74,15 @@ def pcp(
     Differs from the paper: it does not say which PCP is meant; the strict one reproduces its row of ground
         truth on Leeds Sports. Sticks of length 0 (there are two in the test set) are left out.
     """
-    predicted, true, present = _check_joints(predicted, true, visible, skeleton)
+    predicted, true, present = _check_joints(predicted, true, skeleton)
     threshold = as_real(threshold, "threshold", low=0, open_low=True)
     shape = (len(true), len(skeleton.sticks))
     right, there, long = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
     for s, stick in enumerate(skeleton.sticks):
         ends = [skeleton.indices(names) for names in (stick.start, stick.end)]
         there[:, s] = present[:, ends[0] + ends[1]].all(axis=1)
-        start, end = (true[:, joints].mean(axis=1) for joints in ends)  # (N, 2)
-        errors = np.stack(
-            [
-                _lengths(predicted[:, ends[0]].mean(axis=1) - start),
-                _lengths(predicted[:, ends[1]].mean(axis=1) - end),
-            ]
-        )  # (2, N)
+        guesses, (start, end) = ([of[:, joints].mean(axis=1) for joints in ends] for of in (predicted, true))
+        errors = np.stack([_lengths(guesses[0] - start), _lengths(guesses[1] - end)])  # (2, N)
         length = _lengths(end - start)
         long[:, s] = length > 0
         error = errors.max(axis=0) if strict else errors.mean(axis=0)
@@ -107,14 +100,13 @@ def pckh(
     head_size: ArrayLike | torch.Tensor,
     threshold: float = 0.5,
     skeleton: Skeleton = MPII_SKELETON,
-    visible: ArrayLike | torch.Tensor | None = None,
 ) -> PoseScore:
     """Percentage of correct keypoints: joint j of sample n is right if |x'_nj - x_nj| <= threshold h_n.
 
     Left and right are averaged into one row; the total is the plain mean of the rows, ten of them for MPII.
 
     Args:
-        predicted, true, visible, threshold: as of `pcp`.
+        predicted, true, threshold: as of `pcp`.
         head_size: (N,) h in the same unit, from 0, NaN where unknown: see `head_neck_distance` (the paper's)
             and `head_box_size` (MPII's own).
         skeleton: names and which of them are left and right. Default: `MPII_SKELETON`.
@@ -130,7 +122,7 @@ def pckh(
         the plain mean of ten rows. MPII's own total leaves out thorax and pelvis, and weights each joint by
         how often it is annotated.
     """
-    predicted, true, present = _check_joints(predicted, true, visible, skeleton)
+    predicted, true, present = _check_joints(predicted, true, skeleton)
     threshold = as_real(threshold, "threshold", low=0, open_low=True)
     size = as_numbers(head_size, "head_size")
     if size.shape != (len(true),):
@@ -181,10 +173,7 @@ def head_box_size(boxes: ArrayLike | torch.Tensor) -> NDArray[np.float64]:
 
 
 def _score(
-    right: NDArray[np.bool_],
-    counted: NDArray[np.bool_],
-    columns: dict[str, Any],
-    excluded: dict[str, int],
+    right: NDArray[np.bool_], counted: NDArray[np.bool_], columns: dict[str, Any], excluded: dict[str, int]
 ) -> PoseScore:
     """Percentages by column from (N, S) what was right and what counts."""
     num_counted = counted.sum(axis=0)  # (S,)
@@ -199,7 +188,7 @@ def _score(
 
 
 def _check_joints(
-    predicted: Any, true: Any, visible: Any, skeleton: Skeleton
+    predicted: Any, true: Any, skeleton: Skeleton
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """Predicted and true joints, and (N, J) which of the true ones are to be judged."""
     true, predicted = _as_joints(true, "true", skeleton), _as_joints(predicted, "predicted", skeleton)
@@ -211,15 +200,7 @@ def _check_joints(
             f"predicted must be finite, found NaN or infinity in {bad.size} of {len(predicted)} samples "
             f"(first: sample {bad[0]}): every joint needs a prediction"
         )
-    present = ~np.isnan(true).any(axis=2)
-    if visible is not None:
-        flags = np.asarray(visible.detach().cpu() if isinstance(visible, torch.Tensor) else visible)
-        if flags.dtype != np.bool_:
-            raise TypeError(f"visible must be booleans, got dtype {flags.dtype}: give flags == 1, say")
-        if flags.shape != present.shape:
-            raise ValueError(f"visible must have shape {present.shape}, a flag a joint, got {flags.shape}")
-        present &= flags
-    return predicted, true, present
+    return predicted, true, ~np.isnan(true).any(axis=2)
 
 
 def _as_joints(joints: Any, name: str, skeleton: Skeleton) -> NDArray[np.float64]:

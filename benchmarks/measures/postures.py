@@ -155,11 +155,9 @@ def _steps(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """(A, L + 1) counts of true and false positives, best score first; equal scores are one step."""
     order = np.lexsort((-scores, ~valid), axis=-1)  # what is not valid goes last and changes no count
-    scores, positive, valid = (
-        np.take_along_axis(scores, order, 1),
-        np.take_along_axis(positive, order, 1),
-        np.take_along_axis(valid, order, 1),
-    )
+    scores = np.take_along_axis(scores, order, 1)
+    positive = np.take_along_axis(positive, order, 1)
+    valid = np.take_along_axis(valid, order, 1)
     last = np.ones(scores.shape, dtype=bool)
     last[:, :-1] = (scores[:, 1:] != scores[:, :-1]) | ~valid[:, 1:]
     ends = np.where(last, np.arange(scores.shape[1]), scores.shape[1] - 1)
@@ -171,9 +169,7 @@ def _steps(
 
 
 def _roc(
-    features: npt.NDArray[np.float32],
-    mirrored: npt.NDArray[np.float32] | None,
-    labels: RetrievalLabels,
+    features: npt.NDArray[np.float32], mirrored: npt.NDArray[np.float32] | None, labels: RetrievalLabels
 ) -> RetrievalCurve:
     if len(labels) == 0:
         raise ValueError("labels must hold at least one anchor, found none")

@@ -105,21 +105,15 @@ def _person(joints: tuple[str, ...], neck: str) -> Skeleton:
     )
 
 
-_RIGHT_TO_LEFT_LEGS = ("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle")
-_RIGHT_TO_LEFT_ARMS = (
-    "right_wrist",
-    "right_elbow",
-    "right_shoulder",
-    "left_shoulder",
-    "left_elbow",
-    "left_wrist",
-)
-LSP_SKELETON = _person((*_RIGHT_TO_LEFT_LEGS, *_RIGHT_TO_LEFT_ARMS, "neck", "head_top"), "neck")
+def _right_to_left(*names: str) -> tuple[str, ...]:
+    return (*(f"right_{name}" for name in names), *(f"left_{name}" for name in reversed(names)))
+
+
+_LEGS, _ARMS = _right_to_left("ankle", "knee", "hip"), _right_to_left("wrist", "elbow", "shoulder")
+LSP_SKELETON = _person((*_LEGS, *_ARMS, "neck", "head_top"), "neck")
 """The 14 joints of Leeds Sports Pose; parts torso, upper and lower legs and arms, head: T UL LL UA LA H."""
 
-MPII_SKELETON = _person(
-    (*_RIGHT_TO_LEFT_LEGS, "pelvis", "thorax", "upper_neck", "head_top", *_RIGHT_TO_LEFT_ARMS), "upper_neck"
-)
+MPII_SKELETON = _person((*_LEGS, "pelvis", "thorax", "upper_neck", "head_top", *_ARMS), "upper_neck")
 """The 16 joints of MPII Human Pose, in ten rows once left and right are joined."""
 
 

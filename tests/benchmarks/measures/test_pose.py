@@ -20,34 +20,31 @@ def poses(seed=0, num=20, joints=14, noise=0.1):
 
 
 def distance(p, q):
-    return math.sqrt((p[0] - q[0]) ** 2 + (p[1] - q[1]) ** 2)
+    return math.hypot(p[0] - q[0], p[1] - q[1])
 
 
-def pcp_by_loops(predicted, true, skeleton, threshold, strict, visible=None):
+def pcp_by_loops(predicted, true, skeleton, threshold, strict):
     """Percent by part, sticks excluded as missing, sticks excluded as zero."""
-    by_stick, missing, zero = {}, 0, 0
+
+    def middle(pose, names):
+        joints = [pose[skeleton.joints.index(name)] for name in names]
+        return [sum(joint[c] for joint in joints) / len(joints) for c in (0, 1)]
+
+    by_part, missing, zero = {}, 0, 0
     for stick in skeleton.sticks:
         judged = []
-        for n in range(len(true)):
-            ends, guesses, there = [], [], True
-            for names in (stick.start, stick.end):
-                joints = [skeleton.joints.index(name) for name in names]
-                for j in joints:
-                    there &= not np.isnan(true[n, j]).any() and (visible is None or bool(visible[n, j]))
-                ends.append([sum(true[n, j, c] for j in joints) / len(joints) for c in (0, 1)])
-                guesses.append([sum(predicted[n, j, c] for j in joints) / len(joints) for c in (0, 1)])
-            length = distance(*ends)
-            if not there:
+        for guess, pose in zip(predicted, true, strict=True):
+            start, end = middle(pose, stick.start), middle(pose, stick.end)
+            errors = distance(middle(guess, stick.start), start), distance(middle(guess, stick.end), end)
+            error = max(errors) if strict else sum(errors) / 2
+            if any(math.isnan(number) for number in (*start, *end)):
                 missing += 1
-            elif length == 0:
+            elif start == end:
                 zero += 1
             else:
-                errors = [distance(g, e) for g, e in zip(guesses, ends, strict=True)]
-                error = max(errors) if strict else sum(errors) / 2
-                judged.append(error <= threshold * length)
-        by_stick.setdefault(stick.part, []).append(100 * sum(judged) / len(judged) if judged else math.nan)
-    parts = {part: sum(values) / len(values) for part, values in by_stick.items()}
-    return parts, missing, zero
+                judged.append(error <= threshold * distance(start, end))
+        by_part.setdefault(stick.part, []).append(100 * sum(judged) / len(judged))
+    return {part: sum(values) / len(values) for part, values in by_part.items()}, missing, zero
 
 
 # --- PCP
@@ -60,10 +57,8 @@ def test_pcp_by_plain_loops(skeleton, seed, strict):
     rng = np.random.default_rng(seed)
     true[rng.random(true.shape[:2]) < 0.1, 1] = np.nan
     true[3, :2] = 1.0  # a lower leg of length 0
-    visible = rng.random(true.shape[:2]) < 0.9
-    visible[3] = True
-    score = pcp(predicted, true, skeleton, 0.7, strict, visible)
-    parts, missing, zero = pcp_by_loops(predicted, true, skeleton, 0.7, strict, visible)
+    score = pcp(predicted, true, skeleton, 0.7, strict)
+    parts, missing, zero = pcp_by_loops(predicted, true, skeleton, 0.7, strict)
     assert list(score.parts) == list(skeleton.parts)
     assert score.parts == pytest.approx(parts)
     assert score.total == pytest.approx(sum(parts.values()) / 6)
@@ -303,8 +298,6 @@ LSP, EYE = LSP_SKELETON, np.eye(2)
         (lambda t: pcp(t, t, MPII_SKELETON), ValueError, r"true must have shape \(N, 16, 2\)"),
         (lambda t: pcp(t, t > 0), TypeError, "true must hold real numbers, got dtype bool"),
         (lambda t: pcp(t, t, threshold=0), ValueError, "threshold must be above 0, got 0"),
-        (lambda t: pcp(t, t, visible=np.ones((2, 14))), TypeError, "visible must be booleans"),
-        (lambda t: pcp(t, t, visible=np.ones(2, bool)), ValueError, r"visible must have shape \(2, 14\)"),
         (lambda t: pckh(t, t, [1, 1], 0, LSP), ValueError, "threshold must be above 0, got 0"),
         (lambda t: pckh(t, t, [1.0], skeleton=LSP), ValueError, r"head_size must have shape \(2,\)"),
         (lambda t: pckh(t, t, [1, -1], skeleton=LSP), ValueError, "negative or infinite"),
