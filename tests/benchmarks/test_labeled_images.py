@@ -115,7 +115,7 @@ def test_a_split_of_its_own(tmp_path, split, test):
 
 def listed(root, text, names=("1.png", "2.png", "3.png", "4.png")):
     write(root, names)
-    (root / "labels.csv").write_text(text, encoding="utf-8")
+    (root / "labels.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return root
 
 
@@ -151,6 +151,11 @@ def test_files_are_in_the_folder_or_in_images(tmp_path):
         (f"{FOUR},cat\n", ValueError, r"line 6 of .*labels\.csv names no file"),
         (f"{FOUR}1.png\n", ValueError, r"line 6 of .*labels\.csv names no class"),
         (f"{FOUR}3.png,dog\n", ValueError, r"labels\.csv names 3\.png more than once"),
+        (f"{FOUR}{'x' * 300},cat\n", FileNotFoundError, r"line 6 of .*labels\.csv names xxx"),
+        (f"{FOUR}a\0b,cat\n", (FileNotFoundError, ValueError), r"labels\.csv"),
+        (b"file,class\n1.png,\xff\xfe\n", ValueError, r"labels\.csv is damaged or no table"),
+        (f"{FOUR}1.png,{'c' * 140_000}", ValueError, r"labels\.csv is damaged or no table"),
+        (b"\0" * 1000, ValueError, r"labels\.csv"),
     ],
 )
 def test_lists_that_are_wrong(tmp_path, text, error, said):

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import OrderedDict
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -142,14 +143,12 @@ def test_the_defaults_alone_are_timed_apart(here, tmp_path):
 
 
 def test_what_ships_is_timed(monkeypatch):
-    calls = []
-    real = PseudoLabelSampler.regroup
-    monkeypatch.setattr(
-        PseudoLabelSampler, "regroup", lambda *given: (calls.append(given[0]), real(*given))[1]
-    )
+    regroup = create_autospec(PseudoLabelSampler.regroup, side_effect=PseudoLabelSampler.regroup)
+    monkeypatch.setattr(PseudoLabelSampler, "regroup", regroup)
     data = planted.plant(700, 16, seed=0)
     answer = ystep.y_step(data, "exact")()
-    (sampler,) = calls
+    regroup.assert_called_once()
+    sampler = regroup.call_args.args[0]
     np.testing.assert_array_equal(answer.labels, sampler.posets.labels)
     neighbors = sampler.grouping.find_neighbors(data.features, sources=data.sources)
     np.testing.assert_array_equal(answer.neighbors, neighbors.indices)

@@ -60,26 +60,6 @@ def test_what_of_a_box_is_outside_the_image_is_cut_off(tmp_path, base):
     assert read(tmp_path).images[0].size == (4, 4)  # nobody knows the size: black beyond the border
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("<bndbox>", "<bndbox"),
-        ("<xmin>2</xmin>", ""),
-        ("<xmin>2</xmin>", "<xmin>two</xmin>"),
-        ("<xmin>2</xmin>", "<xmin>nan</xmin>"),
-        ("<xmin>2</xmin>", "<xmin>inf</xmin>"),
-        ("<width>40</width>", "<width>wide</width>"),
-        ("<name>dog</name>", "<name></name>"),
-    ],
-)
-def test_a_damaged_annotation_is_named(tmp_path, base, old, new):
-    note = base / "Annotations" / "000001.xml"
-    note.write_text(note.read_text().replace(old, new))
-    for skip in (False, True):
-        with pytest.raises(ValueError, match=rf"the annotation {note} is damaged \(.*\): unpack it again"):
-            read(tmp_path, skip_unreadable=skip)
-
-
 def test_images_without_annotation_and_annotations_without_image(tmp_path):
     first = SETS["trainval"][1]
     base = write_voc(tmp_path, {**SETS, "trainval": {**SETS["trainval"], 5: first, 6: first}})

@@ -254,6 +254,7 @@ def test_copied_poses_at_the_edges():
     away = copy_poses([[-1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]], joints)  # cosine -1 and, by definition, 0
     assert away.indices.tolist() == [[1]]
     np.testing.assert_array_equal(away.joints[0, 0], joints[1])
+    assert copy_poses([[0.1, 1.0]], [[1.0, 0.0], [0.0, 0.0]], joints).indices.tolist() == [[0]]
     tied = copy_poses([[0.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]], joints, k=2)
     assert tied.indices.tolist() == [[0, 1], [0, 1]]
     huge = copy_poses([[1e30, 1e30]], [[1e-30, 0.0], [1e-30, 1e-30]], joints)
