@@ -333,11 +333,8 @@ def grow(
 def _around(
     space: Space, neighbors: Neighbors, radii: np.ndarray, samples: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor]:
-    """Candidates for the groups around b samples, each sample first.
-
-    Returns:
-        (b, width) indices, -1 to the end, and flips; (b, width, width) distances, and the same in units of
-        the smaller of both radii; a sample's to no candidate is inf.
+    """(b, width) candidates for the groups around samples, these first, and their flips; (b, width, width)
+    distances, and the same in units of the smaller of both radii, to no candidate inf.
     """
     index = np.concatenate([samples[:, None], neighbors.indices[samples, : width - 1]], axis=1)
     flip = np.zeros(index.shape, bool)
