@@ -215,12 +215,18 @@ def test_random_transforms_draw_the_same_with_any_number_of_workers(fitted):
 # --- On disk
 
 
-def test_statistics_of_other_settings_are_refused(fitted, tmp_path):
-    broken = copy.copy(fitted)
-    broken.mean_ = np.zeros(3)
-    broken.save(tmp_path / "background.npz")
-    with pytest.raises(ValueError, match="do not fit its settings"):
-        HOGLDA.load(tmp_path / "background.npz")
+def test_statistics_come_back_and_those_of_other_settings_are_refused(fitted, tmp_path):
+    path = tmp_path / "background.npz"
+    fitted.save(path)
+    images = smooth(3, size=32)
+    expected = fitted.transform(images, **QUIET)
+    np.testing.assert_array_equal(HOGLDA.load(path).transform(images, **QUIET), expected)
+    for broken in ({"mean_": np.zeros(3)}, {"covariance_": fitted.covariance_[1:]}):
+        other = copy.copy(fitted)
+        vars(other).update(broken)
+        other.save(path)
+        with pytest.raises(ValueError, match="do not fit its settings"):
+            HOGLDA.load(path)
 
 
 def test_cache(fitted, paths, tmp_path, monkeypatch):
