@@ -546,6 +546,8 @@ def test_a_loss_that_fails_leaves_the_memory_as_it_was(monkeypatch, error):
         with pytest.raises(error):
             memory(*batch(2))  # goes round the end
     assert memory.queue_idx == fresh.queue_idx
+    assert torch.equal(memory.embedding_memory, fresh.embedding_memory)
+    assert torch.equal(memory.label_memory, fresh.label_memory)
     assert torch.equal(memory(E, Y), fresh(E, Y))
 
 

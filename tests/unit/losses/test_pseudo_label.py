@@ -80,8 +80,10 @@ def test_mined_pairs_point_into_the_whole_batch():
     assert sorted(zip(a1.tolist(), p.tolist(), strict=True)) == [tuple(pair) for pair in expected]
     assert (labels[a2] != labels[n]).all()
     assert (labels[torch.cat([a2, n])] >= 0).all()
-    subset = PseudoLabelMiner(lambda embeddings, labels: labels.argsort()[:5], POSETS)(embeddings, indices)
-    assert labels[subset].tolist() == labels[labels >= 0].sort().values[:5].tolist()
+    subset = PseudoLabelMiner(lambda embeddings, labels: labels.argsort()[:5], POSETS)
+    found = labels[subset(embeddings, indices)]
+    assert found.tolist() == labels[labels >= 0].sort().values[:5].tolist()
+    assert subset(embeddings[:3], UNASSIGNED).tolist() == []
 
 
 def test_references_are_looked_up_and_dropped_too():
