@@ -49,29 +49,23 @@ def data():
 @pytest.mark.parametrize("mirror", [False, True])
 def test_one_search_and_one_scan(counted, assignment, by_source, mirror):
     features, sources = data()
-    mirrored = features[:, ::-1].copy() if mirror else None
-    sampler = PseudoLabelSampler(
-        features,
-        batch_size=32,
-        assignment=assignment,
-        sources=sources if by_source else None,
-        mirrored=mirrored,
-    )
+    options = {"mirrored": features[:, ::-1].copy()} if mirror else {}
+    given = {"assignment": assignment, "sources": sources if by_source else None}
+    sampler = PseudoLabelSampler(features, 32, **given, **options)
     for _ in range(2):
         counted.update(searches=0, scans=0)
-        posets = sampler.regroup(features, mirrored)
+        posets = sampler.regroup(features, **options)
         assert counted == {"searches": 1, "scans": 2 if mirror else 1}
         assert posets.num_classes > 10
 
 
-def test_the_shared_search_changes_no_poset():
+@pytest.mark.parametrize("options", [{}, {"one_per_source": False}])
+def test_the_shared_search_changes_no_poset(options):
     features, sources = data()
-    for options in ({}, {"one_per_source": False}):
-        grouping = SurrogateGrouping(**options)
-        sampler = PseudoLabelSampler(features, batch_size=32, sources=sources, grouping=grouping)
-        labels = SurrogateGrouping(**options).fit_predict(features, sources=sources)
-        expected = Posets.build(features, labels, sources=sources)
-        assert sampler.posets.equals(expected)
+    grouping = SurrogateGrouping(**options)
+    sampler = PseudoLabelSampler(features, batch_size=32, sources=sources, grouping=grouping)
+    labels = SurrogateGrouping(**options).fit_predict(features, sources=sources)
+    assert sampler.posets.equals(Posets.build(features, labels, sources=sources))
 
 
 @pytest.mark.parametrize("unit", [True, False])

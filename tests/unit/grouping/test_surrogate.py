@@ -412,16 +412,6 @@ def test_each_sample_takes_its_best_group_and_small_ones_dissolve():
     assert lists_of(disjoint(groups, score, 4)) == []
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_disjoint_never_repeats_a_sample(seed):
-    rng = np.random.default_rng(seed)
-    groups = groups_of([rng.choice(50, rng.integers(2, 9), replace=False).tolist() for _ in range(40)])
-    result = lists_of(disjoint(groups, rng.random(groups.members.shape), 3))
-    flat = [i for row in result for i in row]
-    assert len(set(flat)) == len(flat)
-    assert min(map(len, result), default=3) >= 3
-
-
 @pytest.mark.parametrize(
     ("options", "text"),
     [
