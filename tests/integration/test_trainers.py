@@ -128,7 +128,7 @@ def test_rounds_learn():
 
 def test_one_round_is_pmls_own_training():
     data = IndexedDataset(Images(augmented=False))
-    trunk = network().eval()
+    trunk = network()
     trunk[3].p = 0.0
     joint = trained(
         num_rounds=1, iterations_per_round=7, dataset=data, models={"trunk": copy.deepcopy(trunk)}

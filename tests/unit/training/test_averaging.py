@@ -19,10 +19,8 @@ def test_against_a_plain_loop():
         average.update_parameters(model)
         decay = min(0.8, step / (step + 9))
         for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                expected[name] = decay * expected[name] + (1 - decay) * value
-            else:
-                expected[name] = value.clone()
+            follows = value.is_floating_point()
+            expected[name] = decay * expected[name] + (1 - decay) * value if follows else value.clone()
     assert step / (step + 9) > 0.8  # both regimes were there
     for name, value in average.module.state_dict().items():
         assert torch.allclose(value, expected[name], atol=1e-5), name

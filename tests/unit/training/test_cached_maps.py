@@ -5,9 +5,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import trainings
 from torch import nn
+from trainings import sgd
 
-from pml_posets import BatchAugmentation, JointTrainer, PosetLoss, PseudoLabelSampler
+from pml_posets import BatchAugmentation
 from pml_posets.data.datasets import IndexedDataset
 from pml_posets.samplers.pseudo_label import GivenLabels
 from pml_posets.training import CachedMaps, FromLayer
@@ -118,26 +120,25 @@ def test_a_seed_gives_the_same_view_and_the_file_is_used_again(tmp_path):
     assert torch.equal(pickle.loads(pickle.dumps(maps)).plain[2], maps.plain[2])
 
 
-@pytest.mark.parametrize("change", ["front", "images", "seed", "augmentation", "mirror"])
+@pytest.mark.parametrize(
+    "change", ["front", "images", {"seed": 1}, {"augmentation": plain()}, {"mirror": False}]
+)
 def test_other_maps_lie_in_another_file(change, tmp_path):
-    tail = FromLayer(network(), "2", image_size=8)
+    tail, images = FromLayer(network(), "2", image_size=8), photos()
     options = {"num_views": 1, "progress": False}
-    images = photos()
     first = CachedMaps(images, tail, tmp_path, **options)
     if change == "front":
         with torch.no_grad():
             tail.network[0].weight[0] += 1
     images = 255 - images if change == "images" else images
-    changed = {"seed": {"seed": 1}, "augmentation": {"augmentation": plain()}, "mirror": {"mirror": False}}
-    second = CachedMaps(images, tail, tmp_path, **options, **changed.get(change, {}))
-    assert second.path != first.path
+    changed = change if isinstance(change, dict) else {}
+    assert CachedMaps(images, tail, tmp_path, **options, **changed).path != first.path
 
 
 def test_too_much_is_refused_before_it_is_computed(tmp_path):
     tail = FromLayer(network(), "2", image_size=8)
-    with pytest.raises(
-        ValueError, match=r"the maps would take 0\.0 GiB of 1e-06 \(max_gib\): take fewer views"
-    ):
+    text = r"the maps would take 0\.0 GiB of 1e-06 \(max_gib\): take fewer views"
+    with pytest.raises(ValueError, match=text):
         CachedMaps(photos(), tail, tmp_path, max_gib=1e-6, progress=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -148,24 +149,15 @@ def test_a_joint_trainer_learns_from_maps(tmp_path):
     maps = CachedMaps(photos(), tail, tmp_path, augmentation=plain(), num_views=2, progress=False)
     front = net[0].weight.clone()
     start = net[7].weight.clone()
-    joint = JointTrainer(
-        models={"trunk": tail},
-        optimizers={
-            "trunk_optimizer": lambda parameters: torch.optim.SGD(
-                [p for p in parameters if p.requires_grad], lr=0.1
-            )
-        },
-        sampler=PseudoLabelSampler(
-            np.random.default_rng(0).normal(size=(12, 4)),
-            batch_size=12,
-            grouping=GivenLabels([0, 0, 0, 1, 1, 1, 2, 2, 2, -1, -1, -1]),
-        ),
-        loss_funcs={"metric_loss": PosetLoss(sigma=0.5)},
-        dataset=maps,
+    optimizer = sgd()
+    joint = trainings.make(
+        maps,
+        tail,
+        GivenLabels([0, 0, 0, 1, 1, 1, 2, 2, 2, -1, -1, -1]),
+        features=np.random.default_rng(0).normal(size=(12, 4)),
+        optimizers={"trunk_optimizer": lambda weights: optimizer([w for w in weights if w.requires_grad])},
         feature_dataset=maps.plain,
-        num_rounds=2,
-        iterations_per_round=2,
-        progress=False,
+        sampler_options={"batch_size": 12},
     )
     joint.train()
     assert joint.extract().shape == (12, 5)

@@ -6,20 +6,18 @@ from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
 
 from pml_posets.training._components import Components
 
+CPU = torch.device("cpu")
+
 
 def head_groups(parameters):
     weight, bias = parameters
-    return torch.optim.Adam(
-        [{"params": [weight], "lr": 0.5}, {"params": [bias], "weight_decay": 0.1}], lr=0.25
-    )
+    groups = [{"params": [weight], "lr": 0.5}, {"params": [bias], "weight_decay": 0.1}]
+    return torch.optim.Adam(groups, lr=0.25)
 
 
-def make(**changes):
+def make(trunk=None, **changes):
     options = {
-        "models": {
-            "trunk": torch.nn.Linear(3, 2),
-            "classifier": lambda num_classes: torch.nn.Linear(2, num_classes),
-        },
+        "models": {"trunk": trunk or torch.nn.Linear(3, 2), "classifier": lambda n: torch.nn.Linear(2, n)},
         "loss_funcs": {"metric_loss": CrossBatchMemory(ContrastiveLoss(), 2, memory_size=8)},
         "optimizers": {"trunk_optimizer": torch.optim.SGD, "classifier_optimizer": head_groups},
         "lr_schedulers": {},
@@ -36,13 +34,12 @@ def step(parts):
 
 def test_an_optimizer_of_several_groups_takes_the_new_parameters():
     parts = make()
-    assert parts.of_classes == ["classifier"]
     assert "classifier" not in parts.models
-    parts.fit(5, seed=0, device=torch.device("cpu"))
+    parts.fit(5, seed=0, device=CPU)
     optimizer, old = parts.optimizers["classifier_optimizer"], parts.models["classifier"]
     step(parts)
     optimizer.param_groups[0]["lr"] = 0.125  # as a schedule would
-    parts.fit(7, seed=0, device=torch.device("cpu"))
+    parts.fit(7, seed=0, device=CPU)
     new = parts.models["classifier"]
     assert parts.optimizers["classifier_optimizer"] is optimizer
     assert [group["params"] for group in optimizer.param_groups] == [[new.weight], [new.bias]]
@@ -60,7 +57,7 @@ def test_new_weights_are_a_function_of_the_seed():
         torch.manual_seed(number)
         parts = make()
         before = torch.get_rng_state()
-        parts.fit(5, seed=seed, device=torch.device("cpu"))
+        parts.fit(5, seed=seed, device=CPU)
         assert torch.equal(before, torch.get_rng_state())
         found.append(parts.models["classifier"].weight)
     assert torch.equal(found[0], found[1])
@@ -70,7 +67,7 @@ def test_new_weights_are_a_function_of_the_seed():
 def test_state_with_a_memory():
     first, second = make(), make()
     for parts in (first, second):
-        parts.fit(4, seed=1, device=torch.device("cpu"))
+        parts.fit(4, seed=1, device=CPU)
     memory = first.loss_funcs["metric_loss"]
     for _ in range(2):
         memory(torch.randn(6, 2), torch.arange(6) % 2)
@@ -83,9 +80,8 @@ def test_state_with_a_memory():
     assert torch.equal(second.models["classifier"].weight, first.models["classifier"].weight)
     second.forget_memories()
     assert (copy.queue_idx, copy.has_been_filled) == (0, False)
-    with pytest.raises(
-        ValueError, match=r"it has the models \['classifier', 'trunk'\], here are \['trunk'\]"
-    ):
+    text = r"it has the models \['classifier', 'trunk'\], here are \['trunk'\]"
+    with pytest.raises(ValueError, match=text):
         make().load_state_dict(first.state_dict())
 
 
@@ -93,13 +89,11 @@ def test_functions_and_objects_are_both_taken():
     trunk = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(trunk.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
     parts = make(
-        models={"trunk": trunk},
-        optimizers={"trunk_optimizer": optimizer},
-        lr_schedulers={
-            "trunk_scheduler_by_epoch": schedule,
-            "trunk_scheduler_by_plateau": torch.optim.lr_scheduler.ReduceLROnPlateau,
-        },
+        trunk,
+        optimizers={"trunk_optimizer": optimizer, "classifier_optimizer": head_groups},
+        lr_schedulers={"trunk_scheduler_by_epoch": schedule, "trunk_scheduler_by_plateau": plateau},
     )
     assert parts.optimizers == {"trunk_optimizer": optimizer}
     assert parts.lr_schedulers["trunk_scheduler_by_epoch"] is schedule

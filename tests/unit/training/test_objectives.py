@@ -1,20 +1,13 @@
 """Objectives in the rounds: beside PML's losses and alone, their weights, their place in a checkpoint."""
 
-import numpy as np
 import pytest
 import torch
+import trainings
+from trainings import sgd
 
 from pml_posets.losses.poset import PosetLoss
-from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
-from pml_posets.training.joint import JointTrainer
+from pml_posets.samplers.pseudo_label import GivenLabels
 from pml_posets.training.objectives import trainer_with_objectives
-
-NUM = 32
-
-
-def images():
-    generator = torch.Generator().manual_seed(0)
-    return list(torch.rand(NUM, 1, 8, 8, generator=generator))
 
 
 class Own(torch.nn.Module):
@@ -33,33 +26,25 @@ class Own(torch.nn.Module):
         return ((models["embedder"](models["trunk"](given)) - self.point - 1) ** 2).mean()
 
 
-def make(objectives=None, metric=True, **changes):
+def make(objective=None, metric=True, **changes):
     torch.manual_seed(0)
-    data = images()
-    features = np.stack([image.numpy().ravel() for image in data])
-    own = Own() if objectives is None else objectives
-    losses = {**({"metric_loss": PosetLoss(sigma=0.5)} if metric else {}), "own": own}
+    trunk = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
+    losses = {"own": Own() if objective is None else objective}
     options = {
-        "models": {"trunk": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))},
-        "optimizers": {
-            "trunk_optimizer": lambda p: torch.optim.SGD(p, lr=0.1),
-            "own_optimizer": lambda p: torch.optim.SGD(p, lr=0.1),
-        },
-        "sampler": PseudoLabelSampler(features, 8, grouping=GivenLabels([0, 1, 2, -1] * 8)),
-        "loss_funcs": losses,
-        "dataset": data,
-        "num_rounds": 2,
+        "optimizers": {"trunk_optimizer": sgd(), "own_optimizer": sgd()},
+        "loss_funcs": {"metric_loss": PosetLoss(sigma=0.5), **losses} if metric else losses,
         "iterations_per_round": 6,
         "record_every": 3,
-        "progress": False,
+        **changes,
     }
-    return JointTrainer(**{**options, **changes})
+    return trainings.make(trainings.noise(32, 8), trunk, GivenLabels([0, 1, 2, -1] * 8), **options)
 
 
 @pytest.mark.parametrize("metric", [True, False])
-def test_an_objective_is_given_the_batch_and_the_models(metric):
+def test_an_objective_is_given_the_batch_and_the_models(metric, caplog):
     joint = make(metric=metric)
     joint.train()
+    assert "loss_funcs is missing" not in caplog.text  # as PML would say
     own = joint.loss_funcs["own"]
     assert own.bound == [0, 1]
     assert len(own.seen) == 12
@@ -72,30 +57,22 @@ def test_an_objective_is_given_the_batch_and_the_models(metric):
     assert own.point.abs().sum() > 0
 
 
-@pytest.mark.parametrize("metric", [True, False])
-def test_pml_misses_no_loss(metric, caplog):
-    make(metric=metric, num_rounds=1, iterations_per_round=1).train()
-    assert "loss_funcs is missing" not in caplog.text
-
-
 def test_its_weight():
-    rows = [make(metric=False, loss_weights={"own": w}, num_rounds=1) for w in (1.0, 0.25)]
     first = []
-    for joint in rows:
-        joint.iterations_per_round = 1
+    for weight in (1.0, 0.25):
+        joint = make(metric=False, loss_weights={"own": weight}, num_rounds=1, iterations_per_round=1)
         joint.train()
         first.append(joint.history[0]["own"])
     assert first[1] == pytest.approx(0.25 * first[0], rel=1e-5)
-    nothing = make(loss_weights={"own": 0.0, "metric_loss": 1.0})
+    nothing = make(loss_weights={"own": 0.0, "metric_loss": 1.0}, num_rounds=1)
     nothing.train()
     assert nothing.loss_funcs["own"].seen == []
 
 
 def test_weights_without_an_optimizer():
     with pytest.raises(ValueError, match="the objective own has weights to learn: optimizers needs own_opt"):
-        make(optimizers={"trunk_optimizer": lambda p: torch.optim.SGD(p, lr=0.1)})
-    frozen = Own().requires_grad_(False)
-    make(frozen, optimizers={"trunk_optimizer": lambda p: torch.optim.SGD(p, lr=0.1)})
+        make(optimizers={"trunk_optimizer": sgd()})
+    make(Own().requires_grad_(False), optimizers={"trunk_optimizer": sgd()})
 
 
 def test_no_objective_no_other_class():
