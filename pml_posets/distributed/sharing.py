@@ -112,12 +112,7 @@ def main_first(function: Callable[[], Result]) -> Result:
 
 @contextmanager
 def share_errors() -> Iterator[None]:
-    """An error of one rank inside becomes a `RankError` of all at the end; nothing inside may be an exchange.
-
-    Example:
-        >>> with share_errors():
-        ...     value = 1
-    """
+    """An error of one rank inside becomes a `RankError` of all at the end; no exchange may be inside."""
     error: Exception | None = None
     try:
         yield

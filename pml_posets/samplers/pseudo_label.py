@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -252,7 +252,6 @@ class PseudoLabelSampler(BatchSampler):
         refine: Any = None if self.assignment is None else self.assignment.fit_predict
         stays = last is not None and refine is not None and self.warm_start
         options: dict[str, Any] = {"sources": self.sources, "mirrored": mirrored, "times": self.times}
-        labels: np.ndarray
         flips: Any
         find = getattr(self.grouping, "find_neighbors", None)
         if find is not None and (not stays or "neighbors" in inspect.signature(refine).parameters):
@@ -261,18 +260,24 @@ class PseudoLabelSampler(BatchSampler):
             labels, flips = last.labels, last.flips
         else:
             given = options if last is None else {**options, "labels": last.labels}
-            found = _call(self.grouping.fit_predict, features, given)
-            labels = relabel(as_labels(found, self.num_samples, "the grouping's labels", contiguous=False))
+            labels = self._labels(self.grouping, "the grouping's labels", features, given)
             flips = getattr(self.grouping, "flips_", None)
         lists_nearest = getattr(self.grouping, "lists_nearest", None)
         if lists_nearest is not None and not lists_nearest(features, self.sources):
             options["neighbors"] = None  # no medoid can be looked up in them
         flips = flips if mirrored is not None else None
         if refine is not None:
-            found = _call(refine, features, {**options, "labels": labels, "flips": flips})
-            labels = relabel(as_labels(found, self.num_samples, "the assignment's labels", contiguous=False))
+            given = {**options, "labels": labels, "flips": flips}
+            labels = self._labels(self.assignment, "the assignment's labels", features, given)
             flips = flips if mirrored is None else getattr(self.assignment, "flips_", flips)
         return labels, flips, options.get("neighbors")
+
+    def _labels(self, provider: Any, what: str, features: np.ndarray, given: dict[str, Any]) -> np.ndarray:
+        """What a provider makes of features and those options that are given and that its signature names."""
+        named = inspect.signature(provider.fit_predict).parameters
+        options = {key: value for key, value in given.items() if value is not None and key in named}
+        found = provider.fit_predict(features, **options)
+        return relabel(as_labels(found, self.num_samples, what, contiguous=False))
 
     def __len__(self) -> int:
         return self.num_batches
@@ -318,9 +323,3 @@ def _check_provider(name: str, provider: Any) -> None:
         raise TypeError(f"{name} must be an instance, got the class: write {provider.__name__}(...)")
     if not callable(getattr(provider, "fit_predict", None)):
         raise TypeError(f"{name} must have a method fit_predict, got {type(provider).__name__}")
-
-
-def _call(function: Callable[..., Any], features: np.ndarray, options: dict[str, Any]) -> Any:
-    """Call with those options that are not None and that the signature names."""
-    named = inspect.signature(function).parameters
-    return function(features, **{k: v for k, v in options.items() if v is not None and k in named})

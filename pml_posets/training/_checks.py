@@ -219,11 +219,8 @@ def check_training_batch(joint: JointTrainer) -> None:
         count = len(indices)
         raise TypeError(f"trunk and embedder must return ({count}, D) for {count} images, got {got}")
     trained = [joint.models[name] for name in joint.models if name in _EMBEDDING and name not in frozen]
-    if (
-        learned
-        and not embeddings.requires_grad
-        and any(p.requires_grad for m in trained for p in m.parameters())
-    ):
+    to_learn = any(p.requires_grad for model in trained for p in model.parameters())
+    if learned and to_learn and not embeddings.requires_grad:
         raise TypeError(
             "trunk and embedder return embeddings without a gradient, though they have weights to learn: do "
             "they detach them, or run under torch.no_grad?"

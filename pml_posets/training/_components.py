@@ -60,11 +60,6 @@ class Components:
                 raise TypeError(f"{name} must be {wanted}, got {given!r}")
         self._check_weights()
 
-    @property
-    def of_classes(self) -> list[str]:
-        """Names of the models and losses that are given as functions of the number of classes."""
-        return list(self._functions)
-
     # --- The number of classes
 
     def fit(
@@ -167,7 +162,7 @@ class Components:
         ours = {p for module in self._modules.values() for p in module.parameters()}
         held: set[torch.nn.Parameter] = set()
         for key, optimizer in self.optimizers.items():
-            weights = {p for group in optimizer.param_groups for p in group["params"]}
+            weights = set(_weights_of(optimizer))
             if foreign := len(weights - ours):
                 text = (
                     f"{foreign} of the {len(weights)} weights in {key} are in no model and no loss: was it "
@@ -196,11 +191,10 @@ class Components:
 
     def totals(self) -> dict[str, torch.Tensor]:
         """A number of each weight that an optimizer holds, which changes with it."""
-        held = {
-            key: [w for group in o.param_groups for w in group["params"]]
-            for key, o in self.optimizers.items()
+        return {
+            key: torch.stack([w.detach().double().sum() for w in _weights_of(optimizer)])
+            for key, optimizer in self.optimizers.items()
         }
-        return {key: torch.stack([w.detach().double().sum() for w in held[key]]) for key in held}
 
     def check_moved(self, before: Mapping[str, torch.Tensor], round_number: int) -> None:
         """Warn of optimizers that have moved nothing since `totals` gave `before`."""
@@ -250,13 +244,11 @@ class Components:
 
     def settings(self) -> dict[str, Any]:
         """The settings of all components, flat, before they have learned."""
-        found: dict[str, Any] = {}
         things = {**self._modules, **self.optimizers, **self.lr_schedulers}
-        for name, thing in things.items():
-            found |= {f"{name} {key}": value for key, value in describe(thing).items()}
-        for name, function in self._functions.items():
-            found |= {f"{name} function {key}": value for key, value in describe(function).items()}
-        return found
+        things |= {f"{name} function": function for name, function in self._functions.items()}
+        return {
+            f"{name} {key}": value for name, thing in things.items() for key, value in describe(thing).items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -286,6 +278,10 @@ class Components:
     def _memories(self) -> list[Any]:
         modules = [module for loss in self.loss_funcs.values() for module in loss.modules()]
         return [m for m in modules if hasattr(m, "reset_queue") and hasattr(m, "queue_idx")]
+
+
+def _weights_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _check_optimizer(key: str, optimizer: Any) -> None:

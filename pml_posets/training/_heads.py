@@ -50,15 +50,14 @@ def class_axes(function: Callable[[int], Any], module: torch.nn.Module, num_clas
         shapes = {name: weight.shape for name, weight in larger.state_dict().items()}
     except Exception:  # a function that knows its own numbers of classes only
         return None
-    axes = {}
-    for name, weight in module.state_dict().items():
+    axes, state = {}, module.state_dict()
+    for name, weight in state.items():
         other = shapes.get(name, torch.Size())
         if larger is module or len(other) != weight.ndim:
             return None
         for axis, (size, grown) in enumerate(zip(weight.shape, other, strict=True)):
             if size != grown:
                 axes[name] = axis, grown - size
-    state = module.state_dict()
     fits = all(state[name].shape[axis] == rows * num_classes for name, (axis, rows) in axes.items())
     return axes if fits else None
 
@@ -130,10 +129,8 @@ def num_outputs(layer: torch.nn.Module, name: str) -> int | None:
     else:  # a loss of PML's; some keep weights of their classes alone
         kept = dict(layer.named_parameters(recurse=False))
         fitting = [
-            kept[key].shape[axis] for key, ndim, axis in _OF_CLASSES if key in kept and kept[key].ndim == ndim
+            kept[key].shape[axis] for key, dims, axis in _OF_CLASSES if key in kept and kept[key].ndim == dims
         ]
-        count = getattr(layer, "num_classes", 0) or max(
-            fitting, default=None
-        )  # 0: a record of the last batch
+        count = getattr(layer, "num_classes", 0) or max(fitting, default=None)  # 0: of the last batch
         count = None if count == 1 else count  # MarginLoss has one beta for all by default
     return count if isinstance(count, int) else None

@@ -31,9 +31,7 @@ _PLAIN = (
 _SAMPLES, _SAMPLES_AT_HAND = 32, 4096  # of the data that are looked at
 _RUN_STATE = (Posets, Dataset, Sampler, torch.device, torch.Generator, torch.nn.Parameter)
 _NO_SETTINGS = {"training", "last_epoch", "verbose", "optimizer"}
-_LIBRARIES = (
-    *("builtins", "pml_posets", "pytorch_metric_learning", "torch", "torchvision", "numpy", "sklearn"),
-)
+_LIBRARIES = ("builtins", "pml_posets", "pytorch_metric_learning", "torch", "torchvision", "numpy", "sklearn")
 _SETTINGS = (argparse.Namespace, types.SimpleNamespace)
 _STORING = ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "DELETE_ATTR")
 _LOADING = ("LOAD_ATTR", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLASSDEREF")
@@ -42,6 +40,7 @@ _WRITING = (
     *("append", "extend", "insert", "pop", "remove", "clear", "sort", "reverse"),
     *("add", "discard", "update", "setdefault", "popitem"),
 )
+_CONSTRUCTORS = ("__init__", "__post_init__", "__new__")
 _NO_GROUP_SETTINGS = {"params", "lr", "initial_lr", "capturable", "foreach", "fused", "differentiable"}
 
 
@@ -59,9 +58,8 @@ def describe_data(dataset: Any) -> dict[str, Any]:
         if isinstance(files, list | tuple) and files:
             paths = [item[0] if isinstance(item, tuple) else item for item in files]
             if all(isinstance(path, str | os.PathLike) for path in paths):
-                known["file names"] = _digest(
-                    "\n".join(map(os.path.basename, paths)).encode("utf-8", "surrogateescape")
-                )
+                names = "\n".join(map(os.path.basename, paths))
+                known["file names"] = _digest(names.encode("utf-8", "surrogateescape"))
                 with suppress(OSError):  # the run will say which cannot be read
                     known["file sizes"] = _digest(repr([os.path.getsize(path) for path in paths]).encode())
                 break
@@ -70,7 +68,8 @@ def describe_data(dataset: Any) -> dict[str, Any]:
         if (transform := getattr(layer, "transform", None)) is not None:
             known |= {f"transform {key}": value for key, value in describe(transform).items()}
         layer = getattr(layer, "dataset", None)
-    limit = _SAMPLES if not isinstance(inner, list | tuple | np.ndarray | torch.Tensor) else _SAMPLES_AT_HAND
+    at_hand = isinstance(inner, list | tuple | np.ndarray | torch.Tensor)
+    limit = _SAMPLES_AT_HAND if at_hand else _SAMPLES
     indices = np.unique(np.linspace(0, len(inner) - 1, min(limit, len(inner))).astype(int)).tolist()
     images, again = _images(inner, indices), _images(inner, indices[:4])
     if images is not None and again is not None and torch.equal(images[: len(again)], again):
@@ -220,12 +219,8 @@ def _parts_of_function(function: Any) -> list[tuple[str, Any]]:
         ]
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             value = cell.cell_contents
-            if (
-                isinstance(value, _SETTINGS)
-                or inspect.isroutine(value)
-                or is_dataclass(value)
-                or (_is_setting(value) and name not in written)
-            ):
+            counts = isinstance(value, _SETTINGS) or inspect.isroutine(value) or is_dataclass(value)
+            if counts or (_is_setting(value) and name not in written):
                 parts.append((name, value))
     owner = getattr(function, "__self__", None)
     return parts if owner is None or inspect.ismodule(owner) else [*parts, ("of", owner)]
@@ -245,13 +240,11 @@ def _used_by(code: types.CodeType) -> dict[str, list[Any]]:
             if type(value) in (int, float):
                 used["numbers"].append(value)
             elif isinstance(value, bool | complex | str | bytes | tuple | frozenset):
-                used["constants"].append(
-                    str(sorted(value, key=str) if isinstance(value, frozenset) else value)
-                )
+                value = sorted(value, key=str) if isinstance(value, frozenset) else value
+                used["constants"].append(str(value))
         elif step.opcode in dis.hasname:
-            used["globals" if step.opname == "LOAD_GLOBAL" and value not in written else "names"].append(
-                value
-            )
+            is_global = step.opname == "LOAD_GLOBAL" and value not in written
+            used["globals" if is_global else "names"].append(value)
     used["names"] += used["globals"]
     return used
 
@@ -283,11 +276,7 @@ def _own_values(kind: type) -> tuple[dict[str, Any], set[str]]:
             continue
         for name, member in vars(base).items():
             member = getattr(member, "__func__", getattr(member, "fget", member))
-            if isinstance(member, types.FunctionType) and name not in (
-                "__init__",
-                "__post_init__",
-                "__new__",
-            ):
+            if isinstance(member, types.FunctionType) and name not in _CONSTRUCTORS:
                 written |= _written_by(member.__code__)
             elif not name.startswith("_") and _is_setting(member):
                 values[name] = member
@@ -296,10 +285,8 @@ def _own_values(kind: type) -> tuple[dict[str, Any], set[str]]:
 
 def _attributes(thing: Any) -> dict[str, Any]:
     slots = [name for kind in type(thing).__mro__ for name in np.atleast_1d(vars(kind).get("__slots__", []))]
-    return {
-        **{str(n): getattr(thing, n) for n in slots if hasattr(thing, n)},
-        **getattr(thing, "__dict__", {}),
-    }
+    kept = {str(name): getattr(thing, name) for name in slots if hasattr(thing, name)}
+    return {**kept, **getattr(thing, "__dict__", {})}
 
 
 def _is_library(kind: Any) -> bool:

@@ -1,9 +1,7 @@
 """Rounds on several ranks: each embeds its share of every joint batch, and all compute its loss alike.
 
-A rank runs the network on its share; the embeddings of all ranks are gathered, with gradients, in the order
-of the joint batch. From there on every rank does what one process would: the miner, every PML loss, a
-memory and the classifier see the whole batch and all its representatives. The gradients of all weights are
-then averaged over the ranks (see `gather_with_gradient`), which makes them those of one process.
+The embeddings of all ranks are gathered, with gradients, in the order of the joint batch. From there on every
+rank does what one process would. The gradients of all weights are then averaged over the ranks.
 
 What differs from one process:
 
@@ -38,25 +36,11 @@ from ..distributed.process_group import (
 from ..distributed.sharing import from_main, shared_work
 from ..posets import Posets
 
-__all__ = [
-    "broadcast_groups",
-    "broadcast_weights",
-    "check_splittable",
-    "rank_positions",
-    "shared_groups",
-    "trainer_over_ranks",
-]
-
 
 def rank_positions(
     batch_size: int, views: int = 1, number: int | None = None, ranks: int | None = None
 ) -> np.ndarray:
-    """Positions of a rank's share in the joint batch: the same share of each of its views.
-
-    Example:
-        >>> rank_positions(8, 2, 0, 2).tolist(), rank_positions(8, 2, 1, 2).tolist()
-        ([0, 1, 4, 5], [2, 3, 6, 7])
-    """
+    """Positions of a rank's share in the joint batch: the same share of each of its views."""
     number, ranks = rank() if number is None else number, world_size() if ranks is None else ranks
     if batch_size % (views * ranks):
         what = "the number of ranks" if views == 1 else f"the number of ranks times {views} views"
@@ -73,8 +57,9 @@ def check_splittable(
         return
     rank_positions(sampler.batch_size, getattr(sampler, "views", 1))
     if not issubclass(trainer_class, MetricLossOnly):
-        kind = trainer_class.__name__
-        raise TypeError(f"several ranks need MetricLossOnly or a subclass of it, got {kind}")
+        raise TypeError(
+            f"several ranks need MetricLossOnly or a subclass of it, got {trainer_class.__name__}"
+        )
     if "subset_batch_miner" in mining_funcs:
         raise ValueError("a subset_batch_miner picks from the share of one rank: use a tuple_miner")
     if objectives:

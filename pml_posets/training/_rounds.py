@@ -64,15 +64,7 @@ def finish_first() -> Iterator[None]:
 
 
 class LossRecord:
-    """Sums losses where they are, and makes a row of their means in `rows` `every` few iterations.
-
-    Example:
-        >>> record = LossRecord(every=2)
-        >>> record.add({"total_loss": torch.tensor(1.0)}, {"iteration": 1})
-        >>> record.add({"total_loss": torch.tensor(4.0)}, {"iteration": 2})
-        >>> record.rows
-        [{'iteration': 2, 'total_loss': 2.5}]
-    """
+    """Sums losses where they are, and makes a row of their means in `rows` `every` few iterations."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -271,8 +263,8 @@ class Rounds:
             raise RuntimeError(f"the losses have no gradient to weights ({error}): {advice}") from error
 
     def _record(self, bar: Any) -> None:
-        last = self.iteration + 1 == self.iterations_per_round
         where = {"round": self.round, "iteration": self.global_iteration + 1}
+        last = self.iteration + 1 == self.iterations_per_round
         self._losses.add(self.trainer.losses, where, last)
         bar.update(1)
         rows = self._losses.rows
@@ -299,7 +291,9 @@ class Rounds:
     # --- What goes into a PML trainer
 
     def _make_trainer(self) -> Any:
-        collate = self.trainer_options.get("collate_fn")
+        options = dict(self.trainer_options)
+        if collate := options.get("collate_fn"):
+            options["collate_fn"] = SeededCollate(collate)
         trainer = self.trainer_class(
             models=self.models,
             optimizers=self.optimizers,
@@ -310,7 +304,7 @@ class Rounds:
             iterations_per_epoch=self.iterations_per_round,
             loss_weights=self.loss_weights,
             lr_schedulers=self.lr_schedulers,
-            **{**self.trainer_options, **({"collate_fn": SeededCollate(collate)} if collate else {})},
+            **options,
         )
         if self.autocast is not None:
             under = torch.autocast(self.device.type, dtype=self.autocast)

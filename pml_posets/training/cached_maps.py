@@ -212,28 +212,25 @@ class CachedMaps(Dataset[torch.Tensor]):
                 f"the maps would take {size / 2**30:.1f} GiB of {max_gib} (max_gib): take fewer views, "
                 "smaller images, a later layer, or raise max_gib"
             )
+        # What lies behind the layer may be trained without making new maps.
+        front = [weights_digest(tail.network.get_submodule(name)) for name in tail._front]
         settings = {"shape": self._shape, "seed": seed, "mirror": bool(mirror), "amp": repr(amp)}
-        settings |= {"augmentation": repr(augment), "layer": tail.layer, "weights": _front_weights(tail)}
+        settings |= {"augmentation": repr(augment), "layer": tail.layer, "weights": front}
         name = digest(settings, data_identity(dataset, data_id))
         self.path = Path(folder) / f"maps-{name[:24]}.npy"
         if not self.path.exists():
             check_folder(folder, size)
-            self._make(
-                dataset, tail, augment, mirror, as_count(batch_size, "batch_size"), amp, seed, progress
-            )
+            loader = DataLoader(dataset, as_count(batch_size, "batch_size"), collate_fn=_stack)
+            self._make(loader, tail, augment, mirror, amp, seed, progress)
         self.plain = _PlainMaps(self)
-        self._open()
-
-    def _open(self) -> None:
         self._maps = np.load(self.path, mmap_mode="r")
 
     def _make(
         self,
-        dataset: Any,
+        loader: DataLoader[Any],
         tail: FromLayer,
         augment: nn.Module,
         mirror: bool,
-        batch_size: int,
         amp: torch.dtype | None,
         seed: int,
         progress: bool,
@@ -256,7 +253,7 @@ class CachedMaps(Dataset[torch.Tensor]):
             np.lib.format.write_array_header_1_0(file, header)
             for view in range(self._shape[0]):  # 0: the images as they are
                 augment.train(view > 0)
-                for number, images in enumerate(DataLoader(dataset, batch_size, collate_fn=_stack)):
+                for number, images in enumerate(loader):
                     seed_everything(derive_seeds(seed, view, number)[0])
                     images = images.flip(-1) if mirror and view % 2 else images
                     maps = tail.front(augment(images.to(device))).half().cpu().numpy()
@@ -281,7 +278,7 @@ class CachedMaps(Dataset[torch.Tensor]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open()
+        self._maps = np.load(self.path, mmap_mode="r")
 
 
 class _PlainMaps(Dataset[torch.Tensor]):
@@ -303,8 +300,3 @@ class _Reached(Exception):
 
 def _stack(items: list[Any]) -> torch.Tensor:
     return torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
-
-
-def _front_weights(tail: FromLayer) -> list[str | None]:
-    """Digests of the front's weights: those behind the layer may be trained without making new maps."""
-    return [weights_digest(tail.network.get_submodule(name)) for name in tail._front]

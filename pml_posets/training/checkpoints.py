@@ -8,7 +8,7 @@ import pickle
 import re
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,11 @@ def save_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) ->
         with atomic_write(path) as file:
             torch.save({"format": _FORMAT, **plain}, file)
     except (OSError, RuntimeError) as error:
-        for cause in _causes(error):  # torch's writer turns whatever ends it into a RuntimeError
+        cause: BaseException | None = error
+        while cause is not None:  # torch's writer turns whatever ends it into a RuntimeError
             if isinstance(cause, MemoryError) or not isinstance(cause, Exception):
                 raise cause from None
+            cause = cause.__cause__ or cause.__context__
         raise OSError(f"cannot write the checkpoint {path} ({error}); an older one is unchanged") from error
 
 
@@ -134,12 +136,6 @@ def _plain(value: Any, name: str) -> Any:
         f"{type(value).__module__}.{type(value).__qualname__} (in the state of a model, loss, optimizer, "
         "scheduler, miner or sampler): give a tensor or plain numbers instead"
     )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _equal(one: Any, other: Any) -> bool:

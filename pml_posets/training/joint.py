@@ -205,17 +205,14 @@ class JointTrainer(Saved):
         self.loss_weights = check_weights(loss_weights, loss_funcs)
         frozen = tuple(self.trainer_options.get("freeze_these", ()))
         parts = Components(models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss, frozen)
-        self._take(parts, ema_decay)
-        check_schedules(self.lr_schedulers, self.num_rounds, self.iterations_per_round)
-        trunk_device = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
-        self.device = torch.device(self.trainer_options.setdefault("data_device", trunk_device))
-
-    def _take(self, parts: Components, ema_decay: float | None) -> None:
         self._components, self.models, self.loss_funcs = parts, parts.models, parts.loss_funcs
         self.optimizers, self.lr_schedulers = parts.optimizers, parts.lr_schedulers
         self._ema_decay = ema_decay
         averaged = [] if ema_decay is None else [n for n in ("trunk", "embedder") if n in parts.models]
         self._averages = {name: moving_average(parts.models[name], ema_decay or 0.0) for name in averaged}
+        check_schedules(self.lr_schedulers, self.num_rounds, self.iterations_per_round)
+        trunk_device = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
+        self.device = torch.device(self.trainer_options.setdefault("data_device", trunk_device))
 
     def _choose_trainer(
         self,
