@@ -32,15 +32,16 @@ def plain():
     return BatchAugmentation(mean=[0.5] * 3, std=[0.25] * 3)
 
 
-def test_maps_say_all_that_images_do():
+@pytest.mark.parametrize(("layer", "shape"), [("2", (4, 8, 8)), ("4", (6, 3, 3))])
+def test_maps_say_all_that_images_do(layer, shape):
     net = network()
-    tail = FromLayer(net, "2", image_size=8)
+    tail = FromLayer(net, layer, image_size=8)
     images = torch.rand(5, 3, 8, 8)
     maps = tail.front(images)
-    assert tail.shape == (4, 8, 8)
+    assert tail.shape == shape
     before = maps.clone()
     torch.testing.assert_close(tail(maps), net(images))
-    assert torch.equal(maps, before)  # layers behind write into a copy
+    assert torch.equal(maps, before)  # the layer behind "4" writes into a copy
     assert not any(module._forward_hooks for module in net.modules())
 
 
@@ -66,9 +67,9 @@ def test_only_what_lies_behind_is_trained():
     assert torch.equal(net[1].running_mean, start)
     assert not net[1].training
     assert net[4].training
-    assert [name for name, p in net.named_parameters() if p.grad is not None] == [
-        "3.weight", "3.bias", "4.weight", "4.bias", "7.weight", "7.bias",
-    ]  # fmt: skip
+    behind = ["3.weight", "3.bias", "4.weight", "4.bias", "7.weight", "7.bias"]
+    assert [name for name, p in net.named_parameters() if p.grad is not None] == behind
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == behind
 
 
 def test_a_way_past_the_layer_is_refused():
@@ -86,21 +87,25 @@ def test_a_way_past_the_layer_is_refused():
         FromLayer(network(), "no", image_size=8)
 
 
-def test_views_are_those_of_the_augmentation(tmp_path):
+@pytest.mark.parametrize("mirror", [False, True])
+def test_views_are_those_of_the_augmentation(mirror, tmp_path):
     tail = FromLayer(network(), "2", image_size=8)
     still = BatchAugmentation((1, 1), 0, 0, 0, mean=[0.5] * 3, std=[0.25] * 3)
-    maps = CachedMaps(photos(), tail, tmp_path, augmentation=still, num_views=2, batch_size=5, progress=False)
+    options = {"batch_size": 5, "mirror": mirror, "progress": False}
     normalized = (photos() / 255 - 0.5) / 0.25
-    expected = tail.front(normalized)
-    turned = tail.front(normalized.flip(-1))
+    straight, turned = tail.front(normalized), tail.front(normalized.flip(-1))
+    first = CachedMaps(photos(), tail, tmp_path, augmentation=still, num_views=1, **options)
     for index in range(12):
-        torch.testing.assert_close(maps.plain[index], expected[index], rtol=2e-3, atol=2e-3)
-        # View 1 is mirrored, view 2 is not.
-        item = maps[index]
-        near = min((item - view[index]).abs().max() for view in (expected, turned))
-        assert near < 1e-2
-    seen = {round(float(maps[3].sum()), 3) for _ in range(40)}
-    assert len(seen) == 2
+        torch.testing.assert_close(
+            first[index], (turned if mirror else straight)[index], rtol=2e-3, atol=2e-3
+        )
+    both = CachedMaps(photos(), tail, tmp_path, augmentation=still, num_views=2, **options)
+    assert (
+        len({round(float(both[3].sum()), 3) for _ in range(40)}) == 1 + mirror
+    )  # the second is not mirrored
+    changed = CachedMaps(photos(), tail, tmp_path, augmentation=plain(), num_views=1, **options)
+    for index in range(12):
+        torch.testing.assert_close(changed.plain[index], straight[index], rtol=2e-3, atol=2e-3)
 
 
 def test_a_seed_gives_the_same_view_and_the_file_is_used_again(tmp_path):

@@ -44,10 +44,9 @@ def test_batch_norm_is_trained_only_on_request():
 
 def test_a_rate_of_zero_freezes_and_thaws_again():
     net = network()
-    parameter_groups(net, 0.1, {"body.*": 0})
-    assert not net["body"][0].weight.requires_grad
-    parameter_groups(net, 0.1)
-    assert net["body"][0].weight.requires_grad
+    for rates, trained in (({"body.*": 0}, False), (None, True)):
+        parameter_groups(net, 0.1, rates)
+        assert net["body"][0].weight.requires_grad is trained
 
 
 def test_frozen_batch_norm_does_not_move_in_training_mode():
