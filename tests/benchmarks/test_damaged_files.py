@@ -140,7 +140,6 @@ NO_ARCHIVE = "archives of boxes that cannot be read: bboxes.tgz"
         (labels("pos_ids", data=["a", "b"]), NO_FIT),
         (labels("anchors", data=np.uint64([0, 2**63])), f"{NO_FIT} .*fit int64"),
         (other("labels_hdf5/labels_run.hdf5", True), NO_LABELS),
-        (frame(f"./run_00_00/I{2**64}.png"), LINES),
         (frame(f"./run_00_00/I{'9' * 5000}.png"), LINES),
         (frame(f"./{'x' * 300}/I00001.png"), f"{NO_FRAMES} xxx"),
         (frame("./a\0b/I00001.png"), f"{NO_FRAMES} a"),
@@ -155,7 +154,7 @@ NO_ARCHIVE = "archives of boxes that cannot be read: bboxes.tgz"
         (archive("more", 2**26), f"{NO_ARCHIVE}.*it unpacks to more than"),
         (archive("x", 2**23, tarfile.XHDTYPE), f"{NO_ARCHIVE}.*it unpacks to more than"),
         (archive("x", times=9000), f"{NO_ARCHIVE}.*it unpacks to more than"),
-        (lambda root: (shutil.rmtree(root / "bboxes"), (root / "bboxes.tgz").mkdir()), NO_ARCHIVE),
+        (lambda root: (root / "bboxes").rename(root / "bboxes.tgz"), NO_ARCHIVE),
         (joints((12, HUGE, 2)), "claims the shape"),
         (joints((12, 10**6, 2), 96 * 10**6), "cannot be read: joints_run.npz .*unpacks to more"),
         (
@@ -266,7 +265,6 @@ def test_a_box_far_beyond_its_image(voc, size):
     ("changes", "text"),
     [
         ({"class_names": np.array("Latin/a")}, r"class_names must be a list, got \(\)"),
-        ({"class_names": np.array([["Latin/a", "b"]])}, "class_names must be a list"),
         ({"shape": np.array(105)}, r"packed of .* must be \(N, H, ceil\(W / 8\)\) uint8 for W = 105"),
         ({"shape": np.array([16, 40, -3])}, "packed of"),
         ({"shape": np.array(["a"])}, "packed of"),

@@ -67,6 +67,8 @@ def test_joints_lie_in_the_boxes_where_the_poses_say(made):
     np.testing.assert_allclose(joints, poses * factor[:, None, None], atol=2e-3)
     head, ankles = truth.joints[:, 2, 1], truth.joints[:, 13:15, 1].max(axis=1)
     assert (head < ankles).all()  # y points down
+    right, left = (truth.joints[40:, PLACE[f"{side}_shoulder"], 0] for side in ("right", "left"))
+    assert (right < left).all()  # whoever jumps faces us, in mirrored pictures too
 
 
 def test_the_figure_is_painted_where_the_joints_are(tmp_path):

@@ -182,7 +182,7 @@ def image(tmp_path):
 def test_crops_beyond_the_border_repeat_it(image):
     pixels = np.asarray(draw(poses(1)[0]))
     crops = PersonCrops([image] * 2, np.array([[-10, -5, 30], [100, 80, 40]]))
-    first, second = np.asarray(crops[0]), np.asarray(crops[1])
+    first, second = map(np.asarray, crops)
     np.testing.assert_array_equal(first[5:, 10:], pixels[:25, :20])
     np.testing.assert_array_equal(first[0, 10:], pixels[0, :20])
     np.testing.assert_array_equal(second[:10, :20], pixels[80:, 100:])
