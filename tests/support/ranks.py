@@ -15,6 +15,7 @@ LIMIT = 60.0  # seconds; a hang is a failure
 # Imported once for all processes; an optimizer imports torch._dynamo, which takes seconds.
 PRELOADED = [
     "pml_posets.training.joint", "pml_posets.grouping.surrogate", "faiss", "torch._dynamo", "pytest", "ranks",
+    "trainings",
 ]  # fmt: skip
 
 
