@@ -7,8 +7,6 @@ from torch import nn
 
 from benchmarks.core.architectures import AlexNetConfig
 
-WIDTHS = (64, 192, 384, 256, 256)  # of the maps of the five convolutions; tests take fewer
-
 
 class AlexNetTrunk(nn.Module):
     """Convolutions of AlexNet up to pool5, flattened: (B, 3, S, S) -> (B, 256 * grid^2)."""
@@ -16,13 +14,12 @@ class AlexNetTrunk(nn.Module):
     def __init__(self, config: AlexNetConfig) -> None:
         super().__init__()
         stride = config.stride
-        w1, w2, w3, w4, w5 = WIDTHS
         convolutions = [
-            (nn.Conv2d(3, w1, kernel_size=11 if stride == 4 else 7, stride=stride, padding=2), True),
-            (nn.Conv2d(w1, w2, kernel_size=5, padding=2), True),
-            (nn.Conv2d(w2, w3, kernel_size=3, padding=1), False),
-            (nn.Conv2d(w3, w4, kernel_size=3, padding=1), False),
-            (nn.Conv2d(w4, w5, kernel_size=3, padding=1), True),
+            (nn.Conv2d(3, 64, kernel_size=11 if stride == 4 else 7, stride=stride, padding=2), True),
+            (nn.Conv2d(64, 192, kernel_size=5, padding=2), True),
+            (nn.Conv2d(192, 384, kernel_size=3, padding=1), False),
+            (nn.Conv2d(384, 256, kernel_size=3, padding=1), False),
+            (nn.Conv2d(256, 256, kernel_size=3, padding=1), True),
         ]
         layers: list[nn.Module] = []
         for convolution, pooled in convolutions:
@@ -52,7 +49,7 @@ class AlexNetEmbedder(nn.Module):
         norm: list[nn.Module] = [nn.BatchNorm1d(config.fc_dim)] if config.batch_norm else []
         self.fc6 = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Linear(WIDTHS[-1] * config.grid**2, config.fc_dim),
+            nn.Linear(256 * config.grid**2, config.fc_dim),
             *norm,
             nn.ReLU(inplace=True),
         )

@@ -1,21 +1,19 @@
 """clustering.py as a command on small made images: its data sets, its rows, its resuming, bad input."""
 
-import json
-
 import numpy as np
 import pytest
+from benchmark_runs import FIGURES, assert_picture, few_patches, keep_measured, quick, rows_of, table_of
 from class_trees import write_cifar, write_folder, write_omniglot, write_stl
-from PIL import Image
 from torchvision.datasets import cifar, stl10
 
 from benchmarks import clustering
 from benchmarks.clustering import LINE, main, parse
+from benchmarks.core import options
 from benchmarks.data.clustering import load
 from pml_posets.evaluation import clustering_accuracy
 from pml_posets.grouping.kmeans import KMeansGrouping
 
-RECIPE = "--preset tiny --rounds 2 --iterations 1 --batch-size 8 --fc-dim 8 --top-fraction 0.5"
-MORE = "--samples-per-cluster 2 --num-transforms 3 --num-starts 2 --precision float32"
+METHODS = ["pixels", "hog", "random", "concurl"]
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +21,15 @@ def data(tmp_path_factory):
     """Four classes of eight images, beside the folder for what is made of them once."""
     root = tmp_path_factory.mktemp("data")
     write_folder(root / "shapes", 4, 8)
-    return root
+    with few_patches():
+        yield root
 
 
-def arguments(data, output, *more):
-    shared = ["--cache", data / "cache", "--workers", 0, "--quiet", "--hog-size", 32, "--components", 8]
-    tree = ["--data-root", data / "shapes", "--output", output]
-    return [str(a) for a in (*tree, *shared, *RECIPE.split(), *MORE.split(), *more)]
-
-
-def rows_of(folder):
-    return {(row["method"], row["seed"]): row for row in json.loads((folder / "results.json").read_text())}
+def rows_after(data, output, *more):
+    few = ["--batch-size", 8, "--top-fraction", 0.5, "--num-transforms", 3, "--num-starts", 2]
+    root = [] if "--figures" in more else ["--data-root", data / "shapes"]
+    assert main(quick(data / "cache", output, *root, *few, "--components", 8, *more)) == 0
+    return rows_of(output)
 
 
 # --- Data sets
@@ -53,9 +49,8 @@ def test_cifar(tmp_path, unchecked, kind, coarse):
     assert (data.name, len(data), len(data.classes)) == (kind, len(pixels), 20 if coarse else 10)
     assert data.classes[3] == "kind3"
     np.testing.assert_array_equal(data.labels, labels)
-    np.testing.assert_array_equal(
-        np.stack([np.asarray(image) for image in map(data.images.__getitem__, range(len(data)))]), pixels
-    )
+    found = [np.asarray(data.images[i]) for i in range(len(data))]
+    np.testing.assert_array_equal(found, pixels)
     np.testing.assert_array_equal(data.train, np.arange(len(pixels)))
     np.testing.assert_array_equal(data.train, data.test)
     assert data.names[-1] == "test/1"
@@ -104,15 +99,15 @@ def test_the_real_alphabets(shared_data):
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    assert main(arguments(data, folder, "--method", "pixels", "hog", "random", "concurl")) == 0
+    rows_after(data, folder, "--method", *METHODS)
     return folder
 
 
 def test_a_row_for_every_method(whole):
     rows = rows_of(whole)
-    assert list(rows) == [(m, 0) for m in ("pixels", "hog", "random", "concurl")]
+    assert list(rows) == [(method, 0) for method in METHODS]
     for (method, _), row in rows.items():
-        rounds = {"acc_round_1", "acc_round_2"} if method == "concurl" else set()
+        rounds = {f"acc_round_{number}" for number in range(3)} if method == "concurl" else set()
         assert set(row["metrics"]) == {"acc", "nmi", "ari"} | rounds
         assert 0.25 <= row["metrics"]["acc"] <= 1
         assert (row["settings"]["clusters"], row["settings"]["num_starts"]) == (4, 2)
@@ -123,40 +118,37 @@ def test_a_row_for_every_method(whole):
 
 
 def test_k_is_the_number_of_classes(data, monkeypatch, tmp_path):
-    seen = []
-    measured = clustering.Clustering.measured
-
-    def keep(self, features):
-        seen.append((features, self.labels))
-        return measured(self, features)
-
-    monkeypatch.setattr(clustering.Clustering, "measured", keep)
-    main(arguments(data, tmp_path, "--method", "pixels"))
+    seen = keep_measured(monkeypatch, clustering.Clustering)
+    row = rows_after(data, tmp_path, "--method", "pixels")["pixels", 0]
     ((features, labels),) = seen
     assert features.shape == (32, 8)
     np.testing.assert_array_equal(labels, np.repeat(np.arange(4), 8))
     clusters = KMeansGrouping(4, num_starts=2).fit_predict(features)
-    assert rows_of(tmp_path)["pixels", 0]["metrics"]["acc"] == clustering_accuracy(labels, clusters)
+    assert row["metrics"]["acc"] == clustering_accuracy(labels, clusters)
 
 
 def test_tables_and_pictures(whole):
-    lines = (whole / "table.md").read_text().splitlines()
-    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
-    assert header == ["method", "ACC", "NMI", "ARI", "seeds", "round 1", "round 2"]
-    assert "32 images in 4 clusters by k-means (2 starts)" in lines[-1]
+    (header, *_), notes = table_of(whole)
+    assert header == ["method", "ACC", "NMI", "ARI", "seeds", "begin", "round 1", "round 2"]
+    assert "32 images in 4 clusters by k-means (2 starts)" in notes
     for name in ("loss", "clusters"):
-        with Image.open(whole / f"{name}.png") as image:
-            assert min(image.size) > 100
+        assert_picture(whole / f"{name}.png")
+
+
+def test_drawn_figures(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(options.FIGURE_SIZES, "tiny", {**FIGURES, "num_sources": 2, "num_frames": 4})
+    row = rows_after(data, tmp_path, "--figures", "tiny", "--method", "hog")["hog", 0]
+    assert row["dataset"] == "figures-tiny"
+    assert (row["settings"]["num_train"], row["settings"]["clusters"]) == (16, 2)  # each sport a class
 
 
 def test_published_figures_stand_beside_ours_where_they_are_known(tmp_path):
     write_folder(tmp_path / "shapes", 10, 2)
-    main(arguments(tmp_path, tmp_path / "out", "--dataset", "imagenet-10", "--method", "random", "concurl"))
-    text = (tmp_path / "out" / "table.md").read_text()
-    row = next(line for line in text.splitlines() if line.startswith("| concurl"))
-    assert "0.958 / 0.907 / 0.909" in row
-    assert "another set-up than ours" in text
-    assert rows_of(tmp_path / "out")["concurl", 0]["dataset"] == "imagenet-10"
+    chosen = ["--dataset", "imagenet-10", "--method", "random", "concurl"]
+    assert rows_after(tmp_path, tmp_path / "out", *chosen)["concurl", 0]["dataset"] == "imagenet-10"
+    (_, *lines), notes = table_of(tmp_path / "out")
+    assert [line[-1] for line in lines] == ["", "0.958 / 0.907 / 0.909"]
+    assert "another set-up than ours" in notes
 
 
 # --- What is wrong
@@ -174,7 +166,7 @@ def test_published_figures_stand_beside_ours_where_they_are_known(tmp_path):
 def test_data_that_do_not_fit(tmp_path, shape, more, text):
     write_folder(tmp_path / "shapes", *shape)
     with pytest.raises(ValueError, match=text):
-        main(arguments(tmp_path, tmp_path / "out", "--method", *more))
+        rows_after(tmp_path, tmp_path / "out", "--method", *more)
     assert not (tmp_path / "out").exists()
 
 

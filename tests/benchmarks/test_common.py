@@ -24,17 +24,13 @@ def refuse(*arguments, **options):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (
-            ValueError("--rounds must be 1 or more\n- and more"),
-            "a.py: --rounds must be 1 or more\n- and more",
-        ),
+        (ValueError("--rounds is\n- and more"), "a.py: --rounds is\n- and more"),
         (OSError("no room"), "a.py: no room"),
         (ImportError("plots need matplotlib"), "a.py: plots need matplotlib"),
         (FloatingPointError("total_loss became nan"), "a.py: total_loss became nan"),
         (
             OSError(
-                "Caught UnreadableImageError in DataLoader worker process 0.\nOriginal Traceback (most "
-                'recent call last):\n  File "x.py", line 1\nOSError: it\n\nThe above exception was ...\n'
+                "Caught UnreadableImageError in DataLoader worker process 0.\nOriginal Traceback:\n"
                 "pml_posets.data.datasets.UnreadableImageError: frame 5 cannot be read (a.jpg): cut off\n"
             ),
             "a.py: frame 5 cannot be read (a.jpg): cut off",
@@ -55,12 +51,8 @@ def test_a_command_passes_its_status_and_faults_of_its_own_on():
     with pytest.raises(SystemExit) as stop:
         common.run_command(lambda: 0, "a.py")
     assert stop.value.code == 0
-
-    def main():
-        raise KeyError("a fault")
-
     with pytest.raises(KeyError):
-        common.run_command(main, "a.py")
+        common.run_command(lambda: {}["a fault"], "a.py")
 
 
 # --- the output folder
@@ -75,17 +67,10 @@ def test_the_output_folder_is_made_and_left_empty(tmp_path):
     assert os.listdir(folder) == ["kept"]
 
 
-@pytest.mark.parametrize(
-    ("code", "words"), [(errno.EACCES, "Permission denied"), (errno.ENOSPC, "No space left on device")]
-)
-def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch, code, words):
-    def fail(*arguments, **options):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(
-        OSError, match=rf"cannot write to the output folder .*out \({words}\): free .* another --output"
-    ):
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    text = r"cannot write to the output folder .*out \(No space left on device\): free .* another --output"
+    with pytest.raises(OSError, match=text):
         common.output_folder(tmp_path / "out")
 
 
@@ -125,14 +110,10 @@ def test_a_folder_of_before_is_kept(tmp_path):
 
 
 def test_the_commit_is_git_s():
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=common.ROOT, capture_output=True, text=True, check=False
-    )
+    git = ["git", "rev-parse", "HEAD"]
+    done = subprocess.run(git, cwd=common.ROOT, capture_output=True, text=True, check=False)
     common.commit.cache_clear()
-    if git.returncode:
-        assert common.commit() == "unknown"
-    else:
-        assert common.commit().removesuffix("+") == git.stdout[:12]
+    assert common.commit().removesuffix("+") == ("unknown" if done.returncode else done.stdout[:12])
 
 
 @pytest.mark.parametrize(("status", "expected"), [("", "0123456789ab"), (" M a.py\n", "0123456789ab+")])
@@ -155,21 +136,17 @@ def test_changed_sources_are_marked(monkeypatch, status, expected):
 
 
 def test_the_command_has_no_path_of_the_interpreter(monkeypatch):
-    monkeypatch.setattr(
-        sys, "orig_argv", ["/somewhere/bin/python3", "-m", "benchmarks.olympic", "--output", "a b"]
-    )
+    given = ["/somewhere/bin/python3", "-m", "benchmarks.olympic", "--output", "a b"]
+    monkeypatch.setattr(sys, "orig_argv", given)
     assert common.command() == "python3 -m benchmarks.olympic --output 'a b'"
 
 
-def test_versions():
+def test_versions_hardware_and_device():
     found = common.versions()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["pml-posets"] == pml_posets.__version__
     assert found["torch"] == metadata.version("torch")
     assert all(isinstance(version, str) for version in found.values())
-
-
-def test_hardware_and_device():
     assert "CPU" in common.hardware("cpu")
     assert common.pick_device("cpu") == "cpu"
     assert common.pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")

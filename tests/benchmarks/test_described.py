@@ -1,16 +1,13 @@
 """Images that are described without a network: whose statistics they share, and what training starts from."""
 
-from dataclasses import replace
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-from benchmark_runs import few_patches
+from benchmark_runs import few_patches, quick
 from PIL import Image
 
+from benchmarks import olympic
 from benchmarks.core import described
 from benchmarks.core.described import VIEWS, Described
-from benchmarks.core.recipes import TINY
 from benchmarks.data.images import Chosen
 
 
@@ -40,16 +37,9 @@ def quickly():
         yield
 
 
-def options(tmp_path, **changes):
-    given = {
-        "first": "hog-window",
-        "window": (0.2, 0.6),
-        "components": 4,
-        "hog_size": 32,
-        "workers": 0,
-    }
-    given |= {"cache": tmp_path, "progress": False, "device": "cpu", "recipe": SimpleNamespace(image_size=24)}
-    return SimpleNamespace(**{**given, **changes})
+def options(tmp_path, *more):
+    given = ["--components", 4, "--image-size", 64, *more]
+    return olympic.parse(quick(tmp_path, tmp_path, *given)).settled("cpu")
 
 
 def test_statistics_are_those_of_the_background(frames, tmp_path):
@@ -91,7 +81,7 @@ def test_the_start_keeps_the_first_principal_directions(frames, tmp_path):
     one = Described(frames, options(tmp_path))
     start = one.start(sources)
     assert start.sources is sources
-    whole = Described(frames, options(tmp_path, components=0)).start(None)
+    whole = Described(frames, options(tmp_path, "--components", 0)).start(None)
     assert whole.sources is None
     np.testing.assert_array_equal(whole.features, one.hog("hog-window")[0])
     np.testing.assert_array_equal(whole.mirrored, one.hog("hog-window")[1])
@@ -102,66 +92,59 @@ def test_the_start_keeps_the_first_principal_directions(frames, tmp_path):
     # each direction may point either way, which inner products do not show
     np.testing.assert_allclose(start.features @ start.features.T, plain @ plain.T, atol=1e-3)
     np.testing.assert_allclose(start.features @ start.mirrored.T, plain @ mirrored.T, atol=1e-3)
+    other = Described(frames, options(tmp_path, "--initial", "hog-lda", "--components", 0)).start(None)
+    np.testing.assert_array_equal(other.features, one.hog("hog-lda")[0])  # of the chosen kind
 
 
-def test_the_start_is_of_the_chosen_kind(frames, tmp_path):
-    found = Described(frames, options(tmp_path, first="hog-lda", window=None, components=0)).start(None)
-    np.testing.assert_array_equal(found.features, Described(frames, options(tmp_path)).hog("hog-lda")[0])
-
-
-def test_images_of_several_sizes_are_made_once(frames, tmp_path):
+def test_what_is_made_is_kept(frames, tmp_path, monkeypatch):
     one = Described(frames, options(tmp_path))
-    assert one.images.shape == (10, 3, 24, 24)
-    assert one.images is one.images_of(24)
+    assert one.images.shape == (10, 3, 64, 64)
+    assert one.images is one.images_of(64)
     assert one.images_of(16).shape == (10, 3, 16, 16)
     assert len(one) == 10
     assert len(list(tmp_path.glob("images-*.npy"))) == 2
-
-
-def test_what_was_made_before_is_found_again(frames, tmp_path, monkeypatch):
-    before = Described(frames, options(tmp_path)).hog("hog-lda")
+    before = one.hog("hog-lda")
+    (path,) = tmp_path.glob("hog-background-*.npz")
+    path.write_bytes(path.read_bytes()[:100])  # damaged statistics are made again
+    mean = Described(frames, options(tmp_path)).statistics.mean_
+    np.testing.assert_array_equal(mean, one.statistics.mean_)
     monkeypatch.setattr(Noise, "__getitem__", None)
-    after = Described(frames, options(tmp_path)).hog("hog-lda")
-    np.testing.assert_array_equal(before, after)
+    np.testing.assert_array_equal(Described(frames, options(tmp_path)).hog("hog-lda"), before)
 
 
 # --- An embedding learned from views
 
 
-def with_recipe(tmp_path, **changes):
-    return options(tmp_path, recipe=replace(TINY, image_size=64, **changes), hog_size=32)
-
-
 def test_views_are_learned_from_once_and_by_the_background(frames, tmp_path, monkeypatch):
-    whole = Described(frames, with_recipe(tmp_path))
+    whole = Described(frames, options(tmp_path))
     plain, mirrored = whole.hog("hog-views")
     assert plain.shape == mirrored.shape == (10, 9)  # one less than images
     np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, atol=1e-5)
-    part = Described(Chosen(frames, np.array([7, 2])), with_recipe(tmp_path), background=whole)
+    part = Described(Chosen(frames, np.array([7, 2])), options(tmp_path), background=whole)
     np.testing.assert_allclose(part.hog("hog-views")[0], plain[[7, 2]], atol=1e-5)
     monkeypatch.setattr(described, "InstanceLDA", None)
-    again = Described(frames, with_recipe(tmp_path))  # from the cache folder
+    again = Described(frames, options(tmp_path))  # from the cache folder
     np.testing.assert_array_equal(again.hog("hog-views")[1], mirrored)
     with pytest.raises(TypeError):
-        Described(frames, with_recipe(tmp_path, gray=0.9)).hog("hog-views")
+        Described(frames, options(tmp_path, "--gray", 0.9)).hog("hog-views")
 
 
 def test_of_many_images_some_are_learned_from(frames, tmp_path, monkeypatch):
     monkeypatch.setitem(VIEWS, "num_images", 4)
     monkeypatch.setitem(VIEWS, "num_views", 3)
-    assert Described(frames, with_recipe(tmp_path)).hog("hog-views")[0].shape == (10, 3)
+    assert Described(frames, options(tmp_path)).hog("hog-views")[0].shape == (10, 3)
 
 
 def test_where_mirror_images_show_the_same_they_come_nearer(frames, tmp_path):
     def alike(flips):
-        plain, mirrored = Described(frames, with_recipe(tmp_path), flips=flips).hog("hog-views")
+        plain, mirrored = Described(frames, options(tmp_path), flips=flips).hog("hog-views")
         return (plain * mirrored).sum(axis=1).mean()
 
     assert alike(True) > alike(False) + 0.2
 
 
 def test_settings_say_what_features_depend_on(frames, tmp_path):
-    one = Described(frames, with_recipe(tmp_path), flips=True)
+    one = Described(frames, options(tmp_path), flips=True)
     assert one.settings("hog") == one.settings("hog-lda") == {"hog_size": 32}
     views = one.settings("hog-views")
     assert views == {
@@ -169,11 +152,7 @@ def test_settings_say_what_features_depend_on(frames, tmp_path):
         "brightness": 0.4, "color": 0.3, "gray": 0.3,
     }  # fmt: skip
     assert one.settings("start") == {"hog_size": 32, "first_similarities": "hog-window", "window": [0.2, 0.6]}
-    other = Described(frames, options(tmp_path, first="hog-views", window=None, recipe=TINY))
-    assert other.settings("start") == {
-        **views,
-        "flips": False,
-        "first_similarities": "hog-views",
-        "window": None,
-    }
-    np.testing.assert_array_equal(other.start(None).features.shape, (10, 4))
+    other = Described(frames, options(tmp_path, "--initial", "hog-views"))
+    first = {"first_similarities": "hog-views", "window": None}
+    assert other.settings("start") == {**views, "flips": False, **first}
+    assert other.start(None).features.shape == (10, 4)

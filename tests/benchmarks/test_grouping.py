@@ -5,14 +5,10 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from class_trees import write_folder
 
 from benchmarks import grouping
 from benchmarks.grouping import Samples
-
-
-@pytest.fixture
-def few(monkeypatch):
-    monkeypatch.setattr(grouping, "BLOBS", ((12, 9, 40),))
 
 
 def test_measures_agree_with_plain_loops():
@@ -63,7 +59,8 @@ def test_poses_are_alike_wherever_and_however_large_they_are():
     assert np.nanmean(apart.right(a, b)[different]) == pytest.approx(grouping.CLOSE, abs=0.02)
 
 
-def test_every_method_writes_a_row(few, tmp_path, capsys):
+def test_every_method_writes_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(grouping, "BLOBS", ((12, 9, 40),))
     arguments = ["--output", str(tmp_path), "--quiet"]
     assert grouping.main(arguments) == 0
     rows = {row["method"]: row["metrics"] for row in json.loads((tmp_path / "results.json").read_text())}
@@ -80,18 +77,11 @@ def test_every_method_writes_a_row(few, tmp_path, capsys):
 
 
 def test_images_of_a_folder_are_described_once(tmp_path, monkeypatch):
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for c in range(4):
-        (tmp_path / "images" / str(c)).mkdir(parents=True)
-        for i in range(30):
-            pixels = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / str(c) / f"{i}.png")
+    write_folder(tmp_path / "images", 4, 30)
     arguments = ["--data-root", str(tmp_path / "images"), "--part", "test", "--method", "sure-.4", "--quiet"]
     arguments += ["--cache", str(tmp_path / "cache")]
     assert grouping.main([*arguments, "--output", str(tmp_path / "a")]) == 0
-    monkeypatch.setattr("pml_posets.HOGLDA", None)  # it is kept
+    monkeypatch.setattr(grouping, "HOGLDA", None)  # it is kept
     assert grouping.main([*arguments, "--output", str(tmp_path / "b")]) == 0
     rows = [json.loads((tmp_path / run / "results.json").read_text())[0] for run in "ab"]
     assert rows[0]["dataset"] == "images, test, hog"

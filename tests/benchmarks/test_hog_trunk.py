@@ -49,10 +49,3 @@ def test_it_may_begin_at_random(images):
     assert models["trunk"].offset.any()
     for mine, theirs in zip(models["embedder"].parameters(), untouched["embedder"].parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
-
-
-def test_shapes_that_it_does_not_have():
-    with pytest.raises(ValueError, match="multiple of 8"):
-        HogConfig(60, 5)
-    with pytest.raises(ValueError, match="at least 1 wide"):
-        HogConfig(64, 0)

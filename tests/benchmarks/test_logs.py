@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from learning_runs import Killed
 
 from benchmarks.core import logs
 from benchmarks.core.logs import RunLog
@@ -20,10 +21,6 @@ from pml_posets.training.joint import JointTrainer
 LABELS = [0, 1, 2, -1] * 6
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing may catch it."""
-
-
 def run(folder, log, kill_after=None, resume=False, rounds=2, weighted=True):
     """Two rounds of six iterations; a row every two, a checkpoint every three, a score after each round."""
     features = np.random.default_rng(0).standard_normal((24, 6)).astype(np.float32)
@@ -31,9 +28,8 @@ def run(folder, log, kill_after=None, resume=False, rounds=2, weighted=True):
     metric = PosetLoss(sigma=0.5)
     if weighted:
         poset = PseudoLabelLoss(metric, unassigned="keep")
-        metric = WeightedLosses(
-            {"poset": poset, "feature": FeatureLoss(4, features)}, {"poset": 1, "feature": 2}
-        )
+        parts = {"poset": poset, "feature": FeatureLoss(4, features)}
+        metric = WeightedLosses(parts, {"poset": 1, "feature": 2})
 
     def iteration(trainer):
         log.record(trainer)
@@ -80,11 +76,12 @@ def table(folder, name):
 
 
 def database(folder, name):
-    with sqlite3.connect(folder / "logs.db") as connection:
-        connection.row_factory = sqlite3.Row
-        rows = connection.execute(f"SELECT * FROM {name} ORDER BY id").fetchall()
-    connection.close()
-    return [{key: row[key] for key in row.keys() if key != "id"} for row in rows]  # noqa: SIM118
+    """The rows of a table of the database, in the same form."""
+    with contextlib.closing(sqlite3.connect(folder / "logs.db")) as connection:
+        found = connection.execute(f"SELECT * FROM {name} ORDER BY id")
+        names = [column[0] for column in found.description]
+        rows = [dict(zip(names, row, strict=True)) for row in found]
+    return [{key: value for key, value in row.items() if key != "id"} for row in rows]
 
 
 def scalars(folder):
@@ -135,27 +132,17 @@ def test_the_losses_are_those_of_the_history(whole):
     assert len(rows[0]) == 6
 
 
-def test_a_plain_loss_has_no_parts(tmp_path):
-    run(tmp_path, RunLog(tmp_path / "logs"), rounds=1, weighted=False)
-    rows = table(tmp_path / "logs", "losses")
-    assert sorted(rows[0]) == ["classifier_loss", "metric_loss", "total_loss", "~iteration~"]
-
-
 def test_rates_classes_rounds_and_scores(whole):
     folder, _ = whole
-    rows = table(folder, "progress")
-    assert [row["round"] for row in rows] == [1, 1, 1, 2, 2, 2]
-    assert [row["learning_rate"] for row in rows] == pytest.approx(
-        [0.1 * 0.5**k for k in (1, 3, 5, 7, 9, 11)]
-    )
-    assert {row["classes"] for row in rows} == {3}
-    assert {row["unassigned"] for row in rows} == {6}
-    seconds = [row["seconds"] for row in rows]
-    assert seconds == sorted(seconds)
-    assert table(folder, "scores") == [
-        {"~iteration~": 6, "auc": 0.6},
-        {"~iteration~": 12, "auc": 0.7},
-    ]
+    columns = {
+        name: [row[name] for row in table(folder, "progress")] for name in table(folder, "progress")[0]
+    }
+    assert columns["round"] == [1, 1, 1, 2, 2, 2]
+    assert columns["learning_rate"] == pytest.approx([0.1 * 0.5**k for k in (1, 3, 5, 7, 9, 11)])
+    assert {*columns["classes"]} == {3}
+    assert {*columns["unassigned"]} == {6}
+    assert columns["seconds"] == sorted(columns["seconds"])
+    assert table(folder, "scores") == [{"~iteration~": 6, "auc": 0.6}, {"~iteration~": 12, "auc": 0.7}]
 
 
 def test_all_three_forms_say_the_same(whole):
@@ -199,22 +186,17 @@ def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
     assert_same_log(tmp_path / "logs", whole[0])
 
 
-def test_a_run_that_begins_again_begins_its_log_again(whole, tmp_path):
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_run_that_was_killed_while_it_wrote_or_that_begins_again(whole, tmp_path, checkpoint):
     with pytest.raises(Killed):
         run(tmp_path, RunLog(tmp_path / "logs"), kill_after=8)
-    (tmp_path / "checkpoint.pt").unlink()
-    log = RunLog(tmp_path / "logs")
-    run(tmp_path, log)
-    assert log.seconds_before == 0
-    assert_same_log(tmp_path / "logs", whole[0])
-
-
-def test_a_row_that_was_cut_off_is_written_again(whole, tmp_path):
-    with pytest.raises(Killed):
-        run(tmp_path, RunLog(tmp_path / "logs"), kill_after=7)
     with open(tmp_path / "logs" / "losses.csv", "a") as file:
-        file.write("8,0.1")
-    run(tmp_path, RunLog(tmp_path / "logs"), resume=True)
+        file.write("8,0.1")  # cut off
+    if not checkpoint:
+        (tmp_path / "checkpoint.pt").unlink()
+    log = RunLog(tmp_path / "logs")
+    run(tmp_path, log, resume=checkpoint)
+    assert (log.seconds_before > 0) == checkpoint
     assert_same_log(tmp_path / "logs", whole[0])
 
 
@@ -224,22 +206,22 @@ def test_a_row_that_was_cut_off_is_written_again(whole, tmp_path):
 def test_without_tensorboard_there_is_a_note_and_no_crash(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     logs._say_that_tensorboard_is_missing.cache_clear()
-    run(tmp_path, RunLog(tmp_path / "logs"), rounds=1)
-    run(tmp_path, RunLog(tmp_path / "logs"), resume=True, rounds=2)
+    run(tmp_path, RunLog(tmp_path / "logs"), rounds=1, weighted=False)
+    run(tmp_path, RunLog(tmp_path / "logs"), resume=True, rounds=2, weighted=False)
     said = capsys.readouterr().out.splitlines()
     assert said == ["no TensorBoard logs, only record-keeper's: pip install tensorboard to have them"]
-    assert len(table(tmp_path / "logs", "losses")) == 6
+    rows = table(tmp_path / "logs", "losses")
+    assert len(rows) == 6
+    assert sorted(rows[0]) == ["classifier_loss", "metric_loss", "total_loss", "~iteration~"]  # no parts
     assert not (tmp_path / "logs" / "tensorboard").exists()
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path):
-    (tmp_path / "logs").write_text("in the way")
-    with pytest.raises(OSError, match=r"cannot write the logs in .*logs .*: free .* another --output"):
-        RunLog(tmp_path / "logs").write("scores", {"auc": 0.5}, 1)
-
-
-def test_a_database_that_is_none(tmp_path):
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "logs.db").write_bytes(b"no database " * 100)
-    with pytest.raises(OSError, match=r"cannot write the logs in .*file is not a database"):
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [("logs", "free .* another --output"), ("logs/logs.db", "file is not a database")],
+)
+def test_logs_that_cannot_be_written(tmp_path, path, text):
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_bytes(b"in the way " * 100)
+    with pytest.raises(OSError, match=f"cannot write the logs in .*logs .*{text}"):
         RunLog(tmp_path / "logs").write("scores", {"auc": 0.5}, 1)

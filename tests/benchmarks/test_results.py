@@ -36,10 +36,6 @@ def path(tmp_path):
     return tmp_path / "results.json"
 
 
-def refuse(*arguments, **options):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 # --- results.json
 
 
@@ -47,16 +43,16 @@ def test_the_file_is_a_list_of_rows_with_exactly_these_keys(path):
     write_results(path, [result(), result("hog", 0.6, 1)])
     rows = json.loads(path.read_text())
     assert [list(row) for row in rows] == [KEYS, KEYS]
-    row = rows[1]
-    assert (row["method"], row["dataset"], row["metrics"], row["settings"], row["seed"], row["seconds"]) == (
-        "hog", "figures", {"auc": 0.6}, {"rounds": 3}, 1, 1.5,
-    )  # fmt: skip
-    assert row["command"] == common.command()
-    assert row["commit"] == common.commit()
-    assert row["versions"] == common.versions()
+    given = {
+        "method": "hog", "dataset": "figures", "metrics": {"auc": 0.6}, "settings": {"rounds": 3}, "seed": 1,
+        "seconds": 1.5, "command": common.command(), "commit": common.commit(),
+        "versions": common.versions(),
+    }  # fmt: skip
+    assert rows[1] == given
 
 
 def test_what_is_written_is_read(path):
+    assert read_results(path) == []  # no file
     results = [result(auc=0.1 + 0.2), result(commit="abc", command="c", versions={"python": "3"})]
     write_results(path, results)
     assert read_results(path) == results
@@ -65,42 +61,24 @@ def test_what_is_written_is_read(path):
     assert read_results(path) == []
 
 
-def test_no_file_is_no_rows(path):
-    assert read_results(path) == []
-
-
 def test_settings_become_plain(path):
     settings = {
-        "path": Path("a/b"),
-        "lr": np.float32(0.5),
-        "ids": np.arange(3),
-        "sizes": (1, np.int64(2)),
-        "range": range(2),
-        "none": None,
-        "on": True,
-        "dtype": torch.bfloat16,
-        "tensor": torch.tensor([1.5]),
-        "deep": {1: [np.bool_(False)], "inf": math.inf},
+        "path": (Path("a/b"), "a/b"),
+        "lr": (np.float32(0.5), 0.5),
+        "ids": (np.arange(3), [0, 1, 2]),
+        "sizes": ((1, np.int64(2)), [1, 2]),
+        "range": (range(2), [0, 1]),
+        "none": (None, None),
+        "on": (True, True),
+        "dtype": (torch.bfloat16, "torch.bfloat16"),
+        "tensor": (torch.tensor([1.5]), [1.5]),
+        "deep": ({1: [np.bool_(False)], "inf": math.inf}, {"1": [False], "inf": "inf"}),
     }
-    write_results(path, [result(auc=np.float32(0.25), settings=settings)])
+    given = {name: one for name, (one, _) in settings.items()}
+    write_results(path, [result(auc=np.float32(0.25), settings=given)])
     row = json.loads(path.read_text())[0]
     assert row["metrics"] == {"auc": 0.25}
-    assert row["settings"] == {
-        "path": "a/b",
-        "lr": 0.5,
-        "ids": [0, 1, 2],
-        "sizes": [1, 2],
-        "range": [0, 1],
-        "none": None,
-        "on": True,
-        "dtype": "torch.bfloat16",
-        "tensor": [1.5],
-        "deep": {"1": [False], "inf": "inf"},
-    }
-
-
-def test_a_setting_that_is_not_plain_is_refused(path):
-    write_results(path, [result()])
+    assert row["settings"] == {name: plain for name, (_, plain) in settings.items()}
     before = path.read_bytes()
     with pytest.raises(TypeError, match="a Linear does not go into a results file"):
         write_results(path, [result(), result(settings={"model": torch.nn.Linear(1, 1)})])
@@ -109,25 +87,13 @@ def test_a_setting_that_is_not_plain_is_refused(path):
 
 def test_measures_that_are_not_defined_are_null_and_read_as_nan(path):
     write_results(path, [result(auc=math.nan)])
-
-    def no_constant(name):
-        raise AssertionError(f"{name} is not JSON")
-
-    assert json.loads(path.read_text(), parse_constant=no_constant)[0]["metrics"] == {"auc": None}
+    assert '"auc": null' in path.read_text()
     assert math.isnan(read_results(path)[0].metrics["auc"])
 
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"",
-        b"{",
-        b"\xff\xfe\x00",
-        b"3",
-        b'{"method": "posets"}',
-        b"[3]",
-        b'[{"method": "posets"}]',
-    ],
+    [b"", b"{", b"\xff\xfe\x00", b"3", b'{"method": "posets"}', b"[3]", b'[{"method": "posets"}]'],
 )
 def test_other_files_are_refused(path, content):
     path.write_bytes(content)
@@ -136,36 +102,28 @@ def test_other_files_are_refused(path, content):
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("change", [lambda row: row.pop("commit"), lambda row: row.update(auc=0.5)])
-def test_rows_with_other_keys_are_refused(path, change):
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda row: row.pop("commit"), "row 1 does not have the keys command, commit, dataset"),
+        (lambda row: row.update(auc=0.5), "row 1 does not have the keys"),
+        (lambda row: row.update(metrics=0.5), "row 1 does not have the keys"),
+        (lambda row: row.update(metrics={"auc": "high"}), "is no results file"),
+        (lambda row: row.update(metrics={"auc": [1]}), "is no results file"),
+    ],
+)
+def test_other_rows_are_refused(path, change, text):
     write_results(path, [result(), result()])
     rows = json.loads(path.read_text())
     change(rows[1])
     path.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="row 1 does not have the keys command, commit, dataset"):
+    with pytest.raises(ValueError, match=text):
         read_results(path)
 
 
-@pytest.mark.parametrize("metrics", [{"auc": "high"}, {"auc": [1]}, 0.5])
-def test_rows_with_other_measures_are_refused(path, metrics):
-    write_results(path, [result()])
-    rows = json.loads(path.read_text())
-    rows[0]["metrics"] = metrics
-    path.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="is no results file"):
-        read_results(path)
-
-
-def test_a_file_that_cannot_be_read_is_told(path, monkeypatch):
-    def denied(self):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(OSError, match=r"cannot read the results file .*results\.json \(Permission denied\)"):
-        read_results(path)
-    monkeypatch.undo()
+def test_a_file_that_cannot_be_read_is_told(path):
     path.mkdir()
-    with pytest.raises(OSError, match=r"cannot read the results file"):
+    with pytest.raises(OSError, match=r"cannot read the results file .*results\.json \(Is a directory\)"):
         read_results(path)
 
 
@@ -176,6 +134,10 @@ def test_a_file_that_cannot_be_read_is_told(path, monkeypatch):
 def test_a_write_that_fails_leaves_the_old_file(path, monkeypatch, step):
     write_results(path, [result()])
     before = path.read_bytes()
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr(common.os, step, refuse)
     with pytest.raises(OSError, match=r"cannot write .*results.json \(No space left on device\): free some"):
         write_results(path, [result("hog")] * 5)
@@ -184,27 +146,14 @@ def test_a_write_that_fails_leaves_the_old_file(path, monkeypatch, step):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_the_file_appears_whole(path, monkeypatch):
-    seen = []
-    replace = os.replace
-
-    def watching(source, target):
-        seen.append((Path(target).exists(), Path(source).read_text()))
-        replace(source, target)
-
-    monkeypatch.setattr(common.os, "replace", watching)
-    common.write_text(path, "all of it: ü\n")
-    assert seen == [(False, "all of it: ü\n")]
-    assert path.read_text(encoding="utf-8") == "all of it: ü\n"
-
-
 def test_others_may_read_the_file(path):
     before = os.umask(0o022)
     try:
-        write_results(path, [result()])
+        common.write_text(path, "all of it: ü\n")
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o644
+    assert path.read_text(encoding="utf-8") == "all of it: ü\n"
 
 
 # --- Tables
@@ -218,8 +167,6 @@ def test_summary_is_the_mean_and_deviation_over_seeds():
     assert found.loc[("posets", "auc")].tolist() == pytest.approx([0.6, 0.1, 3])
     assert found.loc[("hog", "auc")].isna().tolist() == [True, True, False]  # a NaN is not passed over
 
-
-def test_a_summary_over_several_datasets_is_refused():
     with pytest.raises(ValueError, match="a summary is of one dataset, got a, b: filter the rows"):
         summary([result(dataset="b"), result(dataset="a")])
 
@@ -249,11 +196,9 @@ def test_a_table_is_aligned_markdown():
     ]
     assert table(["a"], []) == "| a   |\n|-----|"
 
-
-@pytest.mark.parametrize("row", [["one"], ["one", "two", "three"]])
-def test_rows_that_do_not_fit_the_header_are_refused(row):
-    with pytest.raises(ValueError, match=r"row 1 has \d cells, the header has 2"):
-        table(["a", "b"], [["1", "2"], row])
+    for row in (["one"], ["one", "two", "three"]):
+        with pytest.raises(ValueError, match=r"row 1 has \d cells, the header has 2"):
+            table(["a", "b"], [["1", "2"], row])
 
 
 # --- Going on
@@ -265,9 +210,7 @@ HERE = {"layer": "fc7", "lr": 0.1, "scale": (1.0, 1.41), "frames": 9, "device": 
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"layer": "fc6"}, r"cliques, seed 0 \(--layer 'fc6', here 'fc7'\): give the same options"),
-        ({"frames": 8}, r"\(frames 8, here 9\)"),
-        ({"lr": 0.2, "preset": "small"}, r"\(--lr 0.2, here 0.1; --preset 'small', here 'tiny'\)"),
+        ({"layer": "fc6"}, r"hog, seed 0; posets, seed 2 \(--layer 'fc6', here 'fc7'\): give the same optio"),
         (
             {"lr": 1.0, "layer": "fc6", "frames": 8, "scale": [1, 2], "preset": "small"},
             r"\(--lr 1.0, here 0.1; --scale \[1, 2\], here \[1.0, 1.41\]; --preset 'small', here 'tiny'; "
@@ -276,13 +219,8 @@ HERE = {"layer": "fc7", "lr": 0.1, "scale": (1.0, 1.41), "frames": 9, "device": 
     ],
 )
 def test_every_setting_that_differs_is_listed(settings, text, tmp_path):
+    rows = [result("hog", settings=settings), result("cliques"), result(seed=2, settings=settings)]
     with pytest.raises(ValueError, match=text):
-        check_alike([result("hog"), result("cliques", settings=settings)], [], lambda method: HERE, tmp_path)
-
-
-def test_rows_that_differ_alike_are_named_together(tmp_path):
-    rows = [result("cliques", settings={"lr": 1}), result("posets", seed=2, settings={"lr": 1})]
-    with pytest.raises(ValueError, match=r"cliques, seed 0; posets, seed 2 \(--lr 1, here 0.1\)"):
         check_alike(rows, [], lambda method: HERE, tmp_path)
 
 

@@ -6,13 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import torchvision.datasets.voc
-from benchmark_runs import assert_picture, few_patches, quick, rows_of
+from benchmark_runs import assert_picture, few_patches, quick, rows_of, table_of
+from class_trees import write_folder
 from PIL import Image
 from voc_trees import scenes, write_voc
 
 from benchmarks import voc
 from benchmarks.core import options, session
 from benchmarks.data.labeled_images import load_folder
+from benchmarks.measures.voting import knn_vote
 from benchmarks.voc import main
 
 PLAIN = ["majority", "hog", "hog-lda", "hog-views", "start"]
@@ -31,19 +33,9 @@ def data(tmp_path_factory):
     trainval, test = scenes(12, 1, order), scenes(6, 50, order, seed=1)
     trainval[1].append(("cat", (3, 3, 30, 20), True))
     test[50].append(("dog", (3, 3, 30, 20), True))
-    write_voc(
-        root / "voc", {"trainval": trainval, "test": test, "train": scenes(4, 80), "val": scenes(3, 90)}
-    )
-    rng = np.random.default_rng(0)
-    for number in range(24):
-        pixels = rng.integers(60, 120, (20, 24, 3), np.uint8)
-        name = ("upright", "flat", "plain")[number % 3]
-        if name != "plain":
-            stripes = pixels[:, number % 4 :: 4] if name == "upright" else pixels[number % 4 :: 4]
-            stripes[:] = 250
-        path = root / "stripes" / name / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
+    sets = {"trainval": trainval, "test": test, "train": scenes(4, 80), "val": scenes(3, 90)}
+    write_voc(root / "voc", sets)
+    write_folder(root / "stripes", 3, 8)
     with few_patches():
         yield root
 
@@ -53,8 +45,8 @@ def arguments(data, output, *more):
     return quick(data / "cache", output, *given, "--num-classes", 4, "--mean-size", 4, *more)
 
 
-def folder_of(data, output, *more):
-    return arguments(data, output, "--data-root", data / "stripes", *more)
+def task_of(data, output, *more):
+    return voc.prepare(voc.parse(arguments(data, output, *more)).settled("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -87,29 +79,19 @@ def test_the_majority_is_the_most_frequent_class_to_learn_from(whole):
 
 
 def test_the_nearest_vote_by_their_similarity(data, tmp_path):
-    """Shares of the votes times shares of the similarities 1 + r, in loops."""
-    given = voc.parse(arguments(data, tmp_path, "--method", "hog", "--votes", 3)).settled("cpu")
-    task = voc.prepare(given)
-    features = task.tested.hog("hog")[0].astype(np.float64)
-    names = [task.data.classes[label] for label in task.data.labels]
-    predicted = []
-    for query in task.data.test:
-        similar = [1 + np.corrcoef(features[query], features[i])[0, 1] for i in task.data.train]
-        nearest = np.argsort(similar)[::-1][:3]
-        scores = {}
-        for name in CLASSES:
-            of_class = [i for i in nearest if names[task.data.train[i]] == name]
-            share = sum(similar[i] for i in of_class) / sum(similar[i] for i in nearest)
-            scores[name] = len(of_class) / 3 * share
-        predicted.append(max(scores, key=scores.get))
+    task = task_of(data, tmp_path, "--method", "hog", "--votes", 3)
+    features, labels = task.tested.hog("hog")[0], task.data.labels
+    train, test = task.data.train, task.data.test
+    votes = knn_vote(features[test], features[train], labels[train], 3)
     score = task.plain("hog")
-    assert score.metrics == pytest.approx(shares(predicted, [names[i] for i in task.data.test]))
+    assert score.metrics == pytest.approx(
+        shares(*(np.take(CLASSES, c) for c in (votes.classes, labels[test])))
+    )
     assert score.shown.indices.shape == (12, 3)
 
 
 def test_objects_that_look_alike_are_told(data, tmp_path):
-    given = voc.parse(folder_of(data, tmp_path)).settled("cpu")
-    task = voc.prepare(given)
+    task = task_of(data, tmp_path, "--data-root", data / "stripes")
     for method in ("hog", "hog-lda", "hog-views", "start"):
         assert session.run_method(method, 0, task, tmp_path).score.metrics["accuracy"] == 1, method
 
@@ -118,25 +100,19 @@ def test_objects_that_look_alike_are_told(data, tmp_path):
 
 
 def test_a_row_for_every_method(data, whole):
-    rows = json.loads((whole / "results.json").read_text())
-    assert [row["method"] for row in rows] == [*PLAIN, "random", *TRAINED]
+    rows = rows_of(whole)
+    assert list(rows) == [(method, 0) for method in (*PLAIN, "random", *TRAINED)]
     every = voc.parse(arguments(data, whole, "--method", "all")).methods
-    assert {*every} == {*voc.LINE.methods} - {*options.FILES, "init"} >= {row["method"] for row in rows}
-    for row in rows:
+    assert {*every} == {*voc.LINE.methods} - {*options.FILES} >= {method for method, _ in rows}
+    for (method, _), row in rows.items():
         metrics = row["metrics"]
-        assert (row["dataset"], row["seed"]) == ("voc2007", 0)
+        assert row["dataset"] == "voc2007"
         by_class = [metrics[f"accuracy/{name}"] for name in CLASSES]
         assert metrics["class_accuracy"] == pytest.approx(np.mean(by_class))
         assert metrics["accuracy"] == pytest.approx(np.average(by_class, weights=[2, 6, 4]))
-        rounds = ["accuracy_round_1", "accuracy_round_2"] if row["method"] in TRAINED else []
-        assert {*metrics} == {
-            "accuracy",
-            "class_accuracy",
-            *(f"accuracy/{name}" for name in CLASSES),
-            *rounds,
-        }
-        if rounds:
-            assert metrics["accuracy_round_2"] == metrics["accuracy"]
+        rounds = {f"accuracy_round_{n}" for n in range(3)} if method in TRAINED else set()
+        names = {"accuracy", "class_accuracy", *(f"accuracy/{name}" for name in CLASSES)}
+        assert {*metrics} == names | rounds
 
 
 def test_settings_are_those_that_the_numbers_depend_on(whole):
@@ -161,7 +137,7 @@ def test_settings_are_those_that_the_numbers_depend_on(whole):
     expected = {
         "hog_size": 32, "first_similarities": "hog-window", "components": 32, "rounds": 2,
         "fc_dim": 8, "preset": "tiny",
-        "layer": "fc6", "regroup": "mixed", "num_classes": 4, "mean_size": 4.0,
+        "layer": "embedding", "regroup": "mixed", "num_classes": 4, "mean_size": 4.0,
     }  # fmt: skip
     assert {name: posets[name] for name in expected} == expected
     assert "/" not in json.dumps([row["settings"] for row in rows.values()])  # no path of a machine
@@ -174,75 +150,47 @@ def test_the_paper_s_classes_are_the_default(data, tmp_path):
     assert not given.data.download
 
 
-def test_table(whole):
-    table, notes = (whole / "table.md").read_text().split("\n\n")
-    header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert header == [
-        "method",
-        "accuracy",
-        "mean of classes",
-        "seeds",
-        "round 1",
-        "round 2",
-        "paper (VOC 2007)",
-    ]
-    by_method = {line[0]: line for line in lines}
-    assert list(by_method) == [*PLAIN, "random", *TRAINED]
+def test_table_and_pictures(whole):
+    (header, *lines), notes = table_of(whole)
+    assert header[:4] == ["method", "accuracy", "mean of classes", "seeds"]
+    assert header[4:] == ["begin", "round 1", "round 2", "paper (VOC 2007)"]
+    assert [line[0] for line in lines] == [*PLAIN, "random", *TRAINED]
     paper = {"hog-lda": "0.118", "triplet": "0.450 (Wang and Gupta)", "cliques": "0.481", "posets": "0.510"}
-    assert {method: line[-1] for method, line in by_method.items() if line[-1]} == paper
+    assert {line[0]: line[-1] for line in lines if line[-1]} == paper
     metrics = rows_of(whole)["posets", 0]["metrics"]
-    assert by_method["posets"][1:3] == [f"{metrics[name]:.3f}" for name in ("accuracy", "class_accuracy")]
+    assert ["posets", *(f"{metrics[name]:.3f}" for name in ("accuracy", "class_accuracy"))] in [
+        line[:3] for line in lines
+    ]
     here, paper = notes.splitlines()
-    assert here == (
-        "Here: voc2007, 5 nearest of 24 vote on 12; 64 px, random weights at the beginning, fc6 scored. The "
-        "first similarities: hog-window."
-    )
+    assert here.startswith("Here: voc2007, 5 nearest of 24 vote on 12; 64 px, ")
+    assert here.endswith(" weights at the beginning, embedding scored. The first similarities: hog-window.")
     for what in ("227 px", "5 votes", "fc6", "Wang and Gupta", "1000 classes of 8"):
         assert what in paper
+    for name in ("loss", "neighbors"):
+        assert_picture(whole / f"{name}.png")
 
 
-@pytest.mark.parametrize("name", ["loss", "neighbors"])
-def test_pictures(whole, name):
-    assert_picture(whole / f"{name}.png")
-
-
-def test_only_the_train_half_is_learned_from(data, tmp_path):
-    task = voc.prepare(voc.parse(arguments(data, tmp_path)).settled("cpu"))
+def test_only_the_train_half_is_learned_from_wherever_it_lies(data, tmp_path):
+    task = task_of(data, tmp_path)
     assert len(task.images) == len(task.start.features) == 24
-    size = (64, 64)
     for i, index in enumerate(task.data.train):
-        crop = task.data.images[int(index)].resize(size, Image.Resampling.BILINEAR)
+        crop = task.data.images[int(index)].resize((64, 64), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(task.images[i].permute(1, 2, 0).numpy(), np.asarray(crop))
     assert task.tested.statistics is task.unlabeled.statistics
-
-
-def test_a_checkpoint_of_another_run_is_scored(data, whole, tmp_path):
-    path = whole / "posets-seed0" / "checkpoint.pt"
-    main(arguments(data, tmp_path, "--method", "checkpoint", "--checkpoint", path, "--fc-dim", 4))
-    row, theirs = rows_of(tmp_path)["checkpoint", 0], rows_of(whole)["posets", 0]
-    assert row["metrics"]["accuracy"] == theirs["metrics"]["accuracy"]
-    assert (row["settings"]["file"], row["settings"]["fc_dim"]) == ("checkpoint.pt", 8)
+    shutil.copytree(data / "voc", tmp_path / "elsewhere")
+    moved = task_of(data, tmp_path, "--data-root", tmp_path / "elsewhere")
+    assert (moved.origin(), moved.scored_settings()) == (task.origin(), task.scored_settings())
 
 
 # --- Going on
-
-
-def test_a_run_goes_on_where_the_data_have_moved(data, whole, tmp_path):
-    shutil.copytree(data / "voc", tmp_path / "elsewhere")
-    shutil.copytree(whole / "cliques-seed0", tmp_path / "out" / "cliques-seed0")
-    place = ["--data-root", tmp_path / "elsewhere"]
-    main(arguments(data, tmp_path / "out", *place, "--resume", "--method", "cliques"))
-    found, expected = rows_of(tmp_path / "out")["cliques", 0], rows_of(whole)["cliques", 0]
-    assert (found["metrics"], found["settings"]) == (expected["metrics"], expected["settings"])
 
 
 def test_other_votes_may_be_asked_of_a_trained_network(data, whole, tmp_path):
     shutil.copytree(whole / "cliques-seed0", tmp_path / "cliques-seed0")
     main(arguments(data, tmp_path, "--resume", "--method", "cliques", "--votes", 1))
     assert rows_of(tmp_path)["cliques", 0]["settings"]["num_votes"] == 1
-    with pytest.raises(
-        ValueError, match=r"has rows of other settings: cliques, seed 0 \(--votes 1, here 5\)"
-    ):
+    text = r"has rows of other settings: cliques, seed 0 \(--votes 1, here 5\)"
+    with pytest.raises(ValueError, match=text):
         main(arguments(data, tmp_path, "--resume", "--method", "majority"))
 
 
@@ -254,14 +202,12 @@ def test_other_image_sets_are_other_data(data, tmp_path):
     row = rows_of(tmp_path)["majority", 0]
     assert row["dataset"] == "voc2007 train, tested on val"
     assert (row["settings"]["num_train"], row["settings"]["num_test"]) == (8, 6)
-    with pytest.raises(ValueError, match=r"is of other data \(voc2007 train, tested on val, here voc2007\)"):
-        main(arguments(data, tmp_path, "--resume"))
 
 
 def test_a_folder_of_images(data, tmp_path):
-    methods = ("majority", "hog", "ntxent", "kmeans", "supervised")
-    how = ("--num-clusters", 3, "--rounds", 1, "--batch-size", 10)
-    main(folder_of(data, tmp_path, "--method", *methods, *how))
+    methods = ("majority", "ntxent", "supervised")
+    how = ("--rounds", 1, "--batch-size", 10, "--data-root", data / "stripes")
+    main(arguments(data, tmp_path, "--method", *methods, *how))
     rows = rows_of(tmp_path)
     assert {row["dataset"] for row in rows.values()} == {"stripes"}
     assert rows["majority", 0]["metrics"]["accuracy"] == pytest.approx(1 / 3)
@@ -289,36 +235,32 @@ def test_what_a_folder_holds_is_seen(tmp_path, write, more, kind):
     assert voc.parse(["--data-root", str(tmp_path), *more]).data.dataset == kind
 
 
-def test_unreadable_images(data, tmp_path, capsys):
-    for what in ("voc", "stripes"):
-        shutil.copytree(data / what, tmp_path / what)
-    shutil.copytree(data / "cache", tmp_path / "cache")
-    broken = tmp_path / "voc" / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000003.jpg"
-    broken.write_bytes(broken.read_bytes()[:200])
-    (tmp_path / "stripes" / "flat" / "01.png").write_bytes(b"no image")
-    for which, given in (("000003", arguments), ("flat/01", folder_of)):
-        with pytest.raises(OSError, match=f"cannot read the image .*{which}"):
-            main(given(tmp_path, tmp_path / which[:2], "--method", "hog"))
-        main(given(tmp_path, tmp_path / which[:2], "--method", "majority", "--skip-unreadable"))
-        assert f"left out, image missing or damaged: 1 ({which}" in capsys.readouterr().out
-        left_out = rows_of(tmp_path / which[:2])["majority", 0]["settings"]["left_out"]
-        assert left_out["image missing or damaged"] == 1
+@pytest.mark.parametrize(
+    ("root", "path", "which"),
+    [
+        ("voc", "VOCdevkit/VOC2007/JPEGImages/000003.jpg", "000003"),
+        ("stripes", "class01/001.png", "class01/001"),
+    ],
+)
+def test_unreadable_images(data, tmp_path, root, path, which, capsys):
+    shutil.copytree(data / root, tmp_path / root)
+    (tmp_path / root / path).write_bytes(b"no image")
+    given = arguments(tmp_path, tmp_path / "out", "--data-root", tmp_path / root, "--method")
+    with pytest.raises(OSError, match=f"cannot read the image .*{which}"):
+        main([*given, "hog"])
+    main([*given, "majority", "--skip-unreadable"])
+    assert f"left out, image missing or damaged: 1 ({which}" in capsys.readouterr().out
+    left_out = rows_of(tmp_path / "out")["majority", 0]["settings"]["left_out"]
+    assert left_out["image missing or damaged"] == 1
 
 
-def test_nothing_is_downloaded_unless_asked_for(data, tmp_path, monkeypatch):
-    asked = []
-
+def test_voc_is_downloaded_if_asked_for(data, tmp_path, monkeypatch):
     def fetch(url, root, filename, md5):
-        asked.append(filename)
         shutil.copytree(data / "voc", root, dirs_exist_ok=True)
 
     monkeypatch.setattr(torchvision.datasets.voc, "download_and_extract_archive", fetch)
-    chosen = arguments(data, tmp_path / "out", "--data-root", tmp_path / "new", "--method", "majority")
-    with pytest.raises(FileNotFoundError, match=r"PASCAL VOC 2007 trainval is not in .*or give --download"):
-        main(chosen)
-    assert asked == []
-    main([*chosen, "--download"])
-    assert asked == ["VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar"]
+    chosen = ["--data-root", tmp_path / "new", "--method", "majority"]
+    main(arguments(data, tmp_path / "out", *chosen, "--download"))
     assert rows_of(tmp_path / "out")["majority", 0]["settings"]["num_train"] == 24
 
 
@@ -330,8 +272,6 @@ def test_nothing_is_downloaded_unless_asked_for(data, tmp_path, monkeypatch):
     [
         (["--votes", 0], "--votes must be 1 or more, got 0"),
         (["--votes", 25], "--votes must be at most 24, the images to learn from"),
-        (["--train-set", "all"], "there is no image set all of PASCAL VOC 2007"),
-        (["--train-set", "test"], "share 6 images"),
         (
             ["--dataset", "folder", "--download"],
             "--download, --train-set and --test-set are for --dataset voc",

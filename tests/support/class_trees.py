@@ -8,32 +8,29 @@ from PIL import Image
 SIZE = 36  # side of the images, px
 
 
-def image_of(kind, seed=0, size=SIZE):
+def image_of(kind, seed=0):
     """Noise with stripes: their direction, width and color are those of the kind."""
     rng = np.random.default_rng([kind, seed])
-    rows, columns = np.mgrid[:size, :size]
+    rows, columns = np.mgrid[:SIZE, :SIZE]
     angle = np.pi * kind / 7
-    wave = np.sin(
-        (np.cos(angle) * rows + np.sin(angle) * columns) * (0.5 + 0.15 * (kind % 3)) + rng.uniform(0, 6)
-    )
+    across = np.cos(angle) * rows + np.sin(angle) * columns
+    wave = np.sin(across * (0.5 + 0.15 * (kind % 3)) + rng.uniform(0, 6))
     color = np.random.default_rng(kind).uniform(60, 200, 3)
-    pixels = color + 50 * wave[:, :, None] + rng.normal(0, 12, (size, size, 3))
+    pixels = color + 50 * wave[:, :, None] + rng.normal(0, 12, (SIZE, SIZE, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def write_folder(root, num_classes=6, num_images=6, first=0):
     """A subfolder for each class."""
     for kind in range(first, first + num_classes):
-        folder = root / f"class{kind:02d}"
-        folder.mkdir(parents=True)
         for number in range(num_images):
-            image_of(kind, number).save(folder / f"{number:03d}.png")
+            save_image(root / f"class{kind:02d}" / f"{number:03d}.png", kind, number)
     return root
 
 
 def save_image(path, kind, number):
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_of(kind, number).save(path, format="JPEG")
+    image_of(kind, number).save(path, format="PNG" if path.suffix == ".png" else "JPEG")
 
 
 def write_cub(root, num_images=2):

@@ -4,15 +4,23 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from benchmark_runs import TRUNK
 
 from benchmarks.core.groupings import Start
+from benchmarks.core.learning import train
 from benchmarks.core.recipes import PRESETS
 from pml_posets.losses.pseudo_label import WeightedLosses
 
+NUM, KINDS = 48, 6
 SHORT = replace(
-    PRESETS["tiny"], rounds=2, iterations=2, batch_size=8, fc_dim=16, top_fraction=0.2, mirror_images=False,
-    random_fraction=0.0, precision="float32",
+    PRESETS["tiny"], trunk=TRUNK, rounds=2, iterations=2, batch_size=8, fc_dim=16, top_fraction=0.2,
+    mirror_images=False, random_fraction=0.0, precision="float32", num_clusters=5, samples_per_cluster=2,
+    num_transforms=3,
 )  # fmt: skip
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def start_of_kinds(num, kinds, **more):
@@ -23,17 +31,27 @@ def start_of_kinds(num, kinds, **more):
     return Start(features, unit(features + 0.1 * rng.standard_normal(middles.shape)), **more)
 
 
+START = start_of_kinds(NUM, KINDS, sources=np.arange(NUM) // KINDS, labels=np.arange(NUM) % KINDS)
+"""A source has one sample of each kind, a kind eight."""
+
+
 class Images(torch.utils.data.Dataset):
     """Uniform noise; three channels, uint8."""
 
-    def __init__(self, num, size=64):
-        self.pixels = np.random.default_rng(1).integers(0, 256, (num, 3, size, size), np.uint8)
+    def __init__(self, num):
+        self.pixels = np.random.default_rng(1).integers(0, 256, (num, 3, 64, 64), np.uint8)
 
     def __len__(self):
         return len(self.pixels)
 
     def __getitem__(self, index):
         return torch.from_numpy(self.pixels[index].copy())
+
+
+def run(method, changes=None, given=START, seed=0, **options):
+    """Train by a method, by the short recipe but for some of its values."""
+    recipe = replace(SHORT, **(changes or {}))
+    return train(method, Images(NUM), given, recipe, seed=seed, progress=False, **options)
 
 
 class Killed(BaseException):
@@ -53,10 +71,6 @@ class Watch:
             self.seen[-1] |= {name: float(value) for name, value in metric.values.items()}
         if len(self.seen) == self.kill_after:
             raise Killed
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def weights(joint):

@@ -73,16 +73,9 @@ def make_tree(root: Path, suffix=".png", boxes=False, joints=False):
 
 
 def write_seq(
-    path,
-    pictures,
-    image_format=201,
-    padding=(10,),
-    claimed=None,
-    raw_padding=24,
-    header_size=1024,
-    cut=0,
+    path, pictures, image_format=201, padding=(10,), claimed=None, raw_padding=24, header_size=1024, cut=0,
     quality=95,
-):
+):  # fmt: skip
     """A .seq file; `padding` are the bytes after the time stamp of the JPEG frames, taken in turn."""
     width, height = pictures[0].size
     channels = 3 if image_format in (200, 201) else 1
@@ -91,9 +84,8 @@ def write_seq(
     struct.pack_into("<I24sII", header, 0, 0xFEED, "Norpix seq\n".encode("utf-16-le"), 3, header_size)
     true_size = size + 6 + raw_padding
     count = len(pictures) if claimed is None else claimed
-    struct.pack_into(
-        "<9I", header, 548, width, height, 8 * channels, 8, size, image_format, count, 0, true_size
-    )
+    fields = width, height, 8 * channels, 8, size, image_format, count, 0, true_size
+    struct.pack_into("<9I", header, 548, *fields)
     struct.pack_into("<d", header, 584, 25.0)
     out = bytearray(header)
     for i, image in enumerate(pictures):

@@ -9,29 +9,18 @@ from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON
 
 SIZE = (120, 90)  # width and height of the images
 POSE = {  # a person who stands upright, in [0, 1] of a box
-    "ankle": (0.42, 1.0),
-    "knee": (0.43, 0.78),
-    "hip": (0.44, 0.55),
-    "wrist": (0.3, 0.58),
-    "elbow": (0.33, 0.4),
-    "shoulder": (0.38, 0.22),
-}
+    "ankle": (0.42, 1.0), "knee": (0.43, 0.78), "hip": (0.44, 0.55), "wrist": (0.3, 0.58),
+    "elbow": (0.33, 0.4), "shoulder": (0.38, 0.22), "neck": (0.5, 0.18), "upper_neck": (0.5, 0.18),
+    "thorax": (0.5, 0.22), "pelvis": (0.5, 0.55), "head_top": (0.5, 0.0),
+}  # fmt: skip
 
 
 def upright(skeleton=LSP_SKELETON):
     """(J, 2) joints in [0, 1]."""
-    middle = {
-        "neck": (0.5, 0.18),
-        "upper_neck": (0.5, 0.18),
-        "thorax": (0.5, 0.22),
-        "pelvis": (0.5, 0.55),
-        "head_top": (0.5, 0.0),
-    }
     rows = []
     for name in skeleton.joints:
-        side, _, rest = name.partition("_")
-        x, y = POSE[rest] if side in ("left", "right") else middle[name]
-        rows.append((1 - x if side == "left" else x, y))
+        x, y = POSE[name.removeprefix("left_").removeprefix("right_")]
+        rows.append((1 - x if name.startswith("left_") else x, y))
     return np.array(rows)
 
 
@@ -100,18 +89,13 @@ def person(joints, *, visible=True, head=True, ids=None):
                 point["is_visible"] = "1" if visible and j % 2 else np.zeros((0, 0))
             points.append(point)
     top, neck = joints[9], joints[8]
-    found = {
-        "x1": top[0] - 4.0,
-        "y1": top[1],
-        "x2": top[0] + 4.0,
-        "y2": neck[1],
+    box = {"x1": top[0] - 4.0, "y1": top[1], "x2": top[0] + 4.0, "y2": neck[1]}
+    return {
+        **(box if head else {}),
         "annopoints": structs([{"point": structs(points)}]) if points else np.zeros((0, 0)),
         "scale": 0.5,
         "objpos": structs([{"x": 50.0, "y": 40.0}]),
     }
-    if not head:
-        found = {key: value for key, value in found.items() if key not in ("x1", "y1", "x2", "y2")}
-    return found
 
 
 def write_mpii(root, entries):
@@ -119,24 +103,13 @@ def write_mpii(root, entries):
     (root / "images").mkdir(parents=True)
     annolist = []
     for name, rects, _, drawn in entries:
-        annolist.append(
-            {
-                "image": structs([{"name": name}]),
-                "annorect": structs(rects) if rects else np.zeros((0, 0)),
-                "frame_sec": np.zeros((0, 0)),
-            }
-        )
+        rect = structs(rects) if rects else np.zeros((0, 0))
+        image = structs([{"name": name}])
+        annolist.append({"image": image, "annorect": rect, "frame_sec": np.zeros((0, 0))})
         if drawn is not None:
             draw(drawn, MPII_SKELETON).save(root / "images" / name, quality=95, subsampling=0)
-    release = structs(
-        [
-            {
-                "annolist": structs(annolist),
-                "img_train": np.array([[float(entry[2]) for entry in entries]]),
-                "version": "12",
-            }
-        ]
-    )
+    training = np.array([[float(entry[2]) for entry in entries]])
+    release = structs([{"annolist": structs(annolist), "img_train": training, "version": "12"}])
     savemat(root / "mpii.mat", {"RELEASE": release})
     return root / "mpii.mat", root / "images"
 

@@ -33,16 +33,11 @@ def run(world, function, *args, limit=LIMIT, timeout=40.0, joined=True):
     for rank in range(world):
         ours, theirs = context.Pipe(duplex=False)
         environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        process = context.Process(
-            target=_child, args=(theirs, environment, timeout if joined else None, function, args)
-        )
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
+        }  # fmt: skip
+        given = theirs, environment, timeout if joined else None, function, args
+        process = context.Process(target=_child, args=given)
         process.start()
         theirs.close()
         pipes.append(ours)
@@ -74,7 +69,7 @@ def values(results):
 
 
 def _child(pipe, environment, timeout, function, args):
-    os.environ.update(environment)
+    os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
     try:
         import faiss

@@ -54,12 +54,7 @@ def scenes(count, first, classes=("cat", "dog"), seed=0):
     rng = np.random.default_rng(seed)
     found = {}
     for i in range(count):
-        boxes = [
-            (1 + left, 3 + top, 16 + left, 26 + top) for left, top in rng.integers(0, 4, (2, 2)).tolist()
-        ]
-        second = (boxes[1][0] + 20, boxes[1][1], boxes[1][2] + 20, boxes[1][3])
-        found[first + i] = [
-            (classes[(2 * i) % len(classes)], boxes[0], False),
-            (classes[(2 * i + 1) % len(classes)], second, False),
-        ]
+        (left, top), (right, below) = rng.integers(0, 4, (2, 2)).tolist()
+        boxes = (1 + left, 3 + top, 16 + left, 26 + top), (21 + right, 3 + below, 36 + right, 26 + below)
+        found[first + i] = [(classes[(2 * i + n) % len(classes)], box, False) for n, box in enumerate(boxes)]
     return found
