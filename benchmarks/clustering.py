@@ -42,15 +42,7 @@ LINE = CommandLine(
     data={
         "data-root": {"type": Path, "metavar": "FOLDER", "help": "of the data"},
         "dataset": {
-            "choices": (
-                "cifar10",
-                "cifar100-20",
-                "stl10",
-                "imagenet-10",
-                "imagenet-dogs",
-                "omniglot",
-                "folder",
-            ),
+            "choices": (*DOWNLOADED, "imagenet-10", "imagenet-dogs", "omniglot", "folder"),
             "help": "default: by the files in the folder",
         },
         "num-starts": {"type": int, "default": 20, "metavar": "N", "help": "of the k-means that is scored"},
@@ -60,7 +52,6 @@ LINE = CommandLine(
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """The checked arguments; None: those of the process."""
     found = read_arguments(LINE, __doc__, arguments)
     data = found.data
     if data.data_root is None and data.dataset is not None:
@@ -73,7 +64,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         root = data.data_root
         is_file = root is not None and root.suffix == ".npz"
         held = [kind for kind, mark in MARKS.items() if root is not None and (root / mark).exists()]
-        data.dataset = "omniglot" if is_file else held[0] if held else "folder"
+        data.dataset = "omniglot" if is_file else next(iter(held), "folder")
     return found
 
 
@@ -115,10 +106,6 @@ class Clustering(LabeledTask):
 
     Features without a network (pixels, HOG) are brought down to their first principal directions, as
     k-means in thousands of dimensions takes long.
-
-    Args:
-        data: every image on both sides.
-        options: of the run.
     """
 
     measure = "acc"
@@ -162,7 +149,6 @@ class Clustering(LabeledTask):
         return f"{len(members)} images,\n{counts.max()} of them\n{name[:24]}"
 
     def plain_settings(self, method: str) -> dict[str, Any]:
-        """Of pixels or HOG."""
         return {**super().plain_settings(method), "width": self.width}
 
     def scored_settings(self) -> dict[str, Any]:
@@ -214,7 +200,6 @@ def prepare(options: Options) -> Clustering:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
     chosen = parse(arguments)
     return session.run(chosen, data_name(chosen), prepare)
 

@@ -12,32 +12,42 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.core import common
 from benchmarks.regression.options import parse
+
+if __name__ == "__main__":  # --help and wrong arguments are answered before torch is imported
+    common.told(parse, "deeppose.py")
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.core import networks
+from benchmarks.core.options import FIGURE_SIZES
+from benchmarks.core.results import OF_THE_MACHINE, Result, earlier_results, write_results
+from benchmarks.data.mpii import load_mpii
+from benchmarks.data.people import PoseData
+from benchmarks.data.poses import load_figures, load_lsp, load_lspet
+from benchmarks.figures.dataset import make_figures
+from benchmarks.measures.pose import head_box_size, head_neck_distance, pckh, pcp
+from benchmarks.measures.skeletons import MPII_SKELETON, mirror_joints
+from benchmarks.regression import report, training
+from benchmarks.regression.model import PoseRegressor
 from benchmarks.regression.recipe import Init
-
-if TYPE_CHECKING:  # torch and what needs it are imported when a run begins: --help answers at once
-    import numpy.typing as npt
-
-    from benchmarks.core.results import Result
-    from benchmarks.data.people import PoseData
+from pml_posets._io import write_npz
+from pml_posets._random import derive_seeds
+from pml_posets.data.cache import digest
+from pml_posets.data.image_store import ImageStore
 
 _LABELS, _HEAD = 3, 4  # what seeds are for
-_OF_THE_MACHINE = ("device", "hardware")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
     options = parse(arguments)
-    from benchmarks.core import common
-    from benchmarks.core.results import Result, earlier_results, write_results
-    from benchmarks.regression import report
-    from pml_posets.data.image_store import ImageStore
-
     if common.several_processes():
         raise ValueError("a pose regressor learns in one process: start it by python, without torchrun")
     common.commit()  # that of the code this run begins with
@@ -87,11 +97,6 @@ def data_name(options: argparse.Namespace) -> str:
 
 def prepare(options: argparse.Namespace) -> PoseData:
     """Read the people, or draw them."""
-    from benchmarks.core.options import FIGURE_SIZES
-    from benchmarks.data.mpii import load_mpii
-    from benchmarks.data.poses import load_figures, load_lsp, load_lspet
-    from benchmarks.figures.dataset import make_figures
-
     skip = options.skip_unreadable
     if options.mpii_annotations is not None:
         return load_mpii(
@@ -113,18 +118,12 @@ def prepare(options: argparse.Namespace) -> PoseData:
 
 def labeled(train: npt.NDArray[Any], fraction: float, seed: int) -> npt.NDArray[Any]:
     """The people whose labels are used: at least one, and the first of an order by the seed: budgets nest."""
-    import numpy as np
-
-    from pml_posets._random import derive_seeds
-
     order = np.random.default_rng(derive_seeds(seed, _LABELS)).permutation(train)
     return order[: max(1, round(fraction * len(order)))]
 
 
 def measure_of(data: PoseData) -> str:
     """PCKh for MPII's joints, else PCP."""
-    from benchmarks.measures.skeletons import MPII_SKELETON
-
     return "pckh" if data.skeleton == MPII_SKELETON else "pcp"
 
 
@@ -142,22 +141,13 @@ def run(
 
     The checkpoint and what the pictures are drawn from lie in a folder of its own.
     """
-    import numpy as np
-
-    from benchmarks.core import common, networks
-    from benchmarks.regression.model import PoseRegressor
-    from benchmarks.regression.report import home_of
-    from benchmarks.regression.training import fit, predict
-    from pml_posets._io import write_npz
-    from pml_posets._random import derive_seeds
-
     recipe = options.recipe
-    home = common.output_folder(folder / home_of(init.name, settings["label_fraction"], seed))
+    home = common.output_folder(folder / report.home_of(init.name, settings["label_fraction"], seed))
     models = init.models(recipe.architecture, options.init_layers, seed, recipe.dropout)
     networks.freeze(models["trunk"], recipe.freeze)
     begin = mean_pose(data, rows) - 0.5 if recipe.mean_pose else None
     model = PoseRegressor(models, len(data.skeleton.joints), derive_seeds(seed, _HEAD)[0], begin)
-    training = fit(
+    trained = training.fit(
         model,
         images,
         data.joints,
@@ -169,25 +159,21 @@ def run(
         device=options.device,
         num_workers=options.workers if options.device != "cpu" else 0,
         checkpoint=home / "checkpoint.pt",
-        settings={key: value for key, value in settings.items() if key not in _OF_THE_MACHINE},
+        settings={key: value for key, value in settings.items() if key not in OF_THE_MACHINE},
         resume=options.resume,
         progress=not options.quiet,
         name=home.name,
     )
     began = time.perf_counter()
-    predicted = predict(model, images, data.test, recipe, device=options.device)
-    curve = {"iterations": np.array(training.iterations), "losses": np.array(training.losses)}
+    predicted = training.predict(model, images, data.test, recipe, device=options.device)
+    curve = {"iterations": np.array(trained.iterations), "losses": np.array(trained.losses)}
     write_npz(home / "predictions.npz", {"joints": predicted, **curve})
     metrics = judge(predicted, data, options.head_size or "neck")
-    return {**metrics, "loss": training.losses[-1]}, training.seconds + time.perf_counter() - began
+    return {**metrics, "loss": trained.losses[-1]}, trained.seconds + time.perf_counter() - began
 
 
 def mean_pose(data: PoseData, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """(J, 2) mean of some people's poses and mirror images; a joint that nobody has is in the middle."""
-    import numpy as np
-
-    from benchmarks.measures.skeletons import mirror_joints
-
     joints = data.joints[rows].astype(np.float64)
     both = np.concatenate([joints, mirror_joints(joints, data.skeleton)])  # (2n, J, 2)
     count = np.isfinite(both).sum(axis=0)
@@ -206,10 +192,6 @@ def judge(predicted: npt.NDArray[Any], data: PoseData, head_size: str) -> dict[s
         "pcp_total", "pcp/<part>" (or "pckh...") in percent; "judged" and "not_judged", the numbers of sticks
         or joints; "distance", the mean distance of the annotated joints, percent of the crop.
     """
-    import numpy as np
-
-    from benchmarks.measures.pose import head_box_size, head_neck_distance, pckh, pcp
-
     true = data.joints[data.test]
     measure = measure_of(data)
     if measure == "pcp":
@@ -233,8 +215,6 @@ def settings_of(
     init: Init, fraction: float, rows: npt.NDArray[Any], data: PoseData, options: argparse.Namespace
 ) -> dict[str, Any]:
     """What the numbers of a run depend on, beside its seed."""
-    from benchmarks.core import common
-
     begun: dict[str, Any] = {"init": init.kind}
     if init.path is not None:
         begun |= {"init_file": init.path.name, "init_id": content_id(init.path)}
@@ -257,10 +237,6 @@ def settings_of(
 @cache
 def content_id(path: Path) -> str:
     """A digest of a file's content."""
-    import numpy as np
-
-    from pml_posets.data.cache import digest
-
     return str(digest(np.fromfile(path, np.uint8))[:16])
 
 
@@ -274,7 +250,7 @@ def find(
         other = [
             f"{name} {row.settings.get(name)!r}, here {value!r}"
             for name, value in settings.items()
-            if name not in _OF_THE_MACHINE and row.settings.get(name) != value
+            if name not in OF_THE_MACHINE and row.settings.get(name) != value
         ]
         if other:
             raise ValueError(
@@ -286,6 +262,4 @@ def find(
 
 
 if __name__ == "__main__":
-    from benchmarks.core import common
-
     common.run_command(main, "deeppose.py")

@@ -12,20 +12,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
 from benchmarks.core import common
-
-if TYPE_CHECKING:
-    from benchmarks.core.results import Result
 
 FEATURES = ("hog", "pretrained")
 METHODS = {
@@ -40,6 +36,54 @@ METHODS = {
     "agglomerative": "average linkage, as many classes as there are samples by eight",
     "kmeans": "as many clusters as there are samples by eight",
 }
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    listed = "\n".join(f"  {name:16s}{what}" for name, what in METHODS.items())
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\nmethods:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="of the data; default: blobs")
+    parser.add_argument(
+        "--features", nargs="+", choices=FEATURES, default=["hog"], help="of images; default: hog"
+    )
+    parser.add_argument(
+        "--part", choices=("train", "test", "all"), default="all", help="classes of images; default: all"
+    )
+    parser.add_argument("--method", nargs="+", choices=METHODS, default=[*METHODS], help="default: all")
+    parser.add_argument("--samples", type=int, default=4000, metavar="N", help="at most; default: 4000")
+    parser.add_argument("--output", type=Path, default=Path("runs/grouping"), metavar="FOLDER")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), metavar="FOLDER", help="features")
+    parser.add_argument("--resume", action="store_true", help="leave out the rows that are there")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice, the blobs and the methods")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    got = parser.parse_args(arguments)
+    if got.samples < 100:
+        raise ValueError(f"--samples must be 100 or more, got {got.samples}")
+    if got.seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {got.seed}")
+    return got
+
+
+if __name__ == "__main__":  # --help and wrong arguments are answered before torch is imported
+    common.told(parse, "grouping.py")
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+from sklearn import cluster
+
+from benchmarks.core.results import Result, rows_to_add_to, table, write_results
+from benchmarks.data import zero_shot
+from benchmarks.data.images import Chosen
+from benchmarks.data.olympic import OlympicFrames, load_tree
+from benchmarks.timing.clock import forget_peak, peak_bytes
+from pml_posets import HOGLDA, ConfidentGrouping, KMeansGrouping, SurrogateGrouping, extract, search
+from pml_posets.data.cache import FeatureCache
+from pml_posets.features.pooled import PartialWhitening
+from pml_posets.features.reduction import principal_components
+
 BLOBS = ((60, 25, 400), (200, 8, 400), (300, 5, 1000), (60, 25, 4000), (20, 100, 1000))  # number, size, noise
 MAX_PAIRS = 500_000  # that are scored; of more a random choice
 CLOSE = 0.1  # of random pairs, whose poses count as alike
@@ -134,10 +178,6 @@ def pairs(labels: np.ndarray, sizes: np.ndarray, seed: int) -> tuple[np.ndarray,
 
 def grouped(method: str, samples: Samples, seed: int) -> np.ndarray:
     """(N,) labels, -1 for unassigned."""
-    from sklearn import cluster
-
-    from pml_posets import ConfidentGrouping, KMeansGrouping, SurrogateGrouping, search
-
     features, count = samples.features, max(2, len(samples.features) // 8)
     if method.startswith("surrogate"):
         options: dict[str, Any] = {"top_fraction": 0.05, "max_size": 16, "contrast": np.inf}
@@ -146,9 +186,6 @@ def grouped(method: str, samples: Samples, seed: int) -> np.ndarray:
     if method.startswith("sure"):
         return ConfidentGrouping(float(method[5:])).fit_predict(features, sources=samples.sources)
     if method == "mutual":
-        from scipy.sparse import csr_array
-        from scipy.sparse.csgraph import connected_components
-
         found = search(features, 3, sources=samples.sources).indices
         row = np.repeat(np.arange(len(found)), 3)[found.reshape(-1) >= 0]
         links = csr_array((np.ones(len(row)), (row, found[found >= 0])), (len(found),) * 2)
@@ -166,10 +203,6 @@ def grouped(method: str, samples: Samples, seed: int) -> np.ndarray:
 
 def measured(method: str, samples: Samples, seed: int) -> dict[str, float]:
     """Quality, seconds of the processor and memory of a method."""
-    import time
-
-    from benchmarks.timing.clock import forget_peak, peak_bytes
-
     forget_peak()
     before, start = peak_bytes(), time.process_time()
     labels = grouped(method, samples, seed)
@@ -181,10 +214,6 @@ def read(got: argparse.Namespace) -> list[Samples]:
     """The samples that the options ask for."""
     if got.data_root is None:
         return [planted(*blobs, got.seed) for blobs in BLOBS]
-    from benchmarks.data import zero_shot
-    from benchmarks.data.images import Chosen
-    from benchmarks.data.olympic import OlympicFrames, load_tree
-
     known: dict[str, Any]
     if (got.data_root / "joints").is_dir():
         tree = load_tree(got.data_root)
@@ -210,13 +239,6 @@ def described(images: Any, kind: str, got: argparse.Namespace) -> np.ndarray:
     "hog": 96 px, mean subtracted, its first 256 directions. "pretrained": the last maps of EfficientNet-Lite0
     at 128 px, averaged, partly whitened to 256 dimensions.
     """
-    import torch
-
-    from pml_posets import HOGLDA, extract
-    from pml_posets.data.cache import FeatureCache
-    from pml_posets.features.pooled import PartialWhitening
-    from pml_posets.features.reduction import principal_components
-
     cache = FeatureCache(common.output_folder(got.cache, "--cache"))
     key = cache.key({"grouping": kind}, images, images.data_id)
     if (kept := cache.load(key)) is not None:
@@ -238,8 +260,6 @@ def described(images: Any, kind: str, got: argparse.Namespace) -> np.ndarray:
 
 def report(results: Sequence[Result]) -> str:
     """A table a data set."""
-    from benchmarks.core.results import table
-
     header = ["method", "pairs right", "coverage", "classes", "purity", "noise taken in", "cpu s", "MiB"]
     digits = {"classes": 0, "noise": 0, "mib": 0, "cpu_seconds": 1}
     lines = []
@@ -253,39 +273,8 @@ def report(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read and check the command line."""
-    listed = "\n".join(f"  {name:16s}{what}" for name, what in METHODS.items())
-    parser = argparse.ArgumentParser(
-        description=f"{__doc__}\nmethods:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="of the data; default: blobs")
-    parser.add_argument(
-        "--features", nargs="+", choices=FEATURES, default=["hog"], help="of images; default: hog"
-    )
-    parser.add_argument(
-        "--part", choices=("train", "test", "all"), default="all", help="classes of images; default: all"
-    )
-    parser.add_argument("--method", nargs="+", choices=METHODS, default=[*METHODS], help="default: all")
-    parser.add_argument("--samples", type=int, default=4000, metavar="N", help="at most; default: 4000")
-    parser.add_argument("--output", type=Path, default=Path("runs/grouping"), metavar="FOLDER")
-    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), metavar="FOLDER", help="features")
-    parser.add_argument("--resume", action="store_true", help="leave out the rows that are there")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice, the blobs and the methods")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    got = parser.parse_args(arguments)
-    if got.samples < 100:
-        raise ValueError(f"--samples must be 100 or more, got {got.samples}")
-    if got.seed < 0:
-        raise ValueError(f"--seed must be 0 or more, got {got.seed}")
-    return got
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
     got = parse(arguments)
-    from benchmarks.core.results import Result, rows_to_add_to, write_results
-
     folder = common.output_folder(got.output)
     path = folder / "results.json"
     results = rows_to_add_to(path, got.resume)

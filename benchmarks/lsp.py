@@ -47,7 +47,6 @@ LINE = CommandLine(
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """The checked arguments; None: those of the process."""
     found = read_arguments(LINE, __doc__, arguments)
     roots = found.data.train_root
     for root in roots:
@@ -92,11 +91,6 @@ class Poses(Task):
 
     A test person takes the pose of the nearest train person or mirrored train person.
 
-    Args:
-        people: with all that is annotated.
-        pool: to learn from.
-        options: of the run.
-
     Attributes:
         gallery: people whose poses are copied: those to learn from with every joint annotated.
         incomplete: how many were left out of it.
@@ -128,7 +122,6 @@ class Poses(Task):
 
     @cached_property
     def start(self) -> Start:
-        """The first similarities of the pool."""
         return self.unlabeled.start(self.pool.sources)
 
     def plain(self, method: str) -> Score:
@@ -186,19 +179,16 @@ class Poses(Task):
         return plain, mirrored
 
     def origin(self) -> dict[str, Any]:
-        """Which images are learned from."""
         names = str(digest(self.pool.names)[:16])
         return {"pool": self.pool.name, "images": len(self.pool.images), "image_names": names}
 
     def plain_settings(self, method: str) -> dict[str, Any]:
-        """Of HOG or pixels."""
         if method == "pixels":
             return {"side": PIXELS}
         found = super().plain_settings(method)
         return {**found, "background": self.pool.name} if found else {}
 
     def scored_settings(self) -> dict[str, Any]:
-        """Who is scored."""
         return {**self.people.settings(), "gallery": len(self.gallery), "mirrored_gallery": True}
 
     def notes(self, results: list[Result]) -> list[str]:
@@ -289,7 +279,6 @@ def prepare(options: Options) -> Poses:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
     chosen = parse(arguments)
     return session.run(chosen, data_name(chosen), prepare)
 

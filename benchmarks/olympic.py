@@ -43,7 +43,6 @@ LINE = CommandLine(
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """The checked arguments; None: those of the process."""
     return read_arguments(LINE, __doc__, arguments)
 
 
@@ -91,18 +90,14 @@ class Postures(Task):
 
     @cached_property
     def start(self) -> Start:
-        """The first similarities; a frame's source is its video."""
         if self.options.data.teacher == "motion":
             return self.unlabeled.motion(self.tree.sources, self.tree.times)
         return self.unlabeled.start(self.tree.sources, self.tree.times)
 
     def score(self, network: torch.nn.Module, image_size: int) -> Score:
         """The frames that the labels name, alone, are embedded."""
-        needed = np.unique(
-            np.concatenate(
-                [x for one in self.labels.values() for x in (one.anchors, *one.pos_ids, *one.neg_ids)]
-            )
-        )
+        named = [x for one in self.labels.values() for x in (one.anchors, *one.pos_ids, *one.neg_ids)]
+        needed = np.unique(np.concatenate(named))
         found = self.extract(network, Subset(self.tested.images_of(image_size), needed.tolist()))
         both = np.zeros((2, len(self.tree), found[0].shape[1]), np.float32)
         both[:, needed] = found
@@ -115,13 +110,11 @@ class Postures(Task):
         return Score({"auc": roc.auc, **by_category}, (features, roc))
 
     def origin(self) -> dict[str, Any]:
-        """Which frames."""
         names = digest(list(self.tree.categories), list(self.tree.names))[:16]
         teacher = self.options.data.teacher
         return {"data": self.name, "frames": len(self.tree), "frame_names": names, "teacher": teacher}
 
     def scored_settings(self) -> dict[str, Any]:
-        """Which frames, and how many were left out."""
         frames = {key: value for key, value in self.origin().items() if key != "teacher"}
         return {**frames, "left_out": len(self.tree.excluded)}
 
@@ -222,7 +215,6 @@ class Postures(Task):
 
 
 def _first_of_each(values: np.ndarray) -> np.ndarray:
-    """Where each value comes for the first time, in order."""
     return np.sort(np.unique(values, return_index=True)[1])
 
 
@@ -244,13 +236,9 @@ def _widest_moments(
 
 
 def verdict(results: Sequence[Result]) -> list[str]:
-    """What training was worth: posets against each other method and its own first round, seed by seed.
+    """What training was worth, a line each: posets against other methods and its own first round, by seed.
 
-    Args:
-        results: rows; of methods with one seed it stands for all.
-
-    Returns:
-        Lines; none without a row of posets, or without another to compare it to.
+    The only seed of a method stands for all.
     """
     mine = {r.seed: r.metrics for r in results if r.method == "posets"}
     others: dict[str, dict[int, float]] = {}
@@ -262,9 +250,8 @@ def verdict(results: Sequence[Result]) -> list[str]:
         for name, found in others.items()
     }
     for name, moment in (("the same network before training", 0), ("its own first round", 1)):
-        earlier = {
-            seed: metrics[f"auc_round_{moment}"] for seed, metrics in mine.items() if _more(metrics, moment)
-        }
+        at, after = f"auc_round_{moment}", f"auc_round_{moment + 1}"  # scored, and then trained further
+        earlier = {seed: found[at] for seed, found in mine.items() if {at, after} <= found.keys()}
         if mine and len(earlier) == len(mine):
             rivals[name] = earlier
     lines = []
@@ -276,11 +263,6 @@ def verdict(results: Sequence[Result]) -> list[str]:
                 f"posets against {name}: {np.mean(gaps):+.3f} AUC, above it in {above} of {len(gaps)} seeds"
             )
     return lines
-
-
-def _more(metrics: Mapping[str, float], moment: int) -> bool:
-    """Whether the network was scored after a round and then trained further."""
-    return f"auc_round_{moment}" in metrics and f"auc_round_{moment + 1}" in metrics
 
 
 def data_name(options: Options) -> str:
@@ -303,7 +285,6 @@ def prepare(options: Options) -> Postures:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
     chosen = parse(arguments)
     return session.run(chosen, data_name(chosen), prepare)
 

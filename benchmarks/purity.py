@@ -35,7 +35,6 @@ LOSSES = (
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The checked arguments; None: those of the process."""
     parser = argparse.ArgumentParser(
         prog="purity.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,7 +73,7 @@ from benchmarks.data.olympic import OlympicFrames, OlympicTree, load_tree
 from benchmarks.figures.dataset import make_figures, pose_distances
 from benchmarks.measures.postures import retrieval_report
 from pml_posets import JointTrainer, NearestMedoidMiner, PosetLoss, PseudoLabelSampler
-from pml_posets.features.hog import HogGrid
+from pml_posets.features.hog import HogGrid, window_weights
 from pml_posets.plots import save_figure
 from pml_posets.samplers.pseudo_label import GivenLabels
 
@@ -104,7 +103,6 @@ class Loss(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
     got = parse(arguments)
     logging.getLogger("PML").setLevel(logging.ERROR)  # it notes parts that need not be there
     folder = common.output_folder(got.output)
@@ -116,23 +114,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in got.seed:
             labels = groups(train, share, seed)
             purity = pair_precision(train, labels)
+            settings = {
+                "exchanged": share, "iterations": got.iterations, "lr": got.lr, "quick": got.quick
+            }  # fmt: skip
             for name in got.loss:
-                settings = {
-                    "exchanged": share,
-                    "iterations": got.iterations,
-                    "lr": got.lr,
-                    "quick": got.quick,
-                }
                 if any((r.method, r.seed, r.settings) == (name, seed, settings) for r in results):
                     continue
                 start = time.perf_counter()
                 score = learn(loss_of(name), train, test, labels, seed, got)
                 metrics = {"auc": score, "purity": purity, "start": test.score()}
-                results.append(
-                    Result(
-                        name, "drawn figures", metrics, settings, seed, seconds=time.perf_counter() - start
-                    )
-                )
+                seconds = time.perf_counter() - start
+                results.append(Result(name, "drawn figures", metrics, settings, seed, seconds=seconds))
                 write_results(path, results)
                 print(f"{share:.0%} exchanged, pairs {purity:.2f} right: {name} {score:.3f}", flush=True)
     text = report(results)
@@ -173,7 +165,6 @@ class Figures:
     Args:
         hog: (2, N, D) float32 HOG of the frames and of their mirror images.
         weights: (D,) the window.
-        tree: frames and annotation.
         poses: (N, 15, 2), true poses.
     """
 
@@ -216,9 +207,7 @@ def load(cache: Path, seed: int, quick: bool) -> Figures:
         np.concatenate([grid.describe(np.ascontiguousarray(part)) for part in np.array_split(one, 16)])
         for one in (images, images[:, :, ::-1])
     ]
-    centers = (np.arange(grid.side) + 1) * grid.cell_size / side - 0.5
-    across, down = (np.exp(-0.5 * (centers / spread) ** 2) for spread in SPREADS)
-    weights = np.repeat(np.outer(down, across).ravel(), grid.channels).astype(np.float32)
+    weights = np.repeat(window_weights(grid.centers, SPREADS), grid.channels)
     return Figures(np.stack(hog).astype(np.float32), weights, tree, truth.poses)
 
 
@@ -265,17 +254,12 @@ def learn(
     if loss.classifies:
         models["classifier"] = lambda classes: Logits(DIM, classes)
         functions["classifier_loss"] = torch.nn.CrossEntropyLoss()
+    given: dict[str, Any] = {"grouping": GivenLabels(labels), "sources": train.tree.sources, "seed": seed}
+    sampler = PseudoLabelSampler(train.features, BATCH, num_nearest=loss.num_nearest, **given)
     JointTrainer(
         models=models,
         optimizers={f"{name}_optimizer": adam for name in models},
-        sampler=PseudoLabelSampler(
-            train.features,
-            BATCH,
-            num_nearest=loss.num_nearest,
-            grouping=GivenLabels(labels),
-            sources=train.tree.sources,
-            seed=seed,
-        ),
+        sampler=sampler,
         loss_funcs=functions,
         loss_weights={"metric_loss": loss.weight, "classifier_loss": 1.0} if loss.classifies else None,
         mining_funcs={} if loss.miner is None else {"tuple_miner": loss.miner},
@@ -320,7 +304,6 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
 
 def as_frame(results: Sequence[Result]) -> Any:
-    """The rows as a pandas DataFrame."""
     rows = [{"loss": r.method, "exchanged": r.settings["exchanged"], **r.metrics} for r in results]
     return pd.DataFrame(rows).sort_values("loss", key=lambda names: names.map(LOSSES.index), kind="stable")
 

@@ -47,11 +47,6 @@ LINE = CommandLine(
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """The checked arguments; None: those of the process.
-
-    Raises:
-        ValueError: for values that do not fit together.
-    """
     found = read_arguments(LINE, __doc__, arguments)
     if found.data.data_root is None and found.data.dataset is not None:
         raise ValueError(f"--dataset {found.data.dataset} needs --data-root, its folder")
@@ -96,13 +91,7 @@ RECONSTRUCTED = "tac-ccl is a reconstruction from the abstract; no published fig
 
 @dataclass
 class Neighbors:
-    """What the picture shows: some of the tested images, and their nearest others.
-
-    Args:
-        queries: (Q,) rows of the tested images.
-        indices: (Q, k) rows of the nearest, -1 for none.
-        cosines: (Q, k) of each with the query.
-    """
+    """For the picture: (Q,) rows of tested images, (Q, k) rows of the nearest, -1 for none, and cosines."""
 
     queries: np.ndarray
     indices: np.ndarray
@@ -111,10 +100,6 @@ class Neighbors:
 
 class Retrieval(LabeledTask):
     """Recall@k and more among the images of classes that were not learned from.
-
-    Args:
-        data: its classes to test on are others than those to learn from.
-        options: of the run.
 
     Raises:
         ValueError: for a class on both sides, fewer than two classes to test on, or none of two images; for
@@ -219,11 +204,7 @@ def data_name(options: Options) -> str:
 
 
 def prepare(options: Options) -> Retrieval:
-    """Read the data, or draw them.
-
-    Raises:
-        OSError, ValueError: for data that are missing, damaged, not split by classes, or too few for a batch.
-    """
+    """Read the data, or draw them."""
     given = options.data
     if given.data_root is None:
         data = zero_shot.load_figures(draw(options), "athletes")
@@ -235,7 +216,6 @@ def prepare(options: Options) -> Retrieval:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
     chosen = parse(arguments)
     return session.run(chosen, data_name(chosen), prepare)
 

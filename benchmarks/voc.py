@@ -55,7 +55,6 @@ LINE = CommandLine(
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """The checked arguments; None: those of the process."""
     found = read_arguments(LINE, __doc__, arguments)
     data = found.data
     if data.votes < 1:
@@ -138,7 +137,6 @@ class Objects(LabeledTask):
         return {"accuracy": float(right.mean()), "class_accuracy": mean, **by_class}
 
     def scored_settings(self) -> dict[str, Any]:
-        """Which images are scored, and how many vote."""
         return {**self.data.settings(), "num_votes": self.options.data.votes}
 
     def notes(self, results: list[Result]) -> list[str]:
@@ -197,7 +195,6 @@ def prepare(options: Options) -> Objects:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
     chosen = parse(arguments)
     return session.run(chosen, data_name(chosen), prepare)
 

@@ -17,12 +17,6 @@ class CachedTrunk(nn.Sequential):
     """Augmentation and trunk, which take images (B, 3, S, S) or the maps of one of the trunk's layers.
 
     What runs before the layer is frozen; the weights are those of the two modules, by the same names.
-
-    Args:
-        augmentation: for images; maps have passed it.
-        trunk: the network.
-        layer: name of its submodule whose maps are cached.
-        image_size: S.
     """
 
     def __init__(self, augmentation: nn.Module, trunk: nn.Module, layer: str, image_size: int) -> None:
@@ -54,23 +48,16 @@ class CachedTrunk(nn.Sequential):
     def maps_of(
         self, images: Any, folder: Path, recipe: Recipe, flips: bool, progress: bool, views: int | None = None
     ) -> CachedMaps:
-        """Maps of random views of images, those of before where they are in the folder.
+        """Maps of random views of images, or those of before in the folder: as many as the recipe says.
 
-        Args:
-            images: yields (3, S, S) uint8 tensors.
-            folder: where they are kept.
-            recipe: says how many views.
-            flips: every second view is mirrored.
-            progress: show a progress bar.
-            views: how many; None: as many as the recipe says.
+        With `flips` every second view is mirrored.
         """
-        augmentation = self[0]
         amp = torch.bfloat16 if recipe.precision == "bfloat16" else None
-        how: dict[str, Any] = {"mirror": flips, "amp": amp, "progress": progress, "batch_size": 64}
-        views = recipe.cached_views if views is None else views
-        return main_first(
-            lambda: CachedMaps(images, self.tail, folder, augmentation=augmentation, num_views=views, **how)
-        )
+        how: dict[str, Any] = {
+            "augmentation": self[0], "num_views": recipe.cached_views if views is None else views,
+            "mirror": flips, "amp": amp, "progress": progress, "batch_size": 64,
+        }  # fmt: skip
+        return main_first(lambda: CachedMaps(images, self.tail, folder, **how))
 
 
 def score_maps(network: nn.Module, images: Any, folder: Path, recipe: Recipe, progress: bool) -> Any:

@@ -80,10 +80,7 @@ def expand_set(
 ) -> list[str]:
     """`--set name=value other=value` as the options they stand for: --name value, --no-name for a bool.
 
-    Args:
-        arguments: of the command line.
-        presets: recipes, by name; their fields are the settings.
-        trials: further settings, and what they say.
+    The fields of the presets are the settings, and those of `trials`.
 
     Raises:
         ValueError: for what is no name=value, or no setting; `--set help` ends with a list of all.
@@ -174,9 +171,8 @@ def build_parser(line: CommandLine, description: str) -> argparse.ArgumentParser
 
 def _add_what(add: Callable[..., Any], line: CommandLine) -> None:
     add("--method", nargs="+", choices=(*line.methods, "all"), metavar="METHOD", help="see below, or all")
-    add(
-        "--seed", type=int, nargs="+", metavar="N", help="a row each; default: 0 1 2 on drawn figures, else 0"
-    )
+    seeds = "a row each; default: 0 1 2 on drawn figures, else 0"
+    add("--seed", type=int, nargs="+", metavar="N", help=seeds)
     other = line.layer_of("resnet18")
     add("--layer", choices=LAYERS, help=f"whose features are scored; default: {line.layer}, or {other}")
     add("--instance-lda", action="store_true", help="score an InstanceLDA of that layer, learned from views")
@@ -191,13 +187,8 @@ def add_run_options(add: Callable[..., Any]) -> None:
     """Those of every benchmark that trains: where it runs, and where results go."""
     add("--output", type=Path, metavar="FOLDER", help="default: a new folder under runs/")
     cache = Path("runs/cache")
-    add(
-        "--cache",
-        type=Path,
-        metavar="FOLDER",
-        default=cache,
-        help=f"decoded images and HOG; default: {cache}",
-    )
+    about = f"decoded images and HOG; default: {cache}"
+    add("--cache", type=Path, metavar="FOLDER", default=cache, help=about)
     add("--resume", action="store_true", help="go on with the run in --output, or add rows to it")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--workers", type=int, default=min(2, os.cpu_count() or 1), metavar="N", help="that load images")

@@ -18,16 +18,9 @@ from pml_posets._io import atomic_write, check_folder
 
 T = TypeVar("T")
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "pytorch-metric-learning",
-    "faiss-gpu",
-    "faiss-cpu",
-    "numpy",
-    "pillow",
-    "scikit-image",
-    "scikit-learn",
-)
+    "torch", "torchvision", "pytorch-metric-learning", "faiss-gpu", "faiss-cpu", "numpy", "pillow",
+    "scikit-image", "scikit-learn",
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -66,7 +59,6 @@ def several_processes() -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    path = Path(path)
     try:
         with atomic_write(path, "w", encoding="utf-8") as file:
             file.write(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,6 @@ class Described:
 
     Args:
         frames: yields PIL images; `frames.data_id` is the identity of its content.
-        options: of the run: sizes, first similarities, cache folder.
         background: whose HOG statistics are used (those of the training images, for images that only test).
             Default: its own.
         flips: an image and its mirror image show the same thing: half of the views are mirrored. Default
@@ -111,19 +111,27 @@ class Described:
         """What HOG, motion and neighbors in time say of the frames of videos, instead of the first
         similarities: a network that predicts it from single frames learns what these do not know.
         """
-        found = MotionHOG(self.options.hog_size, window=self.options.window or WINDOW)
+        described = MotionHOG(self.options.hog_size, window=self.options.window or WINDOW)
+
+        def describe() -> dict[str, np.ndarray]:
+            plain, mirrored = described.fit_transform(self.frames, sources, times)
+            return {"plain": plain, "mirrored": mirrored}
+
+        return Start(*self._kept({"motion": repr(described)}, describe), sources, times)
+
+    def _kept(self, settings: Mapping[str, Any], make: Callable[[], dict[str, np.ndarray]]) -> Pair:
+        """What rank 0 makes, or finds in the cache folder; without "mirrored" both are "plain"."""
         cache = FeatureCache(self.folder)
-        key = cache.key({"motion": repr(found)}, self.frames, self.data_id)
+        key = cache.key(dict(settings), self.frames, self.data_id)
 
-        def describe() -> Pair:
-            kept = cache.load(key)
-            if kept is None:
-                plain, mirrored = found.fit_transform(self.frames, sources, times)
-                kept = {"plain": plain, "mirrored": mirrored}
-                cache.save(key, kept)
-            return kept["plain"], kept["mirrored"]
+        def find() -> Pair:
+            found = cache.load(key)
+            if found is None:
+                found = make()
+                cache.save(key, found)
+            return found["plain"], found.get("mirrored", found["plain"])
 
-        return Start(*main_first(describe), sources, times)
+        return main_first(find)
 
     @cached_property
     def statistics(self) -> HOGLDA:
@@ -136,14 +144,8 @@ class Described:
 
     @cached_property
     def _raw(self) -> Pair:
-        return self.statistics.transform(
-            self.frames,
-            mirror=True,
-            cache_dir=self.folder,
-            data_id=self.data_id,
-            device=self.options.device,
-            **self._shared,
-        )
+        cached = {"cache_dir": self.folder, "data_id": self.data_id, "device": self.options.device}
+        return self.statistics.transform(self.frames, mirror=True, **cached, **self._shared)
 
     def views(self, size: int) -> WithViews:
         """(3, S, S) in [0, 1], for this S: augmented views of some thousands of the images, of all if few."""
@@ -153,57 +155,36 @@ class Described:
 
     def settings(self, kind: str) -> dict[str, Any]:
         """What HOG of a kind, or the first similarities ("start"), depend on beside the images."""
-        found: dict[str, Any] = {"hog_size": self.options.hog_size}
+        options, recipe = self.options, self.options.recipe
+        found: dict[str, Any] = {"hog_size": options.hog_size}
         if kind == "start":
-            window = self.options.window
-            found |= {
-                "first_similarities": self.options.first,
-                "window": None if window is None else list(window),
-            }
-            kind = self.options.first
+            kind, window = options.first, options.window
+            found |= {"first_similarities": kind, "window": None if window is None else list(window)}
         if kind == "network":
-            recipe, init = self.options.recipe, self.options.init
             found |= {**recipe.architecture.settings(), "flips": self._background.flips}
-            found |= {"init": None if init is None else init.name, "precision": recipe.precision}
+            found |= {"init": None if options.init is None else options.init.name}
+            found |= {"precision": recipe.precision}
         if kind == "hog-views":
-            recipe = self.options.recipe
             found |= {**VIEWS, "flips": self._background.flips, "scale": list(recipe.scale)}
             found |= {"brightness": recipe.brightness, "color": recipe.color, "gray": recipe.gray}
         return found
 
     @cached_property
     def _embedded(self) -> Pair:
-        cache = FeatureCache(self.folder)
-        settings = {**self.settings("hog-views"), "from": self._background.data_id}
-        key = cache.key(settings, self.frames, self.data_id)
         plain, mirrored = self._raw
 
-        def embed() -> Pair:
-            found = cache.load(key)
-            if found is None:
-                learned = self._background.instance_lda
-                found = {"plain": learned.transform(plain), "mirrored": learned.transform(mirrored)}
-                cache.save(key, found)
-            return found["plain"], found["mirrored"]
+        def embed() -> dict[str, np.ndarray]:
+            learned = self._background.instance_lda
+            return {"plain": learned.transform(plain), "mirrored": learned.transform(mirrored)}
 
-        return main_first(embed)
+        return self._kept({**self.settings("hog-views"), "from": self._background.data_id}, embed)
 
     @cached_property
     def _by_network(self) -> Pair:
-        cache = FeatureCache(self.folder)
-        settings = {**self.settings("network"), "from": self._background.data_id}
-        key = cache.key(settings, self.frames, self.data_id)
+        def embed() -> dict[str, np.ndarray]:
+            return {"plain": self._background.embedder.transform(self.images)}
 
-        def embed() -> Pair:
-            found = cache.load(key)
-            if found is None:
-                size = self.options.recipe.image_size
-                rows = self._background.embedder.transform(self.images_of(size))
-                found = {"plain": rows}
-                cache.save(key, found)
-            return found["plain"], found["plain"]
-
-        return main_first(embed)
+        return self._kept({**self.settings("network"), "from": self._background.data_id}, embed)
 
     @cached_property
     def embedder(self) -> Embedder:

@@ -49,8 +49,6 @@ class Start:
         mirrored = [] if self.mirrored is None else [self.mirrored]
         sources = np.arange(len(self.features)) if self.sources is None else self.sources
 
-        times = twice_far(self.times) if mirrored else self.times
-
         def twice(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else np.tile(values, 1 + len(mirrored))
 
@@ -59,7 +57,7 @@ class Start:
             features=np.concatenate([self.features, *mirrored]),
             mirrored=None,
             sources=twice(sources),
-            times=times,
+            times=twice_far(self.times) if mirrored else self.times,
             labels=twice(self.labels),
         )
 
@@ -209,7 +207,5 @@ def mixed(network: Any, start: Start, share: float) -> Any:
     mine, first = share**0.5, (1 - share) ** 0.5
     if start.mirrored is None:
         return np.hstack([mine * network, first * start.features])
-    plain, mirrored = network
-    return np.hstack([mine * plain, first * start.features]), np.hstack(
-        [mine * mirrored, first * start.mirrored]
-    )
+    pairs = zip(network, (start.features, start.mirrored), strict=True)
+    return tuple(np.hstack([mine * one, first * other]) for one, other in pairs)

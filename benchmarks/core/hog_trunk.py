@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.core.architectures import HogConfig
-from pml_posets.features.hog import HogGrid
+from pml_posets.features.hog import HogGrid, window_weights
 
 RIDGE = 0.1  # of the mean eigenvalue
 WINDOW = (0.2, 0.6)
@@ -45,9 +45,7 @@ class HogTrunk(nn.Module):
             maps = self.features.eval()(torch.zeros(1, 3, config.image_size, config.image_size))
         self.features.train()
         self.dim = self.num_hog + maps.numel()
-        centers = (np.arange(self.grid.side) + 1) * self.grid.cell_size / config.image_size - 0.5
-        across, down = (np.exp(-0.5 * (centers / spread) ** 2) for spread in WINDOW)
-        weights = np.repeat(np.outer(down, across).ravel(), self.grid.channels).astype(np.float32)
+        weights = np.repeat(window_weights(self.grid.centers, WINDOW), self.grid.channels)
         self.register_buffer("weights", torch.from_numpy(weights), persistent=False)
         self.register_buffer("offset", torch.zeros(self.num_hog))
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(-1, 1, 1), persistent=False)
@@ -75,10 +73,8 @@ def begin(
     The convolutions have no say in it yet: training finds theirs.
 
     Args:
-        models: of `build`.
         images: yields N (3, S, S) uint8 tensors.
         targets: (N, K) float32, unit rows. Of more columns than the embedding has the first are predicted.
-        device: to compute on.
         fit: False: HOG is centered alone, and the embedding begins at random.
     """
     trunk: Any = models["trunk"].to(device)

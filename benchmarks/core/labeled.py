@@ -67,11 +67,9 @@ class LabeledTask(Task):
         return {**found, "default_clusters": self.num_clusters}
 
     def plain_settings(self, method: str) -> dict[str, Any]:
-        """Of pixels or HOG."""
         return {"side": PIXELS} if method == "pixels" else super().plain_settings(method)
 
     def scored_settings(self) -> dict[str, Any]:
-        """Which images are scored."""
         return self.data.settings()
 
     def tile(self, image: Any, index: int, above: str = "", frame: str | None = None) -> Tile:

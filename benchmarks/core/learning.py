@@ -49,10 +49,9 @@ def train(
     Args:
         method: one of `methods.LEARNED`; all but "supervised" learn without labels.
         images: yields (3, S, S) uint8 tensors, in the order of the start's features (an `ImageStore`).
-        start: first similarities.
-        recipe, seed: the seed is of weights, batches and augmentation.
+        seed: of weights, batches and augmentation.
         models: {"trunk", "embedder"} to begin with; None: random weights.
-        log, settings: of the run; what else tells runs apart, for the checkpoint.
+        settings: what else tells runs apart, for the checkpoint.
         resume, output_dir: go on from the checkpoint in that folder, if there is one.
         start_of_round, end_of_round: called with the trainer after each y-step, and after each round.
         cache, flips: folder of cached maps; half of the cached views are of mirrored images.

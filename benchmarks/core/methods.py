@@ -107,13 +107,9 @@ def recipe_of(method: str, recipe: Recipe) -> Recipe:
 
 
 def check(name: str, recipe: Recipe, num_samples: int, num_clusters: int) -> None:
-    """See that a method can draw its batches of the samples, before any work is done.
+    """See that a method can draw its batches of so many samples, before any work is done.
 
-    Args:
-        name: of the method.
-        recipe: of the run.
-        num_samples: to learn from, mirror images among them where they count.
-        num_clusters: K where the recipe leaves it open.
+    Mirror images count where they are samples; num_clusters is K where the recipe leaves it open.
     """
     method, size, nearest = METHODS[name], recipe.batch_size, recipe.samples_per_cluster
     clusters = recipe.num_clusters or num_clusters

@@ -81,11 +81,8 @@ def build(config: Architecture, seed: int, dropout: float = 0.5) -> dict[str, nn
         raise ValueError(f"dropout must lie in 0..1, below 1, got {dropout}: try 0.5")
     with preserved_randomness(accelerators=False):
         seed_everything(seed, accelerators=False)
-        trunk: Any
-        if isinstance(config, AlexNetConfig):
-            trunk = AlexNetTrunk(config)
-        else:
-            trunk = HogTrunk(config) if isinstance(config, HogConfig) else PooledTrunk(config)
+        kinds: dict[Any, Any] = {AlexNetConfig: AlexNetTrunk, HogConfig: HogTrunk, TrunkConfig: PooledTrunk}
+        trunk = kinds[type(config)](config)
         for module in trunk.modules():
             if isinstance(module, nn.Conv2d) and not getattr(config, "function", ""):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -184,12 +181,8 @@ def load_imagenet(models: Mapping[str, nn.Module], config: Architecture, path: s
 def read_weights(path: str | Path, whose: str) -> dict[str, torch.Tensor]:
     """A state_dict from a local file.
 
-    Args:
-        path: the file.
-        whose: what it should be, for messages.
-
     Raises:
-        FileNotFoundError: if the file does not exist.
+        FileNotFoundError: if the file does not exist; the message says `whose` it should be.
         ValueError: if it is damaged or no file of weights.
     """
     path = Path(path)
@@ -226,15 +219,6 @@ def architecture_of(path: str | Path) -> Architecture:
             "checkpoint.pt of a method that learns, from the --output of a benchmark"
         )
     return AlexNetConfig(**{name: found[f"your {name}"] for name in names})
-
-
-def config_of(path: str | Path) -> AlexNetConfig:
-    """`architecture_of`, of an AlexNet alone."""
-    config = architecture_of(path)
-    if not isinstance(config, AlexNetConfig):
-        name = config.settings()["trunk"]
-        raise ValueError(f"the checkpoint {path} is of a {name}: give one of --trunk alexnet")
-    return config
 
 
 def load_trained(models: Mapping[str, nn.Module], path: str | Path) -> None:

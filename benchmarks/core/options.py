@@ -14,30 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.core.architectures import AlexNetConfig, TrunkConfig
-from benchmarks.core.cli import (
-    FIGURE_SIZES,
-    LAYERS,
-    CommandLine,
-    build_parser,
-    data_arguments,
-    expand_set,
-)
+from benchmarks.core.cli import FIGURE_SIZES as FIGURE_SIZES
+from benchmarks.core.cli import LAYERS, CommandLine, build_parser, data_arguments, expand_set
 from benchmarks.core.methods import METHODS, recipe_of
 from benchmarks.core.recipes import PRESETS, Recipe
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = [
-    "FIGURE_SIZES",
-    "FILES",
-    "IMAGENET",
-    "CommandLine",
-    "Options",
-    "fast_precision",
-    "new_folder",
-    "read_arguments",
-]
 
 IMAGENET = AlexNetConfig()  # torchvision's shapes
 WINDOW = (0.2, 0.6)
@@ -163,7 +146,8 @@ def read_arguments(
         score_rounds=not got.no_round_scores,
         progress=not got.quiet,
     )
-    _check(got, options)
+    for check in (_check_data, _check_numbers, _check_files, _check_network):
+        check(got, options)
     return options
 
 
@@ -199,12 +183,6 @@ def _name(option: str) -> str:
 # --- What does not fit together
 
 
-def _check(got: argparse.Namespace, options: Options) -> None:
-    """See that the values fit together, before any work is done."""
-    for check in (_check_data, _check_numbers, _check_files, _check_network):
-        check(got, options)
-
-
 def _check_data(got: argparse.Namespace, options: Options) -> None:
     drawn = options.line.draws and got.data_root is None
     if options.line.draws and not drawn and got.figures is not None:
@@ -216,20 +194,19 @@ def _check_data(got: argparse.Namespace, options: Options) -> None:
 
 
 def _check_numbers(got: argparse.Namespace, options: Options) -> None:
-    if min(options.seeds) < 0:
-        raise ValueError(f"--seed must be 0 or more, got {min(options.seeds)}")
-    for name in ("workers", "components"):
-        if getattr(options, name) < 0:
-            raise ValueError(f"--{name} must be 0 or more, got {getattr(options, name)}")
+    for name, value in (
+        ("seed", min(options.seeds)), ("workers", options.workers), ("components", options.components)
+    ):  # fmt: skip
+        if value < 0:
+            raise ValueError(f"--{name} must be 0 or more, got {value}")
     if got.hog_size < 16 or got.hog_size % 8:
         raise ValueError(f"--hog-size must be a multiple of 8 from 16, got {got.hog_size}")
     if got.window is not None:
-        if options.first != "hog-window":
-            raise ValueError(
-                f"--window is for --first-similarities hog-window, which is {options.first} here"
-            )
-        if not all(0 < part < math.inf for part in got.window):
-            raise ValueError(f"--window must be two numbers above 0, got {got.window[0]:g} {got.window[1]:g}")
+        first, (across, down) = options.first, got.window
+        if first != "hog-window":
+            raise ValueError(f"--window is for --first-similarities hog-window, which is {first} here")
+        if not (0 < across < math.inf and 0 < down < math.inf):
+            raise ValueError(f"--window must be two numbers above 0, got {across:g} {down:g}")
     if options.device not in ("auto", "cpu"):
         from benchmarks.core.common import pick_device
 

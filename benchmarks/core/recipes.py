@@ -27,9 +27,7 @@ def choice(
 
     A field of no group is for trials and hidden behind --set.
     """
-    about = {
-        "says": says, "low": low, "high": high, "group": group, "excluded": excluded, "values": values
-    }  # fmt: skip
+    about = dict(says=says, low=low, high=high, group=group, excluded=excluded, values=values)
     return field(default=default, metadata=about)
 
 
@@ -183,39 +181,14 @@ def check_value(option: str, value: Any, about: Mapping[str, Any]) -> None:
 
 PAPER = Recipe(num_classes=20_000, mean_size=8.0)
 SMALL = Recipe(
-    image_size=64,
-    batch_norm=True,
-    fc_dim=1024,
-    dropout=0.0,
-    rounds=2,
-    iterations=400,
-    classification=0.03,
-    lam=0.03,
-    feature=3.0,
-    anchors="all",
-    random_fraction=0.9,
-    mirror_images=True,
-    regroup="mixed",
-    mix=0.3,
-    refine=False,
-    optimizer="adamw",
-    weight_decay=1e-4,
-    schedule="cosine",
-    sigma=0.35,
-    brightness=0.4,
-    color=0.3,
-    gray=0.3,
-    scale=(0.95, 1.41),
-)
+    image_size=64, batch_norm=True, fc_dim=1024, dropout=0.0, rounds=2, iterations=400, classification=0.03,
+    lam=0.03, feature=3.0, anchors="all", random_fraction=0.9, mirror_images=True, regroup="mixed", mix=0.3,
+    refine=False, optimizer="adamw", weight_decay=1e-4, schedule="cosine", sigma=0.35, brightness=0.4,
+    color=0.3, gray=0.3, scale=(0.95, 1.41),
+)  # fmt: skip
 FIGURES = replace(SMALL, iterations=140, batch_size=96)  # minutes on two cores, for three seeds
 CLIPS = replace(  # begins as HOG, and learns what clips show of the very images it is scored on
     FIGURES, trunk="hog", image_size=96, fc_dim=400, lr=3e-4, scale=(1.0, 1.0), movement=0.0
 )
 TINY = replace(SMALL, iterations=4, batch_size=32, fc_dim=64)
-PRESETS: dict[str, Recipe] = {
-    "paper": PAPER,
-    "small": SMALL,
-    "figures": FIGURES,
-    "clips": CLIPS,
-    "tiny": TINY,
-}
+PRESETS = {"paper": PAPER, "small": SMALL, "figures": FIGURES, "clips": CLIPS, "tiny": TINY}

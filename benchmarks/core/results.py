@@ -120,12 +120,7 @@ def plain_values(value: Any) -> Any:
 
 
 def earlier_results(folder: Path, name: str, resume: bool) -> list[Result]:
-    """The rows of the run that is gone on with.
-
-    Args:
-        folder: of the output; it need not exist.
-        name: of the data.
-        resume: whether --resume was given.
+    """The rows of the run in a folder, if there is one, that is gone on with; the name is the data's.
 
     Raises:
         FileExistsError: if the folder holds a run and --resume was not given.
@@ -159,28 +154,17 @@ def check_alike(
     expected: Callable[[str], Mapping[str, Any]],
     path: Path,
 ) -> None:
-    """See that rows that are kept have the settings that the new rows will have.
+    """See that rows of the file at path have the settings that `expected` gives their method here.
 
-    Args:
-        results: the rows of the file.
-        again: (method, seed) of those that this run replaces.
-        expected: a method to the settings that this run would give its row; those of the machine, and those
-            that only one of the two has, are not compared.
-        path: of the rows, for the message.
+    Not compared are settings of the machine, those that only one of the two has, and the rows that this run
+    makes `again`, (method, seed).
     """
     options = {one.name: flag(one.name) for one in fields(Recipe)}
     options["num_votes"] = "--votes"
     names = (
-        "preset",
-        "layer",
-        "instance_lda",
-        "with_start",
-        "init",
-        "num_starts",
-        "first_similarities",
-        "window",
+        "preset layer instance_lda with_start init num_starts first_similarities window components hog_size"
     )
-    options |= {name: flag(name) for name in (*names, "components", "hog_size")}
+    options |= {name: flag(name) for name in names.split()}
     differ: dict[str, list[str]] = {}
     for row in results:
         if (row.method, row.seed) in again:
@@ -207,11 +191,7 @@ def check_alike(
 def summary(results: Sequence[Result]) -> pd.DataFrame:
     """Mean, standard deviation (over seeds, n - 1) and number of rows of each method's measures.
 
-    Args:
-        results: rows of one dataset.
-
-    Returns:
-        Columns mean, std (both NaN if a value is) and count, by (method, measure) in the order of the rows.
+    Columns mean, std (both NaN if a value is) and count, by (method, measure) in the order of the rows.
     """
     datasets = {result.dataset for result in results}
     if len(datasets) > 1:
@@ -237,8 +217,7 @@ def score_table(
     Args:
         results: rows of one dataset.
         measures: key of each measure to its column's title; the first is the main one.
-        paper: method to what the paper has.
-        title: of the paper's column; "": there is none.
+        paper, title: method to what the paper has, and the title of this column; "": there is none.
         digits: behind the point.
     """
     found = summary(results)
@@ -254,14 +233,8 @@ def score_table(
     names = dict.fromkeys(name for _, name in found.index)
     done = [int(name.removeprefix(prefix)) for name in names if name.startswith(prefix)]
     rounds = sorted({0, 1, 2, max(done)} & {*done}) if done else []
-    last = [title] if title else []
-    header = [
-        "method",
-        *measures.values(),
-        "seeds",
-        *(f"round {number}" if number else "begin" for number in rounds),
-        *last,
-    ]
+    moments = [f"round {number}" if number else "begin" for number in rounds]
+    header = ["method", *measures.values(), "seeds", *moments, *([title] if title else [])]
     rows = [
         [
             method,

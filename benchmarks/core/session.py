@@ -50,14 +50,8 @@ def run(options: Options, name: str, prepare: Callable[[Options], Task]) -> int:
     """Run a benchmark from its beginning, or go on with it; returns the exit status.
 
     Under torchrun every process calls this with the same options (those of rank 0 count), and they are joined
-    for as long as it takes. An error on one of them, or its death, ends all.
-
-    Folders, files, data and settings that do not fit are refused before any work.
-
-    Args:
-        options: what was asked for.
-        name: of the data, known before they are read.
-        prepare: reads the data.
+    for as long as it takes. An error on one of them, or its death, ends all. Folders, files, data and
+    settings that do not fit are refused before any work. The name is that of the data that `prepare` reads.
     """
     common.commit()  # that of the code this run begins with
     with from_environment(common.pick_device(options.device)) as device, main_speaks(), shared_work():
@@ -85,14 +79,8 @@ def _rows(task: Task, folder: Path, results: list[Result]) -> tuple[list[Result]
         seconds = outcome.seconds_before + time.perf_counter() - began
         if seed == options.seeds[0]:
             outcomes[method] = outcome
-        row = Result(
-            method=method,
-            dataset=task.name,
-            metrics={**outcome.score.metrics, **outcome.rounds},
-            settings=settings_of(method, task),
-            seed=seed,
-            seconds=round(seconds, 1),
-        )
+        metrics = {**outcome.score.metrics, **outcome.rounds}
+        row = Result(method, task.name, metrics, settings_of(method, task), seed, seconds=round(seconds, 1))
         results = [r for r in results if (r.method, r.seed) != (method, seed)] + [row]
         from_main(partial(write_results, folder / "results.json", results))
         value = outcome.score.metrics[task.measure]
@@ -111,8 +99,7 @@ def write_report(task: Task, folder: Path, results: list[Result], outcomes: dict
 
 def save_pictures(task: Task, folder: Path, outcomes: Mapping[str, Outcome]) -> None:
     """The losses of what trained, and the task's pictures of what was scored."""
-    trained = {name: one.joint for name, one in outcomes.items() if one.joint is not None}
-    trained = {name: joint for name, joint in trained.items() if joint.history}
+    trained = {name: one.joint for name, one in outcomes.items() if one.joint and one.joint.history}
     if trained:
         save_figure(losses(trained), folder / "loss.png")
     shown = {name: one.score.shown for name, one in outcomes.items() if one.score.shown is not None}
@@ -242,17 +229,19 @@ def learn(method: str, seed: int, task: Task, home: Path) -> Outcome:
             log.write("scores", {task.measure: value}, done * joint.iterations_per_round)
         return score
 
+    def tell(joint: JointTrainer, done: int, when: str) -> None:
+        value = note(joint, done).metrics[task.measure]
+        print(f"  {home.name}: {said(task, value)} {when}", flush=True)
+
     def score_beginning(joint: JointTrainer) -> None:
         knows = recipe.trunk == "hog" or options.begins  # something before it is trained
         if options.score_rounds and knows and joint.round == 0:
-            value = note(joint, 0).metrics[task.measure]
-            print(f"  {home.name}: {said(task, value)} before training", flush=True)
+            tell(joint, 0, "before training")
 
     def score_round(joint: JointTrainer) -> None:
         done = joint.round + 1
         if options.score_rounds and done < joint.num_rounds:  # the last one is scored below, after a kill too
-            value = note(joint, done).metrics[task.measure]
-            print(f"  {home.name}: {said(task, value)} after round {done}", flush=True)
+            tell(joint, done, f"after round {done}")
 
     try:
         joint = train(

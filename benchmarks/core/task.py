@@ -114,15 +114,9 @@ class Task:
 
     def extract(self, network: torch.nn.Module, images: Any) -> Any:
         """The network's features of images; with `mirror` a pair."""
-        return extract(
-            network,
-            images,
-            batch_size=256,
-            device=self.options.device,
-            mirror=self.mirror,
-            amp=self.options.amp,
-            progress=self.options.progress,
-        )
+        options = self.options
+        how: dict[str, Any] = {"device": options.device, "amp": options.amp, "progress": options.progress}
+        return extract(network, images, batch_size=256, mirror=self.mirror, **how)
 
     def plain_settings(self, method: str) -> dict[str, Any]:
         """What the numbers of a method without a network depend on."""
@@ -139,13 +133,9 @@ class Task:
 
 
 def check_size(found: int, where: str, options: Options, num_clusters: int = 100) -> None:
-    """See that the images are enough for a batch of every method, before any work is done.
+    """See that so many images are enough for a batch of every method, before any work is done.
 
-    Args:
-        found: number of images.
-        where: they are, for the message.
-        options: of the run.
-        num_clusters: K of k-means where the recipe leaves it open.
+    `where` they are stands in the message; num_clusters is K of k-means where the recipe leaves it open.
     """
     recipe = options.recipe
     count = found * (2 if recipe.mirror_images else 1)
