@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from benchmark_runs import assert_picture, few_patches, rows_of, table_of
 from PIL import Image
-from pose_trees import PEOPLE, RUNNERS, draw, leaning, lsp_arguments, write_crops, write_lsp_and_more
+from pose_trees import PEOPLE, draw, leaning, lsp_arguments, write_crops, write_lsp_and_more
 
 from benchmarks import lsp
 from benchmarks.core import options, session
@@ -187,19 +187,7 @@ def test_table_and_pictures(whole):
         assert_picture(whole / f"{name}.png")
 
 
-# --- Drawn figures, other places
-
-
-def test_without_data_figures_are_drawn(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(options.FIGURE_SIZES, "tiny", RUNNERS)
-    main(lsp_arguments(data, tmp_path, "--figures", "tiny", "--method", "oracle", "random", "--seed", 0, 1))
-    said = capsys.readouterr().out
-    assert "figures-tiny: 20 people, 15 to learn from, 5 to test on, 14 joints" in said
-    assert "learned from: figures-tiny, 15 images" in said
-    rows = rows_of(tmp_path)
-    assert list(rows) == [("oracle", 0), ("random", 0), ("random", 1)]
-    assert {row["dataset"] for row in rows.values()} == {"figures-tiny"}
-    assert rows["random", 0]["settings"]["num_test"] == 5
+# --- Other places
 
 
 def test_where_the_people_lie_does_not_count(data, tmp_path):

@@ -255,9 +255,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers_and_weights(data, whole, tmp_p
     )
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert list(rows_of(tmp_path)) == [("hog", 0)]
-    with pytest.raises(
-        FileExistsError, match=r"holds a run already: .* by --resume, or choose another --out"
-    ):
+    with pytest.raises(FileExistsError, match=r"holds a run already: .* by --resume, or choose another"):
         main(chosen)
     assert main([*chosen, "--resume"]) == 0
     rows, expected = rows_of(tmp_path), rows_of(whole)

@@ -205,16 +205,13 @@ def test_other_image_sets_are_other_data(data, tmp_path):
 
 
 def test_a_folder_of_images(data, tmp_path):
-    methods = ("majority", "ntxent", "supervised")
-    how = ("--rounds", 1, "--batch-size", 10, "--data-root", data / "stripes")
-    main(arguments(data, tmp_path, "--method", *methods, *how))
-    rows = rows_of(tmp_path)
-    assert {row["dataset"] for row in rows.values()} == {"stripes"}
-    assert rows["majority", 0]["metrics"]["accuracy"] == pytest.approx(1 / 3)
-    assert all(rows[method, 0]["metrics"]["accuracy"] > 0 for method in methods)
-    settings = rows["ntxent", 0]["settings"]
+    main(arguments(data, tmp_path, "--data-root", data / "stripes", "--method", "majority"))
+    row = rows_of(tmp_path)["majority", 0]
+    assert row["dataset"] == "stripes"
+    assert row["metrics"]["accuracy"] == pytest.approx(1 / 3)
+    settings = row["settings"]
     assert (settings["num_train"], settings["num_test"], settings["left_out"]) == (12, 12, {})
-    assert "Here: stripes, 5 nearest of 12 vote on 12" in (tmp_path / "table.md").read_text()
+    assert "Here: stripes, 5 nearest of 12 vote on 12" in table_of(tmp_path)[1]
 
 
 @pytest.mark.parametrize(
