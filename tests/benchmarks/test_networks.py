@@ -233,6 +233,9 @@ def test_weights_of_other_trunks(trunk, tmp_path):
     torch.manual_seed(0)
     google = {"aux_logits": True, "init_weights": False, "transform_input": True}
     theirs = getattr(torchvision.models, trunk)(weights=None, **(google if trunk == "googlenet" else {}))
+    for module in theirs.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
     state = {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}  # as in files of old
     torch.save(state, tmp_path / "w.pth")
     config = TrunkConfig(trunk, 64, 8)
@@ -242,7 +245,8 @@ def test_weights_of_other_trunks(trunk, tmp_path):
     theirs.avgpool.register_forward_hook(lambda module, args, output: pooled.append(output.flatten(1)))
     with torch.no_grad():
         theirs.eval()(images)
-        torch.testing.assert_close(ours["trunk"].eval()(images), pooled[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours["trunk"].eval()(images), pooled[0], rtol=1e-3, atol=1e-3)
+    assert pooled[0].std() > 0.1  # not equal because nothing is left
     other = TrunkConfig("resnet50", 64, 8)
     with pytest.raises(ValueError, match=r"does not fit resnet50 at .*: give its weights \(resnet50"):
         load_imagenet(build(other, seed=0), other, tmp_path / "w.pth")
