@@ -127,6 +127,7 @@ def test_the_judge_compares_with_plain_features(fitted):
 
 
 def test_settings_of_another_fit_are_refused(fitted):
+    assert copy.deepcopy(fitted).set_params(whitening=0.1).digest() != fitted.digest()
     for name, value in (("image_size", 48), ("mirror", False), ("mean", (0.5, 0.5, 0.5))):
         changed = copy.deepcopy(fitted).set_params(**{name: value})
         with pytest.raises(ValueError, match=f"{name} is .*, but was .* when the embedder was fitted"):

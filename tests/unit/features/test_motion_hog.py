@@ -79,7 +79,7 @@ def test_mirrored_frames_have_the_mirrored_features():
     images, _ = clip(6)
     sources, times = np.zeros(12), np.r_[np.arange(6), 100 + np.arange(6)]
     both = np.concatenate([images, images[:, :, ::-1]])
-    rows, mirrored = MotionHOG(64, components=16).fit_transform(both, sources, times)
+    rows, mirrored = MotionHOG(64, emphasis=2.0, components=16).fit_transform(both, sources, times)
     np.testing.assert_allclose((rows[:6] * mirrored[6:]).sum(1), 1, atol=0.05)
     np.testing.assert_allclose((mirrored[:6] * rows[6:]).sum(1), 1, atol=0.05)
 
