@@ -16,7 +16,6 @@ import torch
 from torch.utils.data import Dataset
 
 from .._io import atomic_write
-from .._random import preserved_randomness
 from .._validation import as_count
 from .datasets import SeededDataset, check_dataset, read_batches
 from .identity import data_identity, digest, files_of
@@ -106,7 +105,7 @@ class ImageStore(Dataset[torch.Tensor]):
             if (free := shutil.disk_usage(self.path.parent).free) < num_bytes:
                 raise OSError(f"there are {free:,} bytes free")
             # Written, not mapped: a full disk is then an error, where a mapped file kills the process.
-            with atomic_write(self.path) as file, preserved_randomness(accelerators=False):
+            with atomic_write(self.path) as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 rows = range(len(dataset))
                 for batch in read_batches(items, rows, np.stack, 64, num_workers, "decode", progress):

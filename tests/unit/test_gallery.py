@@ -169,6 +169,7 @@ def test_a_photo_replaced_at_one_size_and_time_is_embedded(gallery, photos, embe
     gallery.add(photos, embedder)
     (photos / "000.png").rename(photos / "001.png")
     assert gallery.add(photos, embedder).changed == 1
+    check_files(gallery)
 
 
 def test_other_photos_and_embedders_are_refused(gallery, photos, embedder, tmp_path):
