@@ -172,7 +172,7 @@ def test_class_ids_may_have_gaps_and_any_integer_dtype():
 
 @pytest.mark.parametrize("kind", DISTANCES)
 @pytest.mark.parametrize(
-    ("size", "num_classes", "rows"), [(1, 1, 256), (60, 6, 256), (90, 1, 16), (90, 3, 16), (120, 30, 16)]
+    ("size", "num_classes", "rows"), [(1, 1, 256), (60, 6, 256), (90, 1, 16), (90, 3, 16), (300, 40, 16)]
 )
 def test_medoids_agree_with_the_plain_loops(monkeypatch, kind, size, num_classes, rows):
     embeddings, labels = batch(size, size=size, num_classes=num_classes)
