@@ -160,13 +160,12 @@ def test_others_may_read_the_file(path):
 
 
 def test_summary_is_the_mean_and_deviation_over_seeds():
-    rows = [result("posets", auc, seed) for seed, auc in enumerate((0.5, 0.6, 0.7))] + [result("hog", 0.4)]
-    rows.append(result("hog", math.nan, 1))
+    rows = [result("posets", auc, seed) for seed, auc in enumerate((0.5, 0.6, 0.7))]
+    rows += [result("hog", auc, seed) for seed, auc in enumerate((0.4, 0.6, math.nan))]
     found = summary(rows)
     assert list(found.index) == [("posets", "auc"), ("hog", "auc")]
     assert found.loc[("posets", "auc")].tolist() == pytest.approx([0.6, 0.1, 3])
     assert found.loc[("hog", "auc")].isna().tolist() == [True, True, False]  # a NaN is not passed over
-
     with pytest.raises(ValueError, match="a summary is of one dataset, got a, b: filter the rows"):
         summary([result(dataset="b"), result(dataset="a")])
 
