@@ -59,7 +59,7 @@ assert not heavy & set(sys.modules)
 loss_curves({"joint": ([1], [1.0])})
 assert "matplotlib.pyplot" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=240)
 
 
 @pytest.mark.parametrize("old", MOVED)
