@@ -36,6 +36,11 @@ from ..distributed.process_group import (
 from ..distributed.sharing import from_main, shared_work
 from ..posets import Posets
 
+__all__ = [  # of the old `parallel`
+    "broadcast_groups", "broadcast_weights", "check_splittable", "rank_positions", "shared_groups",
+    "trainer_over_ranks",
+]  # fmt: skip
+
 
 def rank_positions(
     batch_size: int, views: int = 1, number: int | None = None, ranks: int | None = None
