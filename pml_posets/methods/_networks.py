@@ -20,9 +20,14 @@ from ..data.augmentation import BatchAugmentation
 from ..features._layers import hooked, submodules
 
 __all__ = [  # of the old `losses.passes`
-    "at_least_float32", "check_floats", "check_images", "conv_maps", "no_images", "pooled_features",
+    "at_least_float32",
+    "check_floats",
+    "check_images",
+    "conv_maps",
+    "no_images",
+    "pooled_features",
     "without_augmentation",
-]  # fmt: skip
+]
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

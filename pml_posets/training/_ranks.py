@@ -37,9 +37,13 @@ from ..distributed.sharing import from_main, shared_work
 from ..posets import Posets
 
 __all__ = [  # of the old `parallel`
-    "broadcast_groups", "broadcast_weights", "check_splittable", "rank_positions", "shared_groups",
+    "broadcast_groups",
+    "broadcast_weights",
+    "check_splittable",
+    "rank_positions",
+    "shared_groups",
     "trainer_over_ranks",
-]  # fmt: skip
+]
 
 
 def rank_positions(

@@ -25,6 +25,9 @@ def test_its_first_columns_are_hog_and_nothing_in_them_is_learned(images):
     hog /= np.linalg.norm(hog, axis=1, keepdims=True)
     np.testing.assert_allclose(rows[:, : trunk.num_hog].detach(), hog, atol=1e-4)
     assert rows.shape == (40, trunk.dim)
+    side = trunk.grid.side
+    window = trunk.weights.reshape(side, side, -1)[..., 0]
+    assert window[side // 2, 0] < window[0, side // 2]  # a person is taller than wide
     rows[:, : trunk.num_hog].sum().backward()
     assert not any(p.grad.any() for p in trunk.parameters())
 

@@ -138,6 +138,12 @@ def test_very_few_classes():
     assert all((only.labels[batch] >= 0).all() for batch in only)
 
 
+def test_no_class_at_all_is_a_random_batch():
+    first, second = list(sampler_of(np.full(20, -1), batch_size=8))
+    assert len(set(first)) == len(set(second)) == 8
+    assert first != second
+
+
 def test_only_unassigned_brings_the_medoids_alone():
     labels = np.concatenate([np.repeat(np.arange(20), 5), np.full(400, -1)])
     sampler = sampler_of(labels, batch_size=50, unassigned_fraction=1.0, num_nearest=2)
