@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from .._random import derive_seeds, preserved_randomness, seed_everything
 from ._heads import carry_rows, carry_state, class_axes, class_axis, num_outputs
 from ._identity import describe
+from .averaging import moving_average
 from .objectives import PML_LOSSES
 
 _GROUPS = ("models", "loss_funcs", "optimizers", "lr_schedulers")
@@ -59,6 +61,18 @@ class Components:
                 wanted = "a torch.nn.Module or a function num_classes -> module"
                 raise TypeError(f"{name} must be {wanted}, got {given!r}")
         self._check_weights()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trunk is; the CPU for one without weights."""
+        return next((weight.device for weight in self.models["trunk"].parameters()), torch.device("cpu"))
+
+    def averages(self, decay: float | None) -> dict[str, AveragedModel]:
+        """Moving averages of the networks that make embeddings; none without a decay."""
+        if decay is None:
+            return {}
+        named = [name for name in ("trunk", "embedder") if name in self.models]
+        return {name: moving_average(self.models[name], decay) for name in named}
 
     # --- The number of classes
 

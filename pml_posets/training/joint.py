@@ -34,7 +34,6 @@ from ._components import Components
 from ._ranks import check_splittable, trainer_over_ranks
 from ._rounds import LossRecord
 from ._saving import Saved
-from .averaging import moving_average
 from .judging import LabelFreeJudge
 from .objectives import PML_LOSSES, trainer_with_objectives
 
@@ -207,12 +206,9 @@ class JointTrainer(Saved):
         parts = Components(models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss, frozen)
         self._components, self.models, self.loss_funcs = parts, parts.models, parts.loss_funcs
         self.optimizers, self.lr_schedulers = parts.optimizers, parts.lr_schedulers
-        self._ema_decay = ema_decay
-        averaged = [] if ema_decay is None else [n for n in ("trunk", "embedder") if n in parts.models]
-        self._averages = {name: moving_average(parts.models[name], ema_decay or 0.0) for name in averaged}
+        self._ema_decay, self._averages = ema_decay, parts.averages(ema_decay)
         check_schedules(self.lr_schedulers, self.num_rounds, self.iterations_per_round)
-        trunk_device = next((p.device for p in self.models["trunk"].parameters()), torch.device("cpu"))
-        self.device = torch.device(self.trainer_options.setdefault("data_device", trunk_device))
+        self.device = torch.device(self.trainer_options.setdefault("data_device", parts.device))
 
     def _choose_trainer(
         self,

@@ -22,6 +22,7 @@ from pytorch_metric_learning.losses import (
 from pytorch_metric_learning.miners import MultiSimilarityMiner
 from pytorch_metric_learning.trainers import MetricLossOnly
 from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
+from torch.utils.data import default_collate
 from trainings import assert_same_weights, sgd, weights
 
 from pml_posets.data.datasets import IndexedDataset
@@ -598,6 +599,16 @@ def test_workers_change_nothing(uninterrupted):
     joint = full(dataloader_num_workers=2)
     joint.train()
     assert_same_run(joint, uninterrupted)
+
+
+def noisy(items):
+    images, indices = default_collate(items)
+    return images * torch.rand(()), indices
+
+
+def test_a_random_collate_fn_draws_the_same_in_workers():
+    alone, with_workers = (trained(num_rounds=1, collate_fn=noisy, dataloader_num_workers=n) for n in (0, 1))
+    assert_same_weights(weights(with_workers), weights(alone))
 
 
 def test_a_finished_run_may_be_prolonged(tmp_path, uninterrupted):
