@@ -550,6 +550,30 @@ def test_randomness_of_the_y_step_is_derived_too(tmp_path):
     assert np.array_equal(whole.given[1], rest.given[0])
 
 
+class Counting(MultiSimilarityMiner):
+    """A miner with a state: how many batches it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("batches", torch.zeros(()))
+
+    def mine(self, *args):
+        self.batches += 1
+        return super().mine(*args)
+
+
+def test_the_state_of_a_miner_goes_on(tmp_path):
+    def run(num_rounds, resume):
+        miners = {"tuple_miner": Counting()}
+        joint = make(num_rounds=num_rounds, mining_funcs=miners, output_dir=tmp_path)
+        joint.train(resume=resume)
+        return joint.mining_funcs["tuple_miner"].state_dict()
+
+    (before,) = run(1, resume=False).values()
+    (after,) = run(2, resume=True).values()
+    assert after == 2 * before > 0
+
+
 @pytest.mark.parametrize("what", ["start_of_round_hook", "end_of_epoch_hook", "extract", "replace"])
 def test_killed_between_the_steps(what, tmp_path, uninterrupted, monkeypatch):
     writes, replace = [], os.replace
