@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from pml_posets._clips import Clips
+from pml_posets.features.hog import HogItems
 from pml_posets.features.motion_hog import MotionHOG, background_motion, warped
 
 
@@ -47,6 +49,16 @@ def test_what_moves_is_the_square_not_the_panned_background():
     on = gap[24:40, where[2] : where[2] + 16].mean()
     off = np.delete(gap, range(20, 44), axis=0)[4:-4, 8:-8].mean()
     assert on > 3 * off
+
+
+def test_what_is_still_on_one_side_in_time_does_not_move():
+    still, other = clip(1, seed=0)[0][0], clip(1, seed=5)[0][0]
+    images = np.stack([still, still, other])
+    clips = Clips(np.zeros(3, np.int64), np.arange(3.0), None)
+    (_, _, motion), *_ = MotionHOG(64)._motion(HogItems(images, 64), clips)
+    assert not motion[0].any()
+    assert not motion[1].any()
+    assert motion[2].mean() > 10
 
 
 def test_motion_makes_figures_matter_more_than_scenes():
