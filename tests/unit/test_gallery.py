@@ -9,7 +9,7 @@ from pictures import noise, smooth
 from PIL import Image, ImageEnhance
 
 from pml_posets import Embedder, Gallery
-from pml_posets._near_copies import linked_groups
+from pml_posets._near_copies import linked_groups, thumbnail_rows
 
 
 def draw(folder, numbers, seed=0):
@@ -105,6 +105,15 @@ def test_a_killed_run_goes_on_where_it_was(photos, embedder, tmp_path, monkeypat
     assert gallery.add(photos, embedder).unchanged == 4
     assert len(gallery) == 12
     check_files(gallery)
+
+
+def test_copies_are_alike_across_and_down():
+    photo = np.random.default_rng(0).integers(0, 128, (8, 8, 3), np.uint8)
+    ramp = np.arange(0, 128, 16, dtype=np.uint8)
+    photos = np.stack([photo, photo + ramp[:, None, None], photo + ramp[None, :, None], photo + 100])
+    cosines = thumbnail_rows(photos) @ thumbnail_rows(photos)[0]
+    assert cosines[1:3].max() < 0.99
+    assert cosines[3] > 0.9999
 
 
 @pytest.mark.parametrize(
