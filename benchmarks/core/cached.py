@@ -54,9 +54,13 @@ class CachedTrunk(nn.Sequential):
         """
         amp = torch.bfloat16 if recipe.precision == "bfloat16" else None
         how: dict[str, Any] = {
-            "augmentation": self[0], "num_views": recipe.cached_views if views is None else views,
-            "mirror": flips, "amp": amp, "progress": progress, "batch_size": 64,
-        }  # fmt: skip
+            "augmentation": self[0],
+            "num_views": recipe.cached_views if views is None else views,
+            "mirror": flips,
+            "amp": amp,
+            "progress": progress,
+            "batch_size": 64,
+        }
         return main_first(lambda: CachedMaps(images, self.tail, folder, **how))
 
 

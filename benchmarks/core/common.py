@@ -18,9 +18,16 @@ from pml_posets._io import atomic_write, check_folder
 
 T = TypeVar("T")
 PACKAGES = (
-    "torch", "torchvision", "pytorch-metric-learning", "faiss-gpu", "faiss-cpu", "numpy", "pillow",
-    "scikit-image", "scikit-learn",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "pytorch-metric-learning",
+    "faiss-gpu",
+    "faiss-cpu",
+    "numpy",
+    "pillow",
+    "scikit-image",
+    "scikit-learn",
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 

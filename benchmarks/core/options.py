@@ -195,8 +195,10 @@ def _check_data(got: argparse.Namespace, options: Options) -> None:
 
 def _check_numbers(got: argparse.Namespace, options: Options) -> None:
     for name, value in (
-        ("seed", min(options.seeds)), ("workers", options.workers), ("components", options.components)
-    ):  # fmt: skip
+        ("seed", min(options.seeds)),
+        ("workers", options.workers),
+        ("components", options.components),
+    ):
         if value < 0:
             raise ValueError(f"--{name} must be 0 or more, got {value}")
     if got.hog_size < 16 or got.hog_size % 8:

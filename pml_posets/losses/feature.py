@@ -22,8 +22,9 @@ class FeatureLoss(nn.Module):
         L3(x_i) = 1 - cos( W phi(x_i) / |phi(x_i)| + b,  f_i )
 
     with f the given features (HOG-LDA, say; bring wide ones down to a few hundred columns by
-    `pml_posets.features.principal_components`). It gives a network from scratch a footing in a few hundred
-    steps; it cannot teach what the features do not know.
+    `pml_posets.features.principal_components`). It passes on all similarities of the features at once, for
+    every sample, and so gives a network from scratch a footing in a few hundred steps; it cannot teach what
+    the features do not know.
 
     PML's labels channel carries dataset indices. W and b are learned: give an optimizer for "metric_loss".
     PML's logging presets note every weight of a loss, and so all of W: use hooks of your own.

@@ -97,11 +97,12 @@ class PosetLoss(BaseMetricLossFunction):
     its own positive. Labels are then needed for sigma only. PML's own miners, and its
     `DistributedLossWrapper` with efficient=True, treat -1 as a class: use tuples of `NearestMedoidMiner`.
 
-    **The margin** gamma (P and N as in `poset_terms`):
+    **The margin** gamma, and what it does to the gradient:
 
-    - "paper": as printed. gamma factors out and has **no effect on the gradient**.
-    - "magnet": max(0, gamma + N - P). The gradient is 0 for a sample already nearer by gamma, and of full
-      size for every other.
+    - "paper": as printed. gamma factors out, L2(gamma) = L2(0) - gamma / (2 sigma^2): it shifts the value and
+      has **no effect on the gradient**.
+    - "magnet": max(0, gamma + N - P), P and N the log-sums over positives and negatives. The gradient is 0
+      for a sample already nearer by gamma (in units of the exponent), and of full size for every other.
     - "additive": d^2 + gamma replaces d^2 of the positives, in numerator and denominator: every sample keeps
       a gradient, larger for a larger gamma.
 
@@ -141,8 +142,9 @@ class PosetLoss(BaseMetricLossFunction):
     `PosetCrossBatchMemory` and `PosetSelfSupervisedLoss`.
 
     Raises:
-        TypeError, ValueError: for options or indices out of range, NaN or infinite embeddings, labels below
-            -1, other kinds or shapes, neither labels nor tuple, ref_emb without ref_labels or tuple.
+        TypeError: labels that are not an integer tensor, embeddings that are not a floating point tensor.
+        ValueError: an option out of range or unknown; labels below -1 or of a wrong shape; NaN or infinite
+            embeddings; neither labels nor tuple; ref_emb without ref_labels or tuple; indices out of range.
 
     Source: section 3.3, Eq. 4 of the paper.
     Differs from the paper: by default assigned samples are anchors too, sigma is 0.3 (None estimates it, from

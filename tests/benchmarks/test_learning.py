@@ -171,13 +171,36 @@ def test_two_views_are_a_function_of_seed_and_epoch():
 def test_the_paper_s_preset_holds_the_paper_s_values():
     paper = PRESETS["paper"]
     expected = {
-        "image_size": 227, "rounds": 10, "iterations": 20_000, "batch_size": 128, "optimizer": "sgd",
-        "momentum": 0.9, "lr": 1e-3, "schedule": "constant", "num_nearest": 2, "num_classes": 20_000,
-        "mean_size": 8.0, "top_fraction": 0.05, "anchors": "unassigned", "classification": 1.0, "lam": 1.0,
-        "feature": 0.0, "random_fraction": 0.0, "mirror_images": False, "regroup": "network", "refine": True,
-        "ema": 0.0, "sigma": None, "scale": (1.0, 1.41), "brightness": 0.0, "color": 0.0, "gray": 0.0,
-        "batch_norm": False, "fc_dim": 4096, "dropout": 0.5,
-    }  # fmt: skip
+        "image_size": 227,
+        "rounds": 10,
+        "iterations": 20_000,
+        "batch_size": 128,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "lr": 1e-3,
+        "schedule": "constant",
+        "num_nearest": 2,
+        "num_classes": 20_000,
+        "mean_size": 8.0,
+        "top_fraction": 0.05,
+        "anchors": "unassigned",
+        "classification": 1.0,
+        "lam": 1.0,
+        "feature": 0.0,
+        "random_fraction": 0.0,
+        "mirror_images": False,
+        "regroup": "network",
+        "refine": True,
+        "ema": 0.0,
+        "sigma": None,
+        "scale": (1.0, 1.41),
+        "brightness": 0.0,
+        "color": 0.0,
+        "gray": 0.0,
+        "batch_norm": False,
+        "fc_dim": 4096,
+        "dropout": 0.5,
+    }
     assert {name: getattr(paper, name) for name in expected} == expected
     augmentation = learning.augmentation(paper)
     assert augmentation.scale == (1.0, 1.41)
@@ -213,12 +236,31 @@ def test_the_cosine_schedule_warms_up_and_ends_at_nothing():
 
 
 OUT_OF_RANGE = {
-    "rounds": 0, "iterations": 0, "batch_size": 1, "lam": -1.0, "feature": math.nan, "num_nearest": 0,
-    "num_classes": 0, "num_clusters": 1, "unassigned_fraction": 1.5, "random_fraction": -0.1, "mix": 2.0,
-    "lr": 0.0, "sigma": 0.0, "top_fraction": 0.0, "momentum": 1.0, "dropout": 1.0, "ema": 1.0,
-    "weight_decay": -1e-4, "min_size": 1, "scale": (0.0, 1.0), "brightness": 2.0, "anchors": "assigned",
-    "samples_per_cluster": 1, "rotation": -0.1,
-}  # fmt: skip
+    "rounds": 0,
+    "iterations": 0,
+    "batch_size": 1,
+    "lam": -1.0,
+    "feature": math.nan,
+    "num_nearest": 0,
+    "num_classes": 0,
+    "num_clusters": 1,
+    "unassigned_fraction": 1.5,
+    "random_fraction": -0.1,
+    "mix": 2.0,
+    "lr": 0.0,
+    "sigma": 0.0,
+    "top_fraction": 0.0,
+    "momentum": 1.0,
+    "dropout": 1.0,
+    "ema": 1.0,
+    "weight_decay": -1e-4,
+    "min_size": 1,
+    "scale": (0.0, 1.0),
+    "brightness": 2.0,
+    "anchors": "assigned",
+    "samples_per_cluster": 1,
+    "rotation": -0.1,
+}
 
 
 @pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE.items())

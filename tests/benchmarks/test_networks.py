@@ -41,10 +41,18 @@ def states(models):
 @pytest.mark.parametrize(
     ("size", "stem", "stride", "grid"),
     [
-        (64, None, 2, 3), (96, None, 2, 5), (127, None, 2, 6), (128, None, 4, 3), (224, None, 4, 6),
-        (227, None, 4, 6), (64, 4, 4, 1), (96, 4, 4, 2), (131, 2, 2, 6), (131, 4, 4, 3),
+        (64, None, 2, 3),
+        (96, None, 2, 5),
+        (127, None, 2, 6),
+        (128, None, 4, 3),
+        (224, None, 4, 6),
+        (227, None, 4, 6),
+        (64, 4, 4, 1),
+        (96, 4, 4, 2),
+        (131, 2, 2, 6),
+        (131, 4, 4, 3),
     ],
-)  # fmt: skip
+)
 @torch.no_grad()
 def test_shapes_of_alexnet(size, stem, stride, grid):
     config = replace(SMALL, image_size=size, stem_stride=stem)
@@ -54,8 +62,12 @@ def test_shapes_of_alexnet(size, stem, stride, grid):
     assert shapes == {"pool5": (2, 256 * grid**2), "fc6": (2, 12), "fc7": (2, 12)}
     assert grid == min(6, models["trunk"].features(images).shape[-1])  # that of the map
     assert config.settings() == {
-        "image_size": size, "batch_norm": False, "stem_stride": stride, "fc_dim": 12, "grid": grid,
-    }  # fmt: skip
+        "image_size": size,
+        "batch_norm": False,
+        "stem_stride": stride,
+        "fc_dim": 12,
+        "grid": grid,
+    }
 
 
 @torch.no_grad()

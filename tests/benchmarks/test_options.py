@@ -32,11 +32,22 @@ def got(*arguments):
 def test_the_defaults():
     found = got()
     expected = {
-        "methods": ("hog-lda", "start", "random", "posets"), "seeds": (0, 1, 2), "first": "hog-window",
-        "window": (0.2, 0.6), "hog_size": 96, "components": 256, "layer": "embedding", "device": "auto",
-        "output": Path("runs/olympic"), "cache": Path("runs/cache"), "score_rounds": True, "progress": True,
-        "resume": False, "preset": "clips", "recipe": PRESETS["clips"],
-    }  # fmt: skip
+        "methods": ("hog-lda", "start", "random", "posets"),
+        "seeds": (0, 1, 2),
+        "first": "hog-window",
+        "window": (0.2, 0.6),
+        "hog_size": 96,
+        "components": 256,
+        "layer": "embedding",
+        "device": "auto",
+        "output": Path("runs/olympic"),
+        "cache": Path("runs/cache"),
+        "score_rounds": True,
+        "progress": True,
+        "resume": False,
+        "preset": "clips",
+        "recipe": PRESETS["clips"],
+    }
     assert {name: getattr(found, name) for name in expected} == expected
     assert (found.data.data_root, found.data.figures) == (None, None)
     here = found.settled("cpu")
@@ -134,10 +145,18 @@ def test_everything_else_is_passed_on():
         "--hog-size", 64, "--components", 0,
     )  # fmt: skip
     expected = {
-        "resume": True, "score_rounds": False, "progress": False, "cache": Path("c"), "output": Path("o"),
-        "device": "cpu", "workers": 0, "layer": "pool5", "window": (0.1, 0.3), "hog_size": 64,
+        "resume": True,
+        "score_rounds": False,
+        "progress": False,
+        "cache": Path("c"),
+        "output": Path("o"),
+        "device": "cpu",
+        "workers": 0,
+        "layer": "pool5",
+        "window": (0.1, 0.3),
+        "hog_size": 64,
         "components": 0,
-    }  # fmt: skip
+    }
     assert {name: getattr(found, name) for name in expected} == expected
     assert (found.data.categories, found.data.skip_unreadable) == (["run", "jump"], True)
     assert got("--figures", "tiny").data.figures == "tiny"

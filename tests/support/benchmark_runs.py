@@ -21,9 +21,13 @@ RECIPE = [
     *("--top-fraction", 0.3, "--precision", "float32"),
 ]
 FIGURES = {
-    "sports": ("run", "throw"), "num_sources": 3, "num_clips": 1, "num_frames": 6, "size": 48,
+    "sports": ("run", "throw"),
+    "num_sources": 3,
+    "num_clips": 1,
+    "num_frames": 6,
+    "size": 48,
     "num_anchors": 6,
-}  # fmt: skip
+}
 """A drawn tree of 36 frames."""
 LEARNED = ["posets", "cliques", "triplet", "ntxent", "posets-fixed"]
 

@@ -73,9 +73,16 @@ def make_tree(root: Path, suffix=".png", boxes=False, joints=False):
 
 
 def write_seq(
-    path, pictures, image_format=201, padding=(10,), claimed=None, raw_padding=24, header_size=1024, cut=0,
+    path,
+    pictures,
+    image_format=201,
+    padding=(10,),
+    claimed=None,
+    raw_padding=24,
+    header_size=1024,
+    cut=0,
     quality=95,
-):  # fmt: skip
+):
     """A .seq file; `padding` are the bytes after the time stamp of the JPEG frames, taken in turn."""
     width, height = pictures[0].size
     channels = 3 if image_format in (200, 201) else 1

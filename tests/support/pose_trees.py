@@ -9,10 +9,18 @@ from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON
 
 SIZE = (120, 90)  # width and height of the images
 POSE = {  # a person who stands upright, in [0, 1] of a box
-    "ankle": (0.42, 1.0), "knee": (0.43, 0.78), "hip": (0.44, 0.55), "wrist": (0.3, 0.58),
-    "elbow": (0.33, 0.4), "shoulder": (0.38, 0.22), "neck": (0.5, 0.18), "upper_neck": (0.5, 0.18),
-    "thorax": (0.5, 0.22), "pelvis": (0.5, 0.55), "head_top": (0.5, 0.0),
-}  # fmt: skip
+    "ankle": (0.42, 1.0),
+    "knee": (0.43, 0.78),
+    "hip": (0.44, 0.55),
+    "wrist": (0.3, 0.58),
+    "elbow": (0.33, 0.4),
+    "shoulder": (0.38, 0.22),
+    "neck": (0.5, 0.18),
+    "upper_neck": (0.5, 0.18),
+    "thorax": (0.5, 0.22),
+    "pelvis": (0.5, 0.55),
+    "head_top": (0.5, 0.0),
+}
 
 
 def upright(skeleton=LSP_SKELETON):

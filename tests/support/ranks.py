@@ -33,9 +33,13 @@ def run(world, function, *args, limit=LIMIT, timeout=40.0, joined=True):
     for rank in range(world):
         ours, theirs = context.Pipe(duplex=False)
         environment = {
-            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
-        }  # fmt: skip
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": world,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": 1,
+        }
         given = theirs, environment, timeout if joined else None, function, args
         process = context.Process(target=_child, args=given)
         process.start()

@@ -160,7 +160,10 @@ def with_a_nan():
         (nn.Flatten(), [np.zeros((3, 4, 4))], {}, TypeError, "must yield image tensors .*got ndarray"),
         (lambda x: x, images(), {}, TypeError, r"model must be a torch\.nn\.Module, got function"),
         (
-            Giving(lambda x: torch.eye(3)), images(), {}, TypeError,
+            Giving(lambda x: torch.eye(3)),
+            images(),
+            {},
+            TypeError,
             r"model must return a tensor \(11, \.\.\.\) for 11 images, got \(3, 3\)",
         ),
         (Giving(lambda x: (x, x)), images(), {}, TypeError, "got tuple"),
@@ -172,7 +175,7 @@ def with_a_nan():
             for amp in ("bfloat16", torch.float32, None, 1)
         ),
     ],
-)  # fmt: skip
+)
 def test_bad_input(model, data, options, error, message):
     with pytest.raises(error, match=message):
         extract(model, data, progress=False, **options)
