@@ -114,9 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in got.seed:
             labels = groups(train, share, seed)
             purity = pair_precision(train, labels)
-            settings = {
-                "exchanged": share, "iterations": got.iterations, "lr": got.lr, "quick": got.quick
-            }  # fmt: skip
+            settings = {"exchanged": share, "iterations": got.iterations, "lr": got.lr, "quick": got.quick}
             for name in got.loss:
                 if any((r.method, r.seed, r.settings) == (name, seed, settings) for r in results):
                     continue
