@@ -131,9 +131,8 @@ class Groups:
         turned = 2 * self.flips.sum(axis=1) > self.sizes
         return Groups(self.members, (self.flips ^ turned[:, None]) & (self.members >= 0))
 
-    def measure(self, space: Space) -> tuple[np.ndarray, np.ndarray]:
-        """(G, S) float64 twice: mean similarity and mean distance of each to the others; 0 beside -1."""
-        near, far = np.zeros(self.members.shape), np.zeros(self.members.shape)
+    def matrices(self, space: Space) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """Some groups (b,) at a time: (b, w, w) float64 distances, and 1 for each pair of two members."""
         sizes = self.sizes
         for above, width in size_ranges(sizes):
             part = np.flatnonzero((sizes > above) & (sizes <= width))
@@ -144,9 +143,16 @@ class Groups:
                 filled = torch.from_numpy(members >= 0).to(gaps.device)
                 pairs = (filled[:, :, None] & filled[:, None, :]).double()
                 pairs.diagonal(dim1=1, dim2=2).zero_()
-                others = np.maximum(sizes[chosen] - 1, 1)[:, None]
-                near[chosen, :width] = (torch.exp(gaps / -space.scale) * pairs).sum(2).cpu().numpy() / others
-                far[chosen, :width] = (gaps * pairs).sum(2).cpu().numpy() / others
+                yield chosen, gaps, pairs
+
+    def measure(self, space: Space) -> tuple[np.ndarray, np.ndarray]:
+        """(G, S) float64 twice: mean similarity and mean distance of each to the others; 0 beside -1."""
+        near, far = np.zeros(self.members.shape), np.zeros(self.members.shape)
+        sizes = self.sizes
+        for chosen, gaps, pairs in self.matrices(space):
+            width, others = gaps.shape[1], np.maximum(sizes[chosen] - 1, 1)[:, None]
+            near[chosen, :width] = (torch.exp(gaps / -space.scale) * pairs).sum(2).cpu().numpy() / others
+            far[chosen, :width] = (gaps * pairs).sum(2).cpu().numpy() / others
         return near, far
 
     def means(self, space: Space) -> tuple[np.ndarray, np.ndarray]:

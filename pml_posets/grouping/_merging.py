@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from ._groups import Groups, Space, blocks, size_ranges
+from ._groups import Groups, Space, blocks
 
 
 def unique_groups(groups: Groups, owner: np.ndarray) -> tuple[Groups, np.ndarray]:
@@ -32,8 +34,8 @@ def merge(
     widening: float,
     max_size: int,
     codes: np.ndarray | None = None,
-) -> Groups:
-    """Merge highly overlapping groups, agglomeratively.
+) -> tuple[Groups, int]:
+    """Merge highly overlapping groups, agglomeratively; also the size of the largest before it was cut off.
 
     In each pass a group looks for the more compact one (by mean similarity of its pairs) that it overlaps
     most, as a share of the smaller of the two, among the groups grown from its members (`owner`: (N,), -1 for
@@ -43,30 +45,33 @@ def merge(
     the more compact group, at most max_size, one a source.
     """
     members, flips = groups.members.copy(), groups.flips.copy()
-    owner = owner.copy()
+    owner, largest = owner.copy(), members.shape[1]
     compact, width = groups.means(space)
     alive = np.ones(len(members), bool)
     refused = np.zeros(0, np.int64)  # pairs that the stopping rule kept apart
     while True:
         child, leader = _partners(members, owner, alive, compact, overlap, refused)
         if not child.size:
-            return Groups(members[alive], flips[alive])
-        turned, joint = _join(Groups(members, flips), leader, child)
-        united_compact, united_width = joint.means(space)
-        ok = united_compact >= 0.5 * np.maximum(compact[leader], compact[child])
+            return Groups(members[alive], flips[alive]), largest
+        joint = _Joint.of(Groups(members, flips), leader, child, space)
+        ok = joint.compact >= 0.5 * np.maximum(compact[leader], compact[child])
         if np.isfinite(widening):
-            ok &= united_width <= widening * np.minimum(width[leader], width[child]) * (1 + 1e-6)
+            ok &= joint.width <= widening * np.minimum(width[leader], width[child]) * (1 + 1e-6)
         refused = np.union1d(refused, _pair_keys(leader[~ok], child[~ok], len(members)))
         if not ok.any():
             continue
-        child, leader, turned = child[ok], leader[ok], turned[ok]
-        changed, united = _unite(Groups(members, flips), leader, child, turned, space, max_size, codes)
+        child, leader, joint = child[ok], leader[ok], joint.pick(ok)
+        changed, first, number = np.unique(leader, return_index=True, return_counts=True)
+        united, full = _unite(joint, np.searchsorted(changed, leader), len(space.table), max_size, codes)
+        largest = max(largest, full)
         wider = ((0, 0), (0, max(0, united.members.shape[1] - members.shape[1])))
         members, flips = np.pad(members, wider, constant_values=-1), np.pad(flips, wider)
         members[changed], flips[changed] = -1, False
         filled = slice(united.members.shape[1])
         members[changed, filled], flips[changed, filled] = united.members, united.flips
-        compact[changed], width[changed] = united.means(space)
+        compact[changed], width[changed] = joint.compact[first], joint.width[first]
+        other = (number > 1) | (united.sizes != joint.groups.sizes[first])  # than the union of two, measured
+        compact[changed[other]], width[changed[other]] = united.pick(other).means(space)
         members[child], flips[child] = -1, False
         alive[child] = False
         target = np.arange(len(members))
@@ -119,45 +124,57 @@ def _partners(
     return child[order], leader[order]
 
 
-def _join(groups: Groups, leader: np.ndarray, child: np.ndarray) -> tuple[np.ndarray, Groups]:
-    """Whether each child stands the other way round (by the shared members), and the union in full."""
-    a, b = groups.members[leader], groups.members[child]
-    a_flips, b_flips = groups.flips[leader], groups.flips[child]
-    turned = np.zeros(leader.size, bool)
-    fresh = np.zeros(b.shape, bool)
-    for part in blocks(leader.size, a.shape[1] ** 2):
-        same = _matches(a[part], b[part])
-        fresh[part] = (b[part] >= 0) & ~same.any(axis=1)
-        opposed = (same & (a_flips[part][:, :, None] != b_flips[part][:, None, :])).sum(axis=(1, 2))
-        turned[part] = 2 * opposed > same.sum(axis=(1, 2))
-    joint = np.concatenate([a, np.where(fresh, b, -1)], axis=1)
-    joint_flips = np.concatenate([a_flips, fresh & (b_flips ^ turned[:, None])], axis=1)
-    return turned, Groups(joint, joint_flips).packed()
+@dataclass
+class _Joint:
+    """The unions of P pairs of groups, in full."""
+
+    groups: Groups  # (P, S): the leader's members, then the child's others, turned like the leader
+    compact: np.ndarray  # (P,) mean similarity of the pairs
+    width: np.ndarray  # (P,) mean distance of the pairs
+    score: np.ndarray  # (P, S) mean similarity of each to the leader's members
+
+    @classmethod
+    def of(cls, groups: Groups, leader: np.ndarray, child: np.ndarray, space: Space) -> _Joint:
+        """A child stands the other way round where more than half of the shared members do."""
+        a, b = groups.members[leader], groups.members[child]
+        a_flips, b_flips = groups.flips[leader], groups.flips[child]
+        turned = np.zeros(leader.size, bool)
+        fresh = np.zeros(b.shape, bool)
+        for part in blocks(leader.size, a.shape[1] ** 2):
+            same = _matches(a[part], b[part])
+            fresh[part] = (b[part] >= 0) & ~same.any(axis=1)
+            opposed = (same & (a_flips[part][:, :, None] != b_flips[part][:, None, :])).sum(axis=(1, 2))
+            turned[part] = 2 * opposed > same.sum(axis=(1, 2))
+        members = np.concatenate([a, np.where(fresh, b, -1)], axis=1)
+        flips = np.concatenate([a_flips, fresh & (b_flips ^ turned[:, None])], axis=1)
+        union, own = Groups(members, flips).packed(), (a >= 0).sum(axis=1)
+        result = cls(union, np.zeros(leader.size), np.zeros(leader.size), np.zeros(members.shape))
+        for chosen, gaps, pairs in union.matrices(space):
+            near = torch.exp(gaps / -space.scale) * pairs
+            number = pairs.sum((1, 2))
+            result.compact[chosen] = (near.sum((1, 2)) / number).cpu().numpy()
+            result.width[chosen] = ((gaps * pairs).sum((1, 2)) / number).cpu().numpy()
+            ours = torch.from_numpy(np.arange(gaps.shape[1]) < own[chosen, None]).to(gaps.device).double()
+            mean = torch.bmm(near, ours[:, :, None]) / torch.bmm(pairs, ours[:, :, None]).clamp_min(1)
+            result.score[chosen, : gaps.shape[1]] = mean[:, :, 0].cpu().numpy()
+        return result
+
+    def pick(self, which: np.ndarray) -> _Joint:
+        """Some of the pairs."""
+        return _Joint(self.groups.pick(which), self.compact[which], self.width[which], self.score[which])
 
 
 def _unite(
-    groups: Groups,
-    leader: np.ndarray,
-    child: np.ndarray,
-    turned: np.ndarray,
-    space: Space,
-    max_size: int,
-    codes: np.ndarray | None,
-) -> tuple[np.ndarray, Groups]:
-    """The leaders' ids and what each is after taking in its children (sorted by leader)."""
-    changed = np.unique(leader)
-    # One entry a (leader, sample): the leader's own before its children's, whose orientation follows theirs.
-    rows = np.concatenate([changed, leader])
-    samples = np.concatenate([groups.members[changed], groups.members[child]])
-    flips = np.concatenate([groups.flips[changed], groups.flips[child] ^ turned[:, None]])
-    filled = samples >= 0
-    group = np.searchsorted(changed, np.repeat(rows, samples.shape[1])[filled.reshape(-1)])
-    sample, flip = samples[filled], flips[filled]
-    num_samples = len(space.table)
-    key, once = np.unique(group * num_samples + sample, return_index=True)
-    group, sample, flip = key // num_samples, key % num_samples, flip[once]
-    own = groups.pick(changed)
-    score = _similarity_to(own, group, sample, flip, space)
+    joint: _Joint, group: np.ndarray, num_samples: int, max_size: int, codes: np.ndarray | None
+) -> tuple[Groups, int]:
+    """What each group (numbered from 0, ascending) is with the unions that it leads, cut off at max_size;
+    also the size of the largest before that.
+    """
+    filled = joint.groups.members >= 0
+    group = np.repeat(group, filled.sum(axis=1))
+    sample, flip, score = joint.groups.members[filled], joint.groups.flips[filled], joint.score[filled]
+    key, once = np.unique(group * num_samples + sample, return_index=True)  # as the first union has it
+    group, sample, flip, score = key // num_samples, key % num_samples, flip[once], score[once]
     order = np.lexsort((sample, -score, group))
     group, sample, flip = group[order], sample[order], flip[order]
     if codes is not None:
@@ -165,36 +182,15 @@ def _unite(
         best = np.unique(group * (codes.max() + 1) + source, return_index=True)[1]
         best.sort()
         group, sample, flip = group[best], sample[best], flip[best]
-    starts = np.searchsorted(group, np.arange(changed.size))
-    position = np.arange(group.size) - starts[group]
+    num_groups = int(group[-1]) + 1
+    position = np.arange(group.size) - np.searchsorted(group, np.arange(num_groups))[group]
+    full = int(position.max()) + 1
     short = position < max_size
-    shape = (changed.size, int(position[short].max()) + 1)
+    shape = (num_groups, min(full, max_size))
     united = Groups(np.full(shape, -1, np.int64), np.zeros(shape, bool))
     united.members[group[short], position[short]] = sample[short]
     united.flips[group[short], position[short]] = flip[short]
-    return changed, united
-
-
-def _similarity_to(
-    own: Groups, group: np.ndarray, sample: np.ndarray, flip: np.ndarray, space: Space
-) -> np.ndarray:
-    """(E,) mean similarity of each entry (sorted by group) to the others of its group."""
-    counts = np.bincount(group, minlength=len(own.members))
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    score = np.zeros(group.size)
-    for above, width in size_ranges(counts):
-        part = np.flatnonzero((counts > above) & (counts <= width))
-        for block in blocks(part.size, width * own.members.shape[1]):
-            chosen = part[block]
-            entry = np.minimum(starts[chosen][:, None] + np.arange(width), group.size - 1)  # (b, width)
-            inside = np.arange(width) < counts[chosen][:, None]
-            members = own.members[chosen]
-            gaps = space.distances(sample[entry], flip[entry], members, own.flips[chosen])
-            near = torch.exp(gaps.double() / -space.scale).cpu().numpy()
-            counted = (members >= 0)[:, None, :] & (sample[entry][:, :, None] != members[:, None, :])
-            mean = (near * counted).sum(axis=2) / np.maximum(counted.sum(axis=2), 1)
-            score[entry[inside]] = mean[inside]
-    return score
+    return united, full
 
 
 def disjoint(groups: Groups, score: np.ndarray, min_size: int) -> Groups:

@@ -211,13 +211,18 @@ class SurrogateGrouping(NeighborGrouping):
 
         def made(size: int) -> tuple[Groups, Groups, np.ndarray]:
             if size not in tried:
-                tried[size] = self._classes(grown, size, space, codes)
+                same = (other for other, largest in needed.items() if largest <= min(other, size))
+                other = next(same, size)  # where nothing was cut off, other limits change nothing
+                if other == size:
+                    tried[size], needed[size] = self._classes(grown, size, space, codes)
+                tried[size] = tried[other]
             return tried[size]
 
         def mean(size: int) -> float:
             return float(made(size)[0].sizes.mean()) if len(made(size)[0].members) else 0.0
 
         tried: dict[int, tuple[Groups, Groups, np.ndarray]] = {}
+        needed: dict[int, int] = {}  # size to the largest that a group would have had without it
         chosen = self.max_size
         if self.mean_size is not None and mean(chosen) > self.mean_size:
             low = math.ceil(self.mean_size)  # the smallest size whose classes are not too small
@@ -247,16 +252,18 @@ class SurrogateGrouping(NeighborGrouping):
 
     def _classes(
         self, grown: Groups, size: int, space: Space, codes: np.ndarray | None
-    ) -> tuple[Groups, Groups, np.ndarray]:
-        """Disjoint classes from the groups grown, each cut off at the size; the merged groups; scores."""
+    ) -> tuple[tuple[Groups, Groups, np.ndarray], int]:
+        """Disjoint classes from the groups grown, each cut off at the size, the merged groups and scores;
+        also the largest size that a group had before it was cut off.
+        """
         groups = grown.first(size)
         large = groups.sizes >= self.min_size
         owner = np.where(large, np.cumsum(large) - 1, -1)
         groups, owner = unique_groups(groups.pick(large), owner)
         options = {"overlap": self.merge_overlap, "widening": self.max_widening}
-        groups = merge(groups, owner, space, max_size=size, codes=codes, **options)
+        groups, largest = merge(groups, owner, space, max_size=size, codes=codes, **options)
         score = groups.measure(space)[0]
-        return disjoint(groups, score, self.min_size), groups, score
+        return (disjoint(groups, score, self.min_size), groups, score), max(largest, grown.members.shape[1])
 
     def _most_compact(self, classes: Groups, space: Space) -> Groups:
         if self.num_classes is None or len(classes.members) <= self.num_classes:

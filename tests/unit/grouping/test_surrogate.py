@@ -342,7 +342,7 @@ def merge_all(groups, space, **options):
     """The groups after merging, each grown from its first member."""
     owner = np.full(len(space.table), -1)
     owner[groups.members[:, 0]] = np.arange(len(groups.members))
-    return merge(groups, owner, space, **{"overlap": 0.5, "widening": np.inf, "max_size": 16, **options})
+    return merge(groups, owner, space, **{"overlap": 0.5, "widening": np.inf, "max_size": 16, **options})[0]
 
 
 def merged(rows, features, **options):
