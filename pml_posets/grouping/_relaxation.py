@@ -59,6 +59,13 @@ class Pool(NamedTuple):
         parts: Any = (None if part is None else part[rows] for part in self)
         return Pool(*parts)
 
+    def touched(self, affinity: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of its entries in flattened (N, K + 1) affinities, and the rows that they are in."""
+        entries = self.entries[self.filled]
+        rows = torch.zeros(len(affinity), dtype=torch.bool, device=entries.device)
+        rows[entries // affinity.shape[1]] = True
+        return entries, rows.nonzero()[:, 0]
+
     def gradient(self, affinity: Tensor) -> tuple[Tensor, Tensor]:
         """From (N, K + 1) affinities: s_ic (b, P), which is S_c where no reference counts, and S_c (b,)."""
         weight = affinity.view(-1)[self.entries] * self.filled  # (b, P)
@@ -74,6 +81,14 @@ class Pool(NamedTuple):
         return torch.where(sound, value, mean[:, None]), mean
 
 
+class Assigned(NamedTuple):
+    """Labels (N,), how samples stand in their classes (N,), and what each class adds to G (C,)."""
+
+    labels: np.ndarray
+    flips: np.ndarray
+    terms: np.ndarray
+
+
 class Problem(NamedTuple):
     """Features, sources and similarity, which all rounds share."""
 
@@ -82,15 +97,26 @@ class Problem(NamedTuple):
     codes: np.ndarray | None
     space: Space
 
-    def objective(self, labels: np.ndarray, flips: np.ndarray) -> float:
-        """The exact G of Eq. 7."""
+    def terms(self, labels: np.ndarray, flips: np.ndarray) -> np.ndarray:
+        """(C,) float64, what each class adds to the exact G of Eq. 7; C is the highest label + 1."""
         members = ClassMembers.of(labels)
         means = np.zeros(members.sizes.size)
         for classes, block in members.blocks(self.features.shape[1]):
             rows = oriented(self.features, self.mirrored, flips, block.reshape(-1))
             sums = row_sums(torch.from_numpy(rows.reshape(*block.shape, -1)), self.space.scale).sum(dim=1)
             means[classes] = sums.numpy() / block.shape[1] ** 2
-        return float(means.sum())
+        return means
+
+    def changed_terms(self, labels: np.ndarray, flips: np.ndarray, old: Assigned) -> np.ndarray:
+        """As `terms`, but of classes whose members have not changed those of `old`."""
+        moved = np.flatnonzero((labels != old.labels) | (flips != old.flips))
+        changed = np.zeros(old.terms.size + 1, bool)  # its last entry stands for unassigned
+        changed[labels[moved]] = changed[old.labels[moved]] = True
+        changed[-1] = False
+        fresh = self.terms(np.where(changed[labels], labels, -1), flips)
+        terms = old.terms.copy()
+        terms[: fresh.size][changed[: fresh.size]] = fresh[changed[: fresh.size]]
+        return terms
 
     def pools(self, candidates: Candidates, max_references: int, rng: np.random.Generator) -> Iterator[Pool]:
         """All classes, those with pools of about the same size together."""
@@ -135,23 +161,21 @@ class Moves(NamedTuple):
     flips: np.ndarray
 
 
-def accept(
-    problem: Problem, moves: Moves, labels: np.ndarray, flips: np.ndarray, before: float, min_size: int
-) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """Labels, flips and G after as many of the moves, best first, as keep G from falling; None if none."""
+def accept(problem: Problem, moves: Moves, old: Assigned, min_size: int) -> Assigned | None:
+    """What as many of the moves, best first, as keep G from falling come to; None if none."""
     best, low, high = None, 0, moves.samples.size + 1  # low moves are allowed, high are not
     number = moves.samples.size
     while low < number < high:
-        tried = apply(problem, moves, number, labels, flips, min_size)
-        objective = problem.objective(*tried)
-        if objective >= before:
-            low, best = number, (*tried, objective)
+        labels, flips = apply(problem, moves, number, old.labels, old.flips, min_size)
+        terms = problem.changed_terms(labels, flips, old)
+        if terms.sum() >= old.terms.sum():
+            low, best = number, Assigned(labels, flips, terms)
         else:
             high = number
         if high - low <= max(1, moves.samples.size // 64):
             break
         number = (low + high) // 2
-    return None if best is None or np.array_equal(best[0], labels) else best
+    return None if best is None or np.array_equal(best.labels, old.labels) else best
 
 
 def apply(

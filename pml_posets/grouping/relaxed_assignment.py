@@ -25,7 +25,7 @@ from .._validation import (
 )
 from ..neighbors.nearest import Backend, Neighbors, search
 from ._groups import Space
-from ._relaxation import Candidates, Moves, Pool, Problem, accept, gain_of_joining, gain_of_leaving
+from ._relaxation import Assigned, Candidates, Moves, Pool, Problem, accept, gain_of_joining, gain_of_leaving
 
 __all__ = ["RelaxedAssignment", "compactness"]
 
@@ -150,21 +150,22 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         turned &= current >= 0
         rng = np.random.default_rng(self.random_state)
         problem = Problem(table, mirror, codes, Space.of(table, mirror, self.scale, self.device))
-        self.objective_ = [problem.objective(current, turned)]
+        now = Assigned(current, turned, problem.terms(current, turned))
+        self.objective_ = [float(now.terms.sum())]
         self.num_classes_ = int(current.max()) + 1
         self.tolerance_ = 0.0 if self.tolerance is None else float(self.tolerance)
         no_autocast = torch.autocast(problem.space.table.device.type, enabled=False)
         with torch.no_grad(), no_autocast, checked(table, mirror):
             for _ in range(self.num_rounds if self.num_classes_ else 0):
-                candidates = self._candidates(problem, current, turned, neighbors)
-                moves = self._relax(problem, candidates, current, rng)
-                accepted = accept(problem, moves, current, turned, self.objective_[-1], self.min_size)
+                candidates = self._candidates(problem, now.labels, now.flips, neighbors)
+                moves = self._relax(problem, candidates, now.labels, rng)
+                accepted = accept(problem, moves, now, self.min_size)
                 if accepted is None:
                     break
-                current, turned, objective = accepted
-                self.objective_.append(objective)
-        self.labels_, self.flips_ = current, turned
-        self.num_moved_ = int((current != start).sum())
+                now = accepted
+                self.objective_.append(float(now.terms.sum()))
+        self.labels_, self.flips_ = now.labels, now.flips
+        self.num_moved_ = int((now.labels != start).sum())
         return self
 
     def fit_predict(
@@ -264,28 +265,25 @@ class RelaxedAssignment(ClusterMixin, BaseEstimator):
         self, pools: list[Pool], hard: Tensor, allowed: Tensor, unit: float, rng: np.random.Generator
     ) -> Tensor:
         """(N,) candidate of the largest affinity after all steps from `hard`; of equal ones the current."""
-        num_samples, columns = hard.shape
         others = allowed.sum(1, keepdim=True) - 1
         affinity = torch.where(hard > 0, _CERTAINTY, (1 - _CERTAINTY) / others).masked_fill_(~allowed, 0)
         affinity /= affinity.sum(1, keepdim=True)
         gradient = torch.zeros_like(affinity)
-        rate = self.lr / (columns - 1)  # a sample moves once for each of its candidate classes
+        rate = self.lr / (hard.shape[1] - 1)  # a sample moves once for each of its candidate classes
+        whole = [(pool, *pool.touched(affinity)) for pool in pools]
         for _ in range(self.num_steps):
             steps = []
-            for pool in pools:
-                order, size = rng.permutation(len(pool.classes)), self.batch_classes
-                steps += [(pool, order[first : first + size]) for first in range(0, order.size, size)]
-            for step in rng.permutation(len(steps)):
-                pool, rows = steps[step]
+            for step in whole:
+                order, size = rng.permutation(len(step[0].classes)), self.batch_classes
+                steps += [(*step, order[first : first + size]) for first in range(0, order.size, size)]
+            for number in rng.permutation(len(steps)):
+                pool, entries, who, rows = steps[number]
                 if rows.size < len(pool.classes):
                     pool = pool.pick(torch.from_numpy(rows).to(hard.device))
+                    entries, who = pool.touched(affinity)
                 value, mean = pool.gradient(affinity)
                 ascent = (value - (1 - self.tolerance_) * mean[:, None]) / unit
-                entries = pool.entries[pool.filled]
                 gradient.view(-1)[entries] = ascent[pool.filled]
-                touched = torch.zeros(num_samples, dtype=torch.bool, device=hard.device)
-                touched[entries // columns] = True
-                who = touched.nonzero()[:, 0]
                 # The softmax of logits + rate * gradient, without keeping the logits.
                 growth = gradient[who].mul_(rate)
                 growth = growth.sub_(growth.amax(1, keepdim=True)).exp_()
@@ -342,4 +340,4 @@ def compactness(
     labels = as_labels(labels, len(features))
     as_real(scale, "scale", low=0, open_low=True)
     problem = Problem(features, mirrored, None, Space.of(features, mirrored, scale))
-    return problem.objective(labels, as_flips(flips, len(features), mirrored))
+    return float(problem.terms(labels, as_flips(flips, len(features), mirrored)).sum())
