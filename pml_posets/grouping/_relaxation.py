@@ -36,6 +36,11 @@ def gain_of_joining(
     return np.where(classes >= 0, after - before, 0)
 
 
+def _weighted_sums(values: Tensor, weights: Tensor) -> Tensor:
+    """(b, P) of (b, P, R) and (b, R); with the vector on the left, MKL is several times as fast."""
+    return torch.bmm(weights[:, None], values.transpose(1, 2))[:, 0]
+
+
 class Candidates(NamedTuple):
     """(N, K) int64 classes, -1 for none, a sample's own first; (N, K) bool how it would stand in each."""
 
@@ -73,9 +78,9 @@ class Pool(NamedTuple):
         if self.counts is None:
             total = reference.sum(1, keepdim=True) - weight * self.referred
         else:
-            total = torch.bmm(self.counts, reference[:, :, None])[:, :, 0]
+            total = _weighted_sums(self.counts, reference)
         sound = total > _NOTHING
-        value = torch.bmm(self.near, reference[:, :, None])[:, :, 0] / total.clamp_min(_NOTHING)
+        value = _weighted_sums(self.near, reference) / total.clamp_min(_NOTHING)
         known = weight * sound
         mean = (known * value).sum(1) / known.sum(1).clamp_min(_NOTHING)
         return torch.where(sound, value, mean[:, None]), mean

@@ -14,7 +14,7 @@ from ._queries import Block
 
 MAX_EXCLUDED = 1024  # faiss lists are made longer by what a query must not find, up to this many
 _MAX_GPU_LIST = 2048  # the longest list that a faiss index on a GPU returns
-_JOIN_ROWS = 1536  # rows of a tile of `all_pairs`; no power of two, whose transposed tiles collide in caches
+_JOIN_ROWS = 1264  # rows of a tile of `all_pairs`; no power of two, whose transposed tiles collide in caches
 MIN_REDUCED_SAMPLES = 8_192  # below this, looking at samples in full is faster
 MAX_REDUCED_DIM = 512
 _VARIANCE_KEPT = 0.95
@@ -109,11 +109,10 @@ def all_pairs(
     for start in range(0, num_samples, _JOIN_ROWS):
         stop = min(start + _JOIN_ROWS, num_samples)
         row, column = _excluded_pairs(start, stop, codes, exclude_self)
-        doubled = -2 * rows[start:stop]
         for first in range(start, num_samples, _JOIN_ROWS):
             last = min(first + _JOIN_ROWS, num_samples)
-            tile = product(doubled, rows[first:last])
-            tile.add_(squares[start:stop, None]).add_(squares[first:last])
+            tile = product(rows[start:stop], rows[first:last])
+            torch.add(squares[first:last], tile, alpha=-2, out=tile).add_(squares[start:stop, None])
             inside = slice(*np.searchsorted(column, [first, last]))
             tile.numpy()[row[inside] - start, column[inside] - first] = np.inf
             heaps.addn(last - first, faiss.swig_ptr(tile.numpy()), first, start, stop - start)
