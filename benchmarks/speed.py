@@ -12,7 +12,6 @@ machine and of what else ran on it; of ratios those with _cpu count the processo
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -120,7 +119,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(parser, "--seed", 0, "of data and weights")
     add(parser, "--repeats", 3, "turns; one for y-steps above 30,000 samples")
     add(parser, "--threads", 0, "of torch and faiss, 0: as many as they choose")
-    add(parser, "--workers", os.cpu_count() or 1, "processes that load images")
+    add(parser, "--workers", common.usable_cores(), "processes that load images")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     group = parser.add_argument_group("ystep")
     add(group, "--samples", [14_000], "N, one or more sizes")

@@ -6,12 +6,12 @@ Nothing here imports torch: --help answers at once.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.core.common import usable_cores
 from benchmarks.core.methods import METHODS, NETWORKS
 from benchmarks.core.recipes import PRESETS, flag
 
@@ -191,7 +191,7 @@ def add_run_options(add: Callable[..., Any]) -> None:
     add("--cache", type=Path, metavar="FOLDER", default=cache, help=about)
     add("--resume", action="store_true", help="go on with the run in --output, or add rows to it")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--workers", type=int, default=min(2, os.cpu_count() or 1), metavar="N", help="that load images")
+    add("--workers", type=int, default=min(2, usable_cores()), metavar="N", help="that load images")
     add("--quiet", action="store_true", help="no progress bars")
 
 

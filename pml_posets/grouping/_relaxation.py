@@ -114,10 +114,9 @@ class Problem(NamedTuple):
 
     def changed_terms(self, labels: np.ndarray, flips: np.ndarray, old: Assigned) -> np.ndarray:
         """As `terms`, but of classes whose members have not changed those of `old`."""
-        moved = np.flatnonzero((labels != old.labels) | (flips != old.flips))
-        changed = np.zeros(old.terms.size + 1, bool)  # its last entry stands for unassigned
+        moved = labels != old.labels
+        changed = np.zeros(old.terms.size + 1, bool)  # the last entry is that of unassigned samples
         changed[labels[moved]] = changed[old.labels[moved]] = True
-        changed[-1] = False
         fresh = self.terms(np.where(changed[labels], labels, -1), flips)
         terms = old.terms.copy()
         terms[: fresh.size][changed[: fresh.size]] = fresh[changed[: fresh.size]]

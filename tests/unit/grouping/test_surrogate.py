@@ -293,6 +293,32 @@ def test_the_number_of_classes_is_steered_up():
     assert more.num_classes_ <= most.num_classes_ <= 200
 
 
+@pytest.mark.parametrize(
+    "options", [{"mean_size": 4.0}, {"num_classes": 10_000}, {"num_classes": 30, **PAPER}]
+)
+def test_sizes_that_cut_nothing_off_are_not_tried_twice(monkeypatch, options):
+    features, calls = walk(600), []
+    make = SurrogateGrouping._classes
+
+    def counted(self, grown, size, space, codes):
+        calls.append(size)
+        classes, largest = make(self, grown, size, space, codes)
+        assert largest >= grown.members.shape[1]
+        return classes, 10_000 if everything else largest
+
+    monkeypatch.setattr(SurrogateGrouping, "_classes", counted)
+    everything = True
+    expected = SurrogateGrouping(**options).fit(features)
+    tried = len(calls)
+    everything = False
+    found = SurrogateGrouping(**options).fit(features)
+    assert np.array_equal(found.labels_, expected.labels_)
+    assert found.max_size_ == expected.max_size_
+    assert len(calls) - tried <= tried
+    if options == {"num_classes": 10_000}:
+        assert len(calls) - tried < tried
+
+
 @pytest.mark.parametrize("mean_size", [4.0, 5.5, 8])
 def test_the_mean_size_is_steered(mean_size):
     grouping = SurrogateGrouping(mean_size=mean_size).fit(walk(600))
@@ -339,14 +365,14 @@ def test_compactness_is_the_mean_similarity_of_pairs():
 
 
 def merge_all(groups, space, **options):
-    """The groups after merging, each grown from its first member."""
+    """The groups after merging, each grown from its first member, and the size of the largest in full."""
     owner = np.full(len(space.table), -1)
     owner[groups.members[:, 0]] = np.arange(len(groups.members))
-    return merge(groups, owner, space, **{"overlap": 0.5, "widening": np.inf, "max_size": 16, **options})[0]
+    return merge(groups, owner, space, **{"overlap": 0.5, "widening": np.inf, "max_size": 16, **options})
 
 
 def merged(rows, features, **options):
-    return lists_of(merge_all(groups_of(rows), space_of(features), **options))
+    return lists_of(merge_all(groups_of(rows), space_of(features), **options)[0])
 
 
 def test_highly_overlapping_groups_merge():
@@ -376,12 +402,61 @@ def test_widening_stops_merging():
     assert sorted(map(len, merged([[0, 1, 2], [2, 1, 3]], far, widening=2.0))) == [3, 3]
 
 
+def merged_plainly(rows, near, far, widening, max_size):
+    """Merging as `merge` describes it, by plain loops over sets; similarities and distances (N, N)."""
+    groups, refused = dict(enumerate(map(set, rows))), set()
+    grown_into = {row[0]: number for number, row in enumerate(rows)}
+    value = {}  # of each group: mean similarity, mean distance
+
+    def means(group):
+        pairs = [(i, j) for i in group for j in group if i < j]
+        return np.mean([near[pair] for pair in pairs]), np.mean([far[pair] for pair in pairs])
+
+    while True:
+        value |= {number: means(group) for number, group in groups.items()}
+        best = {}
+        for a, b in {(a, grown_into.get(i, a)) for a, group in groups.items() for i in group}:
+            share = len(groups[a] & groups[b]) / min(len(groups[a]), len(groups[b]))
+            if a != b and share >= 0.5 and frozenset((a, b)) not in refused:
+                leader, child = sorted((a, b), key=lambda number: (-value[number][0], number))
+                best[child] = max(best.get(child, (0, 0, 0)), (share, value[leader][0], -leader))
+        pairs = {child: -last for child, (_, _, last) in best.items() if -last not in best}
+        if not pairs:
+            return list(map(sorted, groups.values()))
+        for child, leader in list(pairs.items()):
+            united, both = means(groups[leader] | groups[child]), (value[leader], value[child])
+            if united[0] < 0.5 * max(x[0] for x in both) or united[1] > widening * min(x[1] for x in both):
+                refused.add(frozenset((child, leader)))
+                del pairs[child]
+        for leader in set(pairs.values()):
+            children = [child for child, its in pairs.items() if its == leader]
+            union = groups[leader].union(*(groups[child] for child in children))
+            score = {i: np.mean([near[i, j] for j in groups[leader] if j != i]) for i in union}
+            groups[leader] = set(sorted(union, key=lambda i: -score[i])[:max_size])
+            for child in children:
+                del groups[child]
+            grown_into |= {i: leader for i, number in grown_into.items() if number in children}
+
+
+@pytest.mark.parametrize(("widening", "max_size"), [(np.inf, 16), (1.3, 16), (1.6, 5)])
+def test_merging_by_plain_loops(widening, max_size):
+    features = walk(150)
+    far = np.linalg.norm(features[:, None].astype(np.float64) - features[None], axis=2)
+    rows = np.argsort(far, axis=1)[:, :4].tolist()  # each sample and its three nearest ...
+    rows = list({frozenset(row): row for row in reversed(rows)}.values())  # ... where that set is new
+    found = merged(rows, features, widening=widening, max_size=max_size)
+    assert len(found) < 150
+    assert sets_of(found) == sorted(merged_plainly(rows, np.exp(-far), far, widening, max_size))
+
+
 def test_a_union_keeps_the_most_similar_and_one_a_source():
     features = np.float32([[0], [0.1], [0.2], [0.5], [0.6]])
     rows = [[0, 1, 2], [1, 2, 3, 4]]
     (whole,) = merged(rows, features)
     assert whole[:3] == [1, 0, 2] or set(whole[:3]) == {0, 1, 2}
-    assert merged(rows, features, max_size=4) == [whole[:4]]
+    cut, largest = merge_all(groups_of(rows), space_of(features), max_size=4)
+    assert lists_of(cut) == [whole[:4]]
+    assert largest == len(whole)
     assert 4 not in whole[:4]
     (one_each,) = merged(rows, features, codes=np.array([0, 1, 2, 2, 3]))
     assert sorted(one_each) == [0, 1, 2, 4]
@@ -390,7 +465,7 @@ def test_a_union_keeps_the_most_similar_and_one_a_source():
 def test_merging_turns_a_group_over():
     features = np.float32([[0], [0.1], [0.2], [0.3]])
     groups = groups_of([[0, 1, 2], [3, 0, 1]], flips=[[0, 0, 1], [0, 1, 1]])
-    result = merge_all(groups, space_of(features, features.copy()))
+    result, _ = merge_all(groups, space_of(features, features.copy()))
     flips = dict(zip(result.members[0].tolist(), result.flips[0].tolist(), strict=True))
     assert flips == {0: False, 1: False, 2: True, 3: True}
     assert result.upright().flips.sum() <= 2
