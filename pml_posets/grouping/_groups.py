@@ -17,7 +17,7 @@ from ..neighbors.nearest import Neighbors
 _ROW_BYTES = 1 << 22  # rows gathered at a time, to stay in the cache
 _SMALLEST = np.finfo(np.float32).tiny
 _BLOCK_NUMBERS = 1 << 23  # distances or comparisons held at a time
-_FEWEST_CANDIDATES = 16  # measured together around a sample
+_FEWEST_CANDIDATES = 12  # measured together around a sample
 _ROUNDING = 1e-4  # by how much a distance from a matrix product may miss the radius that it defines
 
 
@@ -295,9 +295,11 @@ def grow(
     sums = np.zeros((2, *members.shape))
     reached = neighbors.indices >= 0
     if neighbors.flips is None:  # a list of mirrored neighbors holds distances of the sample mirrored
-        reached &= neighbors.distances <= radii[:, None] * np.float32(1 + 2 * _ROUNDING)
+        limits = np.minimum(radii[:, None], radii[np.maximum(neighbors.indices, 0)])
+        reached &= neighbors.distances <= limits * np.float32(1 + 2 * _ROUNDING)
     # Candidates, the sample among them; below some 12 rows, matrix products round ties in another way.
-    counts = np.maximum(1 + reached.sum(axis=1), min(_FEWEST_CANDIDATES, k + 1))
+    counts = np.where(reached.any(axis=1), k + 1 - reached[:, ::-1].argmax(axis=1), 1)
+    counts = np.where(counts > 1, np.maximum(counts, min(_FEWEST_CANDIDATES, k + 1)), 1)
     for above, width in size_ranges(counts):
         part = np.flatnonzero((counts > above) & (counts <= width))
         for block in blocks(part.size, width**2):
