@@ -17,6 +17,8 @@ from ._rows import LinearStep
 
 __all__ = ["LayerOutputs", "PartialWhitening", "choose_layers"]
 
+_WIDE = 4096  # columns; beyond, all directions of the covariance take minutes and more
+
 
 class LayerOutputs(nn.Module):
     """Outputs of several layers of a network in one pass, each pooled to a vector, side by side.
@@ -71,7 +73,8 @@ class PartialWhitening(LinearStep):
         f(x) = diag(s)^-p V^T (x - mu),    covariance of x = V diag(s^2) V^T
 
     p = 0 is PCA, p = 1 PCA whitening, which helps fine classes and amplifies noise: what suits search with
-    features of a pretrained network lies between.
+    features of a pretrained network lies between. Few directions of more than 4096 columns are estimated by
+    a randomized decomposition, which gives the same each time.
 
     Args:
         num_components: directions to keep, at most, from 1; no more than D or N - 1. Default 256.
@@ -102,16 +105,28 @@ class PartialWhitening(LinearStep):
         power = as_real(self.power, "power", low=0, high=1)
         mean = rows.mean(0, dtype=np.float64)
         centered = rows - mean.astype(np.float32)
-        values, vectors = np.linalg.eigh((centered.T @ centered).astype(np.float64) / len(rows))
-        values, vectors = values[::-1], vectors[:, ::-1]
+        count = as_count(self.num_components, "num_components")
+        values, vectors = _principal_directions(centered, count)
         rank = int((values > 1e-7 * max(values[0], 0)).sum())
         if len(rows) < 2 or values[0] <= 0 or rank == 0:
             raise ValueError(f"features must be two different rows at least, got {len(rows)} rows")
-        kept = min(as_count(self.num_components, "num_components"), rank, len(rows) - 1)
+        kept = min(count, rank, len(rows) - 1)
         self.mean_ = mean.astype(np.float32)
         weight = (vectors[:, :kept] * values[:kept] ** (-power / 2)).T
         self.weight_ = np.ascontiguousarray(weight, np.float32)
         return self
+
+
+def _principal_directions(centered: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Variances, largest first, and directions (D, K) of centered rows (N, D); K is D, or count if D is wide."""
+    num_rows, width = centered.shape
+    if width > _WIDE and 4 * count < min(num_rows, width):
+        from sklearn.utils.extmath import randomized_svd
+
+        _, lengths, rows = randomized_svd(centered, count, n_oversamples=count, n_iter=7, random_state=0)
+        return lengths.astype(np.float64) ** 2 / num_rows, rows.T
+    values, vectors = np.linalg.eigh((centered.T @ centered).astype(np.float64) / num_rows)
+    return values[::-1], vectors[:, ::-1]
 
 
 def choose_layers(network: nn.Module, image_size: int, num_blocks: int = 4) -> list[str]:

@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from pml_posets.features import LayerOutputs, PartialWhitening, choose_layers, extract
+from pml_posets.features import LayerOutputs, PartialWhitening, choose_layers, extract, pooled
 
 
 class Block(nn.Module):
@@ -102,6 +102,17 @@ def test_whitening_is_pca_divided_by_a_power_of_the_deviation(power):
     np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-3, atol=1e-4)
     unit = whitening.set_params(normalize=True).transform(rows)
     np.testing.assert_allclose(unit, found / np.linalg.norm(found, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_few_directions_of_wide_features(monkeypatch):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 40)) * 0.9 ** np.arange(40) @ rng.normal(size=(40, 120)) + 3
+    exact = PartialWhitening(20).fit_transform(features.astype(np.float32))
+    monkeypatch.setattr(pooled, "_WIDE", 100)
+    monkeypatch.setattr(np.linalg, "eigh", None)
+    found = PartialWhitening(20).fit_transform(features.astype(np.float32))
+    np.testing.assert_allclose(found @ found.T, exact @ exact.T, atol=1e-3)
+    assert np.array_equal(PartialWhitening(20).fit_transform(features.astype(np.float32)), found)
 
 
 def test_whitening_keeps_no_more_directions_than_there_are():
