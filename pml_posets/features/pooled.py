@@ -118,7 +118,7 @@ class PartialWhitening(LinearStep):
 
 
 def _principal_directions(centered: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Variances, largest first, and directions (D, K) of centered rows (N, D); K is D, or count if D is wide."""
+    """Variances, largest first, and directions (D, K) of centered (N, D); K is D, or count if D is large."""
     num_rows, width = centered.shape
     if width > _WIDE and 4 * count < min(num_rows, width):
         from sklearn.utils.extmath import randomized_svd
