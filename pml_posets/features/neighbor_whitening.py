@@ -23,7 +23,8 @@ class NeighborWhitening(LinearStep):
 
     S_w is the covariance of the differences between samples that are among each other's k nearest, S_t that
     of all samples. Directions in which neighbors differ more than others do are held back. Wrong pairs do
-    little harm: the difference of two strangers has the covariance S_t, which is in S anyway.
+    little harm: the difference of two strangers has the covariance S_t, which is in S anyway. Time grows as
+    D^3, memory as D^2: `PartialWhitening` first where D is more than a few thousand.
 
     Args:
         num_neighbors: k, from 1. Default 5.
