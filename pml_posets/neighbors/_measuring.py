@@ -67,8 +67,8 @@ def measure(table: Tensor, views: list[Tensor], candidates: list[Tensor], k: int
 
 
 def _ordered(squares: Tensor, index: Tensor, flip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows by (squared distance, index, flip)."""
-    order = (2 * index + flip).argsort(dim=1, stable=True)
+    """Rows by (squared distance, index); of the same sample the first one, which is not flipped, stays first."""
+    order = index.argsort(dim=1, stable=True)
     order = order.gather(1, squares.gather(1, order).argsort(dim=1, stable=True))
     return squares.gather(1, order), index.gather(1, order), flip.gather(1, order)
 

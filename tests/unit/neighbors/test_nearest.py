@@ -210,13 +210,17 @@ def test_all_pairs_at_once_are_single_searches(monkeypatch, by_source, exclude_s
     assert torch.isinf(none[:4, 1:]).all()
 
 
-def test_the_automatic_method():
+def test_the_automatic_method(monkeypatch):
     assert proposals.faster_method(14_000, 14_000, 4096) == "exact"
     assert proposals.faster_method(50_000, 50_000, 256) == "exact"
     assert proposals.faster_method(113_516, 10, 4096) == "exact"
     assert proposals.faster_method(113_516, 113_516, 4096) == "approximate"
     features, _ = clusters(500, 20)
-    np.testing.assert_array_equal(search(features, 5, method="auto").indices, search(features, 5).indices)
+    asked = []
+    monkeypatch.setattr(nearest, "faster_method", lambda *sizes: asked.append(sizes) or "exact")
+    found = search(features, 5, queries=[3, 1], method="auto").indices
+    np.testing.assert_array_equal(found, search(features, 5).indices[[3, 1]])
+    assert asked == [(len(features), 2, features.shape[1])]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
