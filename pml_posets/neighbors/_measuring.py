@@ -67,7 +67,7 @@ def measure(table: Tensor, views: list[Tensor], candidates: list[Tensor], k: int
 
 
 def _ordered(squares: Tensor, index: Tensor, flip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows by (squared distance, index); of the same sample the first one, which is not flipped, stays first."""
+    """Rows by (squared distance, index); of one sample the first stays first, which is not flipped."""
     order = index.argsort(dim=1, stable=True)
     order = order.gather(1, squares.gather(1, order).argsort(dim=1, stable=True))
     return squares.gather(1, order), index.gather(1, order), flip.gather(1, order)
