@@ -73,8 +73,8 @@ class PartialWhitening(LinearStep):
         f(x) = diag(s)^-p V^T (x - mu),    covariance of x = V diag(s^2) V^T
 
     p = 0 is PCA, p = 1 PCA whitening, which helps fine classes and amplifies noise: what suits search with
-    features of a pretrained network lies between. Few directions of more than 4096 columns are estimated by
-    a randomized decomposition, which gives the same each time.
+    features of a pretrained network lies between. Few directions (below a quarter of N and D) of more than
+    4096 columns are estimated by a randomized decomposition, which gives the same each time.
 
     Args:
         num_components: directions to keep, at most, from 1; no more than D or N - 1. Default 256.
@@ -118,15 +118,19 @@ class PartialWhitening(LinearStep):
 
 
 def _principal_directions(centered: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Variances, largest first, and directions (D, K) of centered (N, D); K is D, or count if D is large."""
+    """Variances, largest first, and directions (D, K) of centered (N, D), K at least min(count, N, D)."""
     num_rows, width = centered.shape
-    if width > _WIDE and 4 * count < min(num_rows, width):
+    few = 4 * count < min(num_rows, width)
+    if width <= _WIDE or (not few and num_rows >= width):
+        values, vectors = np.linalg.eigh((centered.T @ centered).astype(np.float64) / num_rows)
+        return values[::-1], vectors[:, ::-1]
+    if few:
         from sklearn.utils.extmath import randomized_svd
 
         _, lengths, rows = randomized_svd(centered, count, n_oversamples=count, n_iter=7, random_state=0)
-        return lengths.astype(np.float64) ** 2 / num_rows, rows.T
-    values, vectors = np.linalg.eigh((centered.T @ centered).astype(np.float64) / num_rows)
-    return values[::-1], vectors[:, ::-1]
+    else:
+        _, lengths, rows = np.linalg.svd(centered, full_matrices=False)
+    return lengths.astype(np.float64) ** 2 / num_rows, rows.T
 
 
 def choose_layers(network: nn.Module, image_size: int, num_blocks: int = 4) -> list[str]:

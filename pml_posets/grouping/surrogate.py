@@ -12,8 +12,9 @@ import torch
 from .._validation import ArrayLike, as_codes, as_count, as_features, as_mirrored, as_real
 from ..neighbors.nearest import Backend, Method, Neighbors
 from ._base import NeighborGrouping
-from ._groups import Groups, Space, clear_ends, clear_radii, grow, top_radii
+from ._groups import Groups, Space, grow
 from ._merging import disjoint, merge, unique_groups
+from ._radii import clear_ends, clear_radii, top_radii
 
 __all__ = ["SurrogateGrouping"]
 

@@ -104,9 +104,10 @@ def test_whitening_is_pca_divided_by_a_power_of_the_deviation(power):
     np.testing.assert_allclose(unit, found / np.linalg.norm(found, axis=1, keepdims=True), atol=1e-5)
 
 
-def test_few_directions_of_wide_features(monkeypatch):
+@pytest.mark.parametrize("num_rows", [200, 50])  # of 50 rows, 20 directions are not few
+def test_directions_of_wide_features(monkeypatch, num_rows):
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(200, 40)) * 0.9 ** np.arange(40) @ rng.normal(size=(40, 120)) + 3
+    features = rng.normal(size=(num_rows, 40)) * 0.9 ** np.arange(40) @ rng.normal(size=(40, 120)) + 3
     exact = PartialWhitening(20).fit_transform(features.astype(np.float32))
     monkeypatch.setattr(pooled, "_WIDE", 100)
     monkeypatch.setattr(np.linalg, "eigh", None)

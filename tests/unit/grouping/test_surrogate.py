@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from pml_posets.grouping._groups import Groups, Space, clear_ends, clear_radii, grow, quantile_distances
+from pml_posets.grouping._groups import Groups, Space, grow
 from pml_posets.grouping._merging import disjoint, merge, unique_groups
+from pml_posets.grouping._radii import clear_ends, clear_radii, quantile_distances
 from pml_posets.grouping.surrogate import SurrogateGrouping
 from pml_posets.neighbors.nearest import Neighbors, search
 
