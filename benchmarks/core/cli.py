@@ -174,7 +174,8 @@ def _add_what(add: Callable[..., Any], line: CommandLine) -> None:
     seeds = "a row each; default: 0 1 2 on drawn figures, else 0"
     add("--seed", type=int, nargs="+", metavar="N", help=seeds)
     other = line.layer_of("resnet18")
-    add("--layer", choices=LAYERS, help=f"whose features are scored; default: {line.layer}, or {other}")
+    default = line.layer if other == line.layer else f"{line.layer}, of other trunks than AlexNet {other}"
+    add("--layer", choices=LAYERS, help=f"whose features are scored; default: {default}")
     add("--instance-lda", action="store_true", help="score an InstanceLDA of that layer, learned from views")
     half = "score it together with the first similarities, half and half"
     add("--with-start", action="store_true", help=half)
