@@ -7,6 +7,7 @@ import pytest
 import torch
 from pictures import generators, saved, striped
 from PIL import Image
+from refusals import refuses_each
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
@@ -134,23 +135,19 @@ def test_settings_of_another_fit_are_refused(fitted):
             changed.transform(PHOTOS)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"whitening": 2}, r"whitening must be in \[0, 1\]"),
-        ({"num_views": 1}, "num_views must be at least 2"),
-        ({"num_images": 2}, "num_images must be at least 3"),
-        ({"num_components": 0}, "num_components must be at least 1"),
-        ({"image_size": 0}, "image_size must be at least 8"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"random_state": -1}, "random_state must be at least 0"),
-        ({"neighbors": -1}, "neighbors must be at least 0"),
-        ({"num_workers": 1.5}, "num_workers must be an integer"),
-    ],
+test_wrong_settings_are_named = refuses_each(
+    lambda options: hog_embedder(**options).fit(PHOTOS),
+    ({"whitening": 2}, r"whitening must be in \[0, 1\]"),
+    ({"num_views": 1}, "num_views must be at least 2"),
+    ({"num_images": 2}, "num_images must be at least 3"),
+    ({"num_components": 0}, "num_components must be at least 1"),
+    ({"image_size": 0}, "image_size must be at least 8"),
+    ({"batch_size": 0}, "batch_size must be at least 1"),
+    ({"random_state": -1}, "random_state must be at least 0"),
+    ({"neighbors": -1}, "neighbors must be at least 0"),
+    ({"num_workers": 1.5}, "num_workers must be an integer"),
+    error=(ValueError, TypeError),
 )
-def test_wrong_settings_are_named(options, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        hog_embedder(**options).fit(PHOTOS)
 
 
 def test_wrong_photos_are_named(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from refusals import refuses_each
 from sklearn.metrics import roc_curve
 
 from benchmarks.measures import postures
@@ -151,40 +152,31 @@ def test_report_is_the_mean_of_categories():
     np.testing.assert_allclose(report.mean.fpr, GRID, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "text"),
-    [
-        (([0, 1], [[1]], [[2], [3]]), ValueError, "one list for each of 2 anchors, found"),
-        (([0], [[]], [[2]]), ValueError, "pos_ids must not be empty"),
-        (([0], [[1]], [[-2]]), ValueError, "ids from 0, found -2"),
-        (([0.5], [[1]], [[2]]), TypeError, "integer ids"),
-        (([[0]], [[1]], [[2]]), ValueError, "one-dimensional"),
-        (([0], [[1]], [[2]], [[1, 0]], [[1]]), ValueError, r"pos_flips\[0\] must have shape"),
-        (([0], [[1]], [[2]], [[2]], [[1]]), ValueError, "0 and 1 only"),
-        (([0], [[1]], [[2]], [[1], [1]]), ValueError, "with 2 lists of flips"),
-    ],
+test_bad_labels = refuses_each(
+    lambda given: RetrievalLabels(*given),
+    (([0, 1], [[1]], [[2], [3]]), ValueError, "one list for each of 2 anchors, found"),
+    (([0], [[]], [[2]]), ValueError, "pos_ids must not be empty"),
+    (([0], [[1]], [[-2]]), ValueError, "ids from 0, found -2"),
+    (([0.5], [[1]], [[2]]), TypeError, "integer ids"),
+    (([[0]], [[1]], [[2]]), ValueError, "one-dimensional"),
+    (([0], [[1]], [[2]], [[1, 0]], [[1]]), ValueError, r"pos_flips\[0\] must have shape"),
+    (([0], [[1]], [[2]], [[2]], [[1]]), ValueError, "0 and 1 only"),
+    (([0], [[1]], [[2]], [[1], [1]]), ValueError, "with 2 lists of flips"),
 )
-def test_bad_labels(given, error, text):
-    with pytest.raises(error, match=text):
-        RetrievalLabels(*given)
 
 
 LABELS = RetrievalLabels([0], [[1]], [[2]])
 
 
-@pytest.mark.parametrize(
-    ("call", "given", "text"),
-    [
-        (retrieval_roc, (np.eye(3)[:2], LABELS), "sample 2, but features has 2 rows"),
-        (retrieval_roc, (np.eye(3), RetrievalLabels([], [], [])), "at least one anchor"),
-        (retrieval_roc, (np.full((3, 3), np.nan), LABELS), "must be finite"),
-        (retrieval_report, (np.eye(3), {}), "at least one category"),
-        (retrieval_report, (np.eye(2), {"jump": LABELS}), "category 'jump': labels name sample 2"),
-        (mean_interpolated_roc, ([[1.0, 2.0]], [[True]]), "share one shape"),
-        (mean_interpolated_roc, ([[1, 2]] * 2, [[True, False], [True, True]]), "row 1 has 2 and 0"),
-        (mean_interpolated_roc, ([[np.nan, 2.0]], [[True, False]]), "scores must not be NaN"),
-    ],
+test_bad_input = refuses_each(
+    lambda call, given: call(*given),
+    (retrieval_roc, (np.eye(3)[:2], LABELS), "sample 2, but features has 2 rows"),
+    (retrieval_roc, (np.eye(3), RetrievalLabels([], [], [])), "at least one anchor"),
+    (retrieval_roc, (np.full((3, 3), np.nan), LABELS), "must be finite"),
+    (retrieval_report, (np.eye(3), {}), "at least one category"),
+    (retrieval_report, (np.eye(2), {"jump": LABELS}), "category 'jump': labels name sample 2"),
+    (mean_interpolated_roc, ([[1.0, 2.0]], [[True]]), "share one shape"),
+    (mean_interpolated_roc, ([[1, 2]] * 2, [[True, False], [True, True]]), "row 1 has 2 and 0"),
+    (mean_interpolated_roc, ([[np.nan, 2.0]], [[True, False]]), "scores must not be NaN"),
+    error=ValueError,
 )
-def test_bad_input(call, given, text):
-    with pytest.raises(ValueError, match=text):
-        call(*given)

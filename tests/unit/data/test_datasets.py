@@ -8,6 +8,7 @@ import pytest
 import torch
 from pictures import Noisy, generators
 from PIL import Image
+from refusals import refuses_each
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from pml_posets._random import derive_seeds, preserved_randomness, seed_everything
@@ -97,42 +98,32 @@ def test_seeds_are_those_of_the_samples_in_parts_of_datasets(part):
         assert torch.equal(image, data[(i, 5 + i)][0])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "text"),
-    [
-        ((iter([1]),), TypeError, "length and items"),
-        (([],), ValueError, "at least one sample"),
-        ((Noisy(), [True, False]), ValueError, r"shape \(12,\) to match the dataset, got \(2,\)"),
-        ((Noisy(2), [0, 1]), TypeError, "booleans"),
-        (([{"image": 1}],), TypeError, r"dict with the keys \['image'\]"),
-    ],
+test_bad_arguments_and_samples = refuses_each(
+    lambda arguments: IndexedDataset(*arguments)[0],
+    ((iter([1]),), TypeError, "length and items"),
+    (([],), ValueError, "at least one sample"),
+    ((Noisy(), [True, False]), ValueError, r"shape \(12,\) to match the dataset, got \(2,\)"),
+    ((Noisy(2), [0, 1]), TypeError, "booleans"),
+    (([{"image": 1}],), TypeError, r"dict with the keys \['image'\]"),
 )
-def test_bad_arguments_and_samples(arguments, error, text):
-    with pytest.raises(error, match=text):
-        IndexedDataset(*arguments)[0]
 
 
-@pytest.mark.parametrize(
-    ("key", "error", "text"),
-    [
-        ([5, 6, 7], TypeError, r"must be an integer, got \[5, 6, 7\]: a sampler .* batch_sampler="),
-        ([(5, 1), (6, 2)], TypeError, "batch_sampler"),
-        (np.array([5, 6]), TypeError, "batch_sampler"),
-        (torch.tensor([1]), TypeError, "must be an integer, got tensor"),
-        (torch.tensor(True), TypeError, "must be an integer, got tensor"),
-        (slice(0, 2), TypeError, "must be an integer, got slice"),
-        (1.0, TypeError, "must be an integer, got 1.0"),
-        (True, TypeError, "must be an integer, got True"),
-        ((5, 6, 7), TypeError, r"an index or \(index, seed\), got \(5, 6, 7\)"),
-        ((5, 1.5), TypeError, "the seed of a key must be an integer"),
-        ((5, -1), ValueError, "the seed of a key must be at least 0"),
-        ((12, 3), IndexError, r"0\.\.11, got 12"),
-        (-1, IndexError, "got -1"),
-    ],
+test_a_key_is_an_index_or_index_and_seed = refuses_each(
+    lambda key: IndexedDataset(Noisy())[key],
+    ([5, 6, 7], TypeError, r"must be an integer, got \[5, 6, 7\]: a sampler .* batch_sampler="),
+    ([(5, 1), (6, 2)], TypeError, "batch_sampler"),
+    (np.array([5, 6]), TypeError, "batch_sampler"),
+    (torch.tensor([1]), TypeError, "must be an integer, got tensor"),
+    (torch.tensor(True), TypeError, "must be an integer, got tensor"),
+    (slice(0, 2), TypeError, "must be an integer, got slice"),
+    (1.0, TypeError, "must be an integer, got 1.0"),
+    (True, TypeError, "must be an integer, got True"),
+    ((5, 6, 7), TypeError, r"an index or \(index, seed\), got \(5, 6, 7\)"),
+    ((5, 1.5), TypeError, "the seed of a key must be an integer"),
+    ((5, -1), ValueError, "the seed of a key must be at least 0"),
+    ((12, 3), IndexError, r"0\.\.11, got 12"),
+    (-1, IndexError, "got -1"),
 )
-def test_a_key_is_an_index_or_index_and_seed(key, error, text):
-    with pytest.raises(error, match=text):
-        IndexedDataset(Noisy())[key]
 
 
 @pytest.mark.parametrize("key", [np.int64(2), torch.tensor(2), (np.int32(2), np.int64(9))])

@@ -2,13 +2,13 @@
 
 import copy
 import os
-import warnings
 
 import numpy as np
 import pytest
 import torch
 from pictures import Noisy, generators, saved, smooth
 from PIL import Image
+from refusals import no_warning, refuses_each
 from skimage.feature import hog as skimage_hog
 from sklearn.base import clone
 from sklearn.decomposition import PCA
@@ -63,17 +63,13 @@ def test_hog_on_a_gpu():
     np.testing.assert_allclose(found, HogGrid(32).describe(images), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("images", "options", "message"),
-    [
-        (smooth(1, 32)[0], {}, r"images must be \(B, 32, 32, channels\) uint8, got \(32, 32, 3\)"),
-        (smooth(1, 32).astype(np.float32), {}, "float32"),
-        (smooth(1, 32), {"backend": "numpy"}, "backend must be one of 'torch', 'skimage', got 'numpy'"),
-    ],
+test_hog_refuses = refuses_each(
+    lambda images, options: HogGrid(32).describe(images, **options),
+    (smooth(1, 32)[0], {}, r"images must be \(B, 32, 32, channels\) uint8, got \(32, 32, 3\)"),
+    (smooth(1, 32).astype(np.float32), {}, "float32"),
+    (smooth(1, 32), {"backend": "numpy"}, "backend must be one of 'torch', 'skimage', got 'numpy'"),
+    error=ValueError,
 )
-def test_hog_refuses(images, options, message):
-    with pytest.raises(ValueError, match=message):
-        HogGrid(32).describe(images, **options)
 
 
 def test_statistics_by_plain_loops():
@@ -138,8 +134,7 @@ def test_features_by_the_formula(fitted, settings):
     many = np.tile(described, (410, 1))  # more than are finished at once
     before = many.copy()
     many.flags.writeable = False  # as those of a mapped file
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         finished = lda.finish(many)
     np.testing.assert_allclose(finished, np.tile(found, (410, 1)), atol=2e-6)
     finished[:] = 0  # its own array, whatever was to be done
@@ -264,21 +259,17 @@ def test_unreadable_images_are_named(fitted, paths):
 # --- Bad arguments
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"image_size": 30}, "image_size must be a multiple of cell_size, got 30 and 8"),
-        ({"image_size": 8}, "holds no block"),
-        ({"cell_size": 0}, "cell_size must be at least 1, got 0"),
-        ({"num_orientations": 2.5}, "num_orientations must be an integer"),
-        ({"ridge": -1}, "ridge must be at least 0, got -1"),
-        ({"ridge": np.nan}, "ridge must be at least 0, got nan"),
-        ({"window": (0.2, 0.0)}, "window must be two numbers above 0"),
-    ],
+test_bad_settings = refuses_each(
+    lambda options: HOGLDA(**options),
+    ({"image_size": 30}, "image_size must be a multiple of cell_size, got 30 and 8"),
+    ({"image_size": 8}, "holds no block"),
+    ({"cell_size": 0}, "cell_size must be at least 1, got 0"),
+    ({"num_orientations": 2.5}, "num_orientations must be an integer"),
+    ({"ridge": -1}, "ridge must be at least 0, got -1"),
+    ({"ridge": np.nan}, "ridge must be at least 0, got nan"),
+    ({"window": (0.2, 0.0)}, "window must be two numbers above 0"),
+    error=(ValueError, TypeError),
 )
-def test_bad_settings(options, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        HOGLDA(**options)
 
 
 @pytest.mark.parametrize(

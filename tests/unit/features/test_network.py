@@ -5,6 +5,7 @@ import pytest
 import torch
 from pictures import Noisy, generators, noise, saved
 from PIL import Image
+from refusals import refuses_each
 from torch import nn
 from torch.utils.data import Subset
 
@@ -152,33 +153,28 @@ def with_a_nan():
     return data
 
 
-@pytest.mark.parametrize(
-    ("model", "data", "options", "error", "message"),
-    [
-        (nn.Flatten(), [], {}, ValueError, "at least one sample"),
-        (nn.Flatten(), iter(images()), {}, TypeError, "a length and items by index"),
-        (nn.Flatten(), [np.zeros((3, 4, 4))], {}, TypeError, "must yield image tensors .*got ndarray"),
-        (lambda x: x, images(), {}, TypeError, r"model must be a torch\.nn\.Module, got function"),
-        (
-            Giving(lambda x: torch.eye(3)),
-            images(),
-            {},
-            TypeError,
-            r"model must return a tensor \(11, \.\.\.\) for 11 images, got \(3, 3\)",
-        ),
-        (Giving(lambda x: (x, x)), images(), {}, TypeError, "got tuple"),
-        (Giving(lambda x: 1j * x), images(), {}, TypeError, r"got torch\.complex64"),
-        (nn.Flatten(), with_a_nan(), {"batch_size": 3}, ValueError, r"of dataset\[7\] hold a NaN"),
-        (nn.Flatten(), images(), {"mean": (0.1, 0.2)}, ValueError, r"one a channel \(3\), got 2"),
-        *(
-            (nn.Flatten(), images(), {"amp": amp}, ValueError, r"amp must be True, False, torch\.bfloat16 or")
-            for amp in ("bfloat16", torch.float32, None, 1)
-        ),
-    ],
+test_bad_input = refuses_each(
+    lambda model, data, options: extract(model, data, progress=False, **options),
+    (nn.Flatten(), [], {}, ValueError, "at least one sample"),
+    (nn.Flatten(), iter(images()), {}, TypeError, "a length and items by index"),
+    (nn.Flatten(), [np.zeros((3, 4, 4))], {}, TypeError, "must yield image tensors .*got ndarray"),
+    (lambda x: x, images(), {}, TypeError, r"model must be a torch\.nn\.Module, got function"),
+    (
+        Giving(lambda x: torch.eye(3)),
+        images(),
+        {},
+        TypeError,
+        r"model must return a tensor \(11, \.\.\.\) for 11 images, got \(3, 3\)",
+    ),
+    (Giving(lambda x: (x, x)), images(), {}, TypeError, "got tuple"),
+    (Giving(lambda x: 1j * x), images(), {}, TypeError, r"got torch\.complex64"),
+    (nn.Flatten(), with_a_nan(), {"batch_size": 3}, ValueError, r"of dataset\[7\] hold a NaN"),
+    (nn.Flatten(), images(), {"mean": (0.1, 0.2)}, ValueError, r"one a channel \(3\), got 2"),
+    *(
+        (nn.Flatten(), images(), {"amp": amp}, ValueError, r"amp must be True, False, torch\.bfloat16 or")
+        for amp in ("bfloat16", torch.float32, None, 1)
+    ),
 )
-def test_bad_input(model, data, options, error, message):
-    with pytest.raises(error, match=message):
-        extract(model, data, progress=False, **options)
 
 
 @pytest.mark.parametrize("network", [nn.Conv2d(3, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(48, 4))])
@@ -314,29 +310,20 @@ def test_images_of_any_size_are_resized_and_cropped(tmp_path):
     np.testing.assert_array_equal(unscaled[0], read(0, 40, 30, 3, 8, (24, 24)))
 
 
-@pytest.mark.parametrize(
-    ("model", "data", "options", "message"),
-    [
-        (Named(), images(7, 12), {"layer": "blocks.9"}, r"'blocks.9': it has blocks, blocks.0, .*head"),
-        (Named(), images(7, 12), {"layer": ""}, "got ''"),
-        (Named(), images(7, 12), {"layer": "twice"}, "called once in .*, is called 2 times: take another"),
-        (Named(), images(7, 12), {"layer": "never"}, "is called 0 times"),
-        (nn.Flatten(), images(7, 12), {"grid": 2}, r"are for maps .* got an output of shape \(7, 432\)"),
-        (nn.Flatten(), images(7, 12) * 255, {"std": 0.5}, r"floating in \[0, 1\], found values in"),
-        (
-            nn.Flatten(),
-            PHOTOS,
-            {"size": 24, "crop": 30},
-            r"crop must fit .*, got \(30, 30\)",
-        ),
-        (nn.Flatten(), PHOTOS, {"size": 0}, "size must be at least 1, got 0"),
-        (nn.Flatten(), PHOTOS, {}, "got Image: add a transform that makes tensors, or give size="),
-        (nn.Flatten(), [torch.zeros(3, 4, 4), torch.zeros(3, 5, 4)], {}, r"differ in shape, .*: give size="),
-        (nn.Flatten(), images(7, 12), {"std": 0}, "std must be above 0, got 0"),
-        (nn.Identity(), images(7, 12), {"window": -1}, "window must be above 0, got -1"),
-        (nn.Flatten(), torch.zeros(2, 8, 8, 3), {"mirror": True}, r"must be a tensor \(channels, H, W\)"),
-    ],
+test_layers_and_sizes_that_do_not_do = refuses_each(
+    lambda model, data, options: extract(model, data, progress=False, **options),
+    (Named(), images(7, 12), {"layer": "blocks.9"}, r"'blocks.9': it has blocks, blocks.0, .*head"),
+    (Named(), images(7, 12), {"layer": ""}, "got ''"),
+    (Named(), images(7, 12), {"layer": "twice"}, "called once in .*, is called 2 times: take another"),
+    (Named(), images(7, 12), {"layer": "never"}, "is called 0 times"),
+    (nn.Flatten(), images(7, 12), {"grid": 2}, r"are for maps .* got an output of shape \(7, 432\)"),
+    (nn.Flatten(), images(7, 12) * 255, {"std": 0.5}, r"floating in \[0, 1\], found values in"),
+    (nn.Flatten(), PHOTOS, {"size": 24, "crop": 30}, r"crop must fit .*, got \(30, 30\)"),
+    (nn.Flatten(), PHOTOS, {"size": 0}, "size must be at least 1, got 0"),
+    (nn.Flatten(), PHOTOS, {}, "got Image: add a transform that makes tensors, or give size="),
+    (nn.Flatten(), [torch.zeros(3, 4, 4), torch.zeros(3, 5, 4)], {}, r"differ in shape, .*: give size="),
+    (nn.Flatten(), images(7, 12), {"std": 0}, "std must be above 0, got 0"),
+    (nn.Identity(), images(7, 12), {"window": -1}, "window must be above 0, got -1"),
+    (nn.Flatten(), torch.zeros(2, 8, 8, 3), {"mirror": True}, r"must be a tensor \(channels, H, W\)"),
+    error=(ValueError, TypeError),
 )
-def test_layers_and_sizes_that_do_not_do(model, data, options, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        extract(model, data, progress=False, **options)

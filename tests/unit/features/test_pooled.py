@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from refusals import refuses_each
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from torch import nn
@@ -47,18 +48,14 @@ def test_tokens_are_averaged():
     torch.testing.assert_close(LayerOutputs(tokens, ["1"])(images), tokens(images).mean(1))
 
 
-@pytest.mark.parametrize(
-    ("net", "layers", "message"),
-    [
-        (network(1), ["no"], "layers must be submodules of the network, got 'no'"),
-        (network(1), [], "at least one"),
-        (network(1), ["1.unused"], r"layer '1\.unused' takes no part"),
-        (nn.Sequential(nn.Unflatten(1, (1, 3))), ["0"], r"'0' must give a tensor \(B, C\), \(B, T, C\) or"),
-    ],
+test_layers_that_do_not_do = refuses_each(
+    lambda net, layers: LayerOutputs(net, layers)(torch.rand(1, 3, 8, 8)),
+    (network(1), ["no"], "layers must be submodules of the network, got 'no'"),
+    (network(1), [], "at least one"),
+    (network(1), ["1.unused"], r"layer '1\.unused' takes no part"),
+    (nn.Sequential(nn.Unflatten(1, (1, 3))), ["0"], r"'0' must give a tensor \(B, C\), \(B, T, C\) or"),
+    error=(ValueError, TypeError),
 )
-def test_layers_that_do_not_do(net, layers, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        LayerOutputs(net, layers)(torch.rand(1, 3, 8, 8))
 
 
 def test_blocks_of_the_last_third_are_chosen():

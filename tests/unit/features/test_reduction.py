@@ -1,10 +1,9 @@
 """Principal components and sums of features, against plain numbers."""
 
-import warnings
-
 import numpy as np
 import pytest
 from pictures import generators
+from refusals import no_warning, refuses_each
 
 from pml_posets.features import combine, principal_components
 
@@ -64,23 +63,17 @@ def test_components_leave_features_and_randomness_alone():
     principal_components(features, 99, normalize=False)[:] = 0
     np.testing.assert_array_equal(features, before)
     features.flags.writeable = False  # as those of a memory-mapped file: no warning
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         principal_components(features, 5)
 
 
-@pytest.mark.parametrize(
-    ("count", "mirrored", "error", "message"),
-    [
-        (0, None, ValueError, "count must be at least 1, got 0"),
-        (2.5, None, TypeError, "count"),
-        (3, low_rank()[:-1], ValueError, r"mirrored must have the shape \(80, 40\)"),
-        (3, low_rank() + np.float32(np.inf), ValueError, "mirrored must be finite, but row 0 holds a NaN"),
-    ],
+test_bad_components = refuses_each(
+    lambda count, mirrored: principal_components(low_rank(), count, mirrored),
+    (0, None, ValueError, "count must be at least 1, got 0"),
+    (2.5, None, TypeError, "count"),
+    (3, low_rank()[:-1], ValueError, r"mirrored must have the shape \(80, 40\)"),
+    (3, low_rank() + np.float32(np.inf), ValueError, "mirrored must be finite, but row 0 holds a NaN"),
 )
-def test_bad_components(count, mirrored, error, message):
-    with pytest.raises(error, match=message):
-        principal_components(low_rank(), count, mirrored)
 
 
 # --- Several features as one
@@ -103,17 +96,13 @@ def test_squared_distances_add_by_weight():
 TWO = np.ones((2, 2))
 
 
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ([], "at least one pair"),
-        ([TWO, TWO], "each part must be a pair"),
-        ([(TWO, 0.0)], "weight 0 must be above 0, got 0.0"),
-        ([(TWO, 1), (np.ones((3, 2)), 1)], "features 1 must be of the same .* 3 and 2 rows"),
-        ([(TWO, 1), ((TWO, TWO), 1)], "all be features, or all be pairs"),
-        ([(np.ones(2), 1)], r"features 0 must have shape \(N, D\)"),
-    ],
+test_parts_that_do_not_fit = refuses_each(
+    combine,
+    ([], "at least one pair"),
+    ([TWO, TWO], "each part must be a pair"),
+    ([(TWO, 0.0)], "weight 0 must be above 0, got 0.0"),
+    ([(TWO, 1), (np.ones((3, 2)), 1)], "features 1 must be of the same .* 3 and 2 rows"),
+    ([(TWO, 1), ((TWO, TWO), 1)], "all be features, or all be pairs"),
+    ([(np.ones(2), 1)], r"features 0 must have shape \(N, D\)"),
+    error=(ValueError, TypeError),
 )
-def test_parts_that_do_not_fit(parts, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        combine(parts)

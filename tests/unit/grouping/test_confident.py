@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from refusals import refuses_each
 
 from pml_posets import PseudoLabelSampler
 from pml_posets._clips import Clips
@@ -238,39 +239,30 @@ def test_stores_its_parameters_and_leaves_features_alone():
     np.testing.assert_array_equal(first, again)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"coverage": 0.0}, r"coverage must be in \(0, 1\]"),
-        ({"min_similarity": 2.0}, r"min_similarity must be in \[-1, 1\]"),
-        ({"window": -1}, "window must be at least 0"),
-        ({"min_size": 1}, "min_size must be at least 2"),
-        ({"max_size": 1}, "max_size must be at least 2"),
-        ({"linkage": 1.5}, r"linkage must be in \[0, 1\]"),
-        ({"max_step": 0.0}, "max_step must be above 0"),
-    ],
+test_refuses_options_out_of_range = refuses_each(
+    lambda options: ConfidentGrouping(**options).fit(planted()),
+    ({"coverage": 0.0}, r"coverage must be in \(0, 1\]"),
+    ({"min_similarity": 2.0}, r"min_similarity must be in \[-1, 1\]"),
+    ({"window": -1}, "window must be at least 0"),
+    ({"min_size": 1}, "min_size must be at least 2"),
+    ({"max_size": 1}, "max_size must be at least 2"),
+    ({"linkage": 1.5}, r"linkage must be in \[0, 1\]"),
+    ({"max_step": 0.0}, "max_step must be above 0"),
+    error=ValueError,
 )
-def test_refuses_options_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message):
-        ConfidentGrouping(**options).fit(planted())
 
 
 ROWS, SOURCES, TIMES = clips_of()
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "text"),
-    [
-        ({"times": TIMES}, ValueError, "give sources too"),
-        ({"sources": SOURCES, "times": TIMES[1:]}, ValueError, r"times must have shape \(72,\)"),
-        ({"sources": SOURCES, "times": TIMES.astype(str)}, TypeError, "times must be numbers"),
-        ({"features": ROWS[:1]}, ValueError, "at least 2"),
-        ({"features": ROWS * (np.arange(72) != 7)[:, None]}, ValueError, "row 7 of features holds zeros"),
-    ],
+test_refuses_data_that_do_not_fit = refuses_each(
+    lambda given: ConfidentGrouping().fit(**{"features": ROWS, **given}),
+    ({"times": TIMES}, ValueError, "give sources too"),
+    ({"sources": SOURCES, "times": TIMES[1:]}, ValueError, r"times must have shape \(72,\)"),
+    ({"sources": SOURCES, "times": TIMES.astype(str)}, TypeError, "times must be numbers"),
+    ({"features": ROWS[:1]}, ValueError, "at least 2"),
+    ({"features": ROWS * (np.arange(72) != 7)[:, None]}, ValueError, "row 7 of features holds zeros"),
 )
-def test_refuses_data_that_do_not_fit(given, error, text):
-    with pytest.raises(error, match=text):
-        ConfidentGrouping().fit(**{"features": ROWS, **given})
 
 
 def test_features_of_one_direction_are_warned_of():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from refusals import refuses_each
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
@@ -98,21 +99,19 @@ def test_the_old_name_warns(module):
         assert module.KMeans is KMeansGrouping
 
 
-@pytest.mark.parametrize(
-    ("options", "given", "text"),
-    [
-        ({"num_clusters": 301}, {}, "at most the number of samples, got 301 for 300"),
-        ({"num_clusters": 1}, {}, "num_clusters"),
-        ({"num_starts": 0}, {}, "num_starts"),
-        ({"max_iterations": 0}, {}, "max_iterations"),
-        ({"random_state": -1}, {}, "random_state"),
-        ({}, {"features": np.full((5, 2), np.nan)}, "finite"),
-        ({}, {"labels": np.zeros(5, int)}, r"\(300,\)"),
-    ],
+test_what_is_wrong_is_said = refuses_each(
+    lambda options, given: KMeansGrouping(**{"num_clusters": 3, **options}).fit_predict(
+        **{"features": blobs()[0], **given}
+    ),
+    ({"num_clusters": 301}, {}, "at most the number of samples, got 301 for 300"),
+    ({"num_clusters": 1}, {}, "num_clusters"),
+    ({"num_starts": 0}, {}, "num_starts"),
+    ({"max_iterations": 0}, {}, "max_iterations"),
+    ({"random_state": -1}, {}, "random_state"),
+    ({}, {"features": np.full((5, 2), np.nan)}, "finite"),
+    ({}, {"labels": np.zeros(5, int)}, r"\(300,\)"),
+    error=ValueError,
 )
-def test_what_is_wrong_is_said(options, given, text):
-    with pytest.raises(ValueError, match=text):
-        KMeansGrouping(**{"num_clusters": 3, **options}).fit_predict(**{"features": blobs()[0], **given})
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

@@ -5,6 +5,7 @@ import pytest
 import torch
 import trainings
 from pytorch_metric_learning.losses import NTXentLoss
+from refusals import refuses_each
 
 from pml_posets.losses.pseudo_label import PseudoLabelLoss
 from pml_posets.samplers.neighbor_batches import NeighborBatches
@@ -118,35 +119,24 @@ def without(name):
     return {key: value for key, value in sampler().state_dict().items() if key != name}
 
 
-@pytest.mark.parametrize(
-    ("state", "text"),
-    [
-        (
-            sampler(samples_per_query=4).state_dict(),
-            r"belongs to 30 samples with 4 to a query.* has 30 with 3",
-        ),
-        (without("neighbors"), "no state of NeighborBatches"),
-        (without("posets"), "no state of a PseudoLabelSampler"),
-    ],
+test_states_that_do_not_fit = refuses_each(
+    sampler().load_state_dict,
+    (sampler(samples_per_query=4).state_dict(), r"belongs to 30 samples with 4 to a query.* has 30 with 3"),
+    (without("neighbors"), "no state of NeighborBatches"),
+    (without("posets"), "no state of a PseudoLabelSampler"),
+    error=ValueError,
 )
-def test_states_that_do_not_fit(state, text):
-    with pytest.raises(ValueError, match=text):
-        sampler().load_state_dict(state)
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"samples_per_query": 31}, "samples_per_query must be at most the number of samples, got 31 for 30"),
-        ({"samples_per_query": 5}, "multiple of samples_per_query x views = 5 x 2, got 24"),
-        ({"samples_per_query": 0}, "samples_per_query must be at least 1"),
-        ({"batch_size": 66}, "a batch must not be larger than the dataset, got batch_size=66"),
-        ({"method": "faiss"}, "method must be 'exact' or 'approximate', got 'faiss'"),
-    ],
+test_bad_options = refuses_each(
+    lambda options: sampler(**options),
+    ({"samples_per_query": 31}, "samples_per_query must be at most the number of samples, got 31 for 30"),
+    ({"samples_per_query": 5}, "multiple of samples_per_query x views = 5 x 2, got 24"),
+    ({"samples_per_query": 0}, "samples_per_query must be at least 1"),
+    ({"batch_size": 66}, "a batch must not be larger than the dataset, got batch_size=66"),
+    ({"method": "faiss"}, "method must be 'exact' or 'approximate', got 'faiss'"),
+    error=ValueError,
 )
-def test_bad_options(options, text):
-    with pytest.raises(ValueError, match=text):
-        sampler(**options)
 
 
 def test_rounds_of_training_make_new_tables():

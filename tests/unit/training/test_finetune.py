@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from refusals import refuses_each
 from torch import nn
 
 from pml_posets.training.finetune import freeze_batch_norm, parameter_groups, warm_up
@@ -75,17 +76,13 @@ def test_the_rate_rises_and_stays():
     assert rates == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"lr": 0}, "lr must be above 0"),
-        ({"rates": {"tail.*": 1}}, r"the pattern 'tail\.\*' matches no parameter"),
-        ({"freeze": ["Body.*"]}, "matches no parameter"),
-        ({"freeze": ["*"]}, "every parameter is frozen"),
-        ({"rates": {"*": -1}}, r"rate of \* must be at least 0"),
-        ({"weight_decay": -1}, "weight_decay must be at least 0"),
-    ],
+test_wrong_settings_are_named = refuses_each(
+    lambda options: parameter_groups(network(), **{"lr": 0.1, **options}),
+    ({"lr": 0}, "lr must be above 0"),
+    ({"rates": {"tail.*": 1}}, r"the pattern 'tail\.\*' matches no parameter"),
+    ({"freeze": ["Body.*"]}, "matches no parameter"),
+    ({"freeze": ["*"]}, "every parameter is frozen"),
+    ({"rates": {"*": -1}}, r"rate of \* must be at least 0"),
+    ({"weight_decay": -1}, "weight_decay must be at least 0"),
+    error=ValueError,
 )
-def test_wrong_settings_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        parameter_groups(network(), **{"lr": 0.1, **options})
