@@ -1,9 +1,8 @@
 """What a y-step is expected to need, and what the machine or its container has left."""
 
-import warnings
-
 import numpy as np
 import pytest
+from refusals import no_warning
 
 from pml_posets import _memory as memory
 from pml_posets.grouping.surrogate import SurrogateGrouping
@@ -38,8 +37,7 @@ def machine(tmp_path, monkeypatch):
 def test_pages_of_files_are_not_in_use(machine, version, stat):
     machine(version, 1024 * MIB, 1000 * MIB, **stat)
     assert memory.available_bytes() == 924 * MIB
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         memory.warn_if_short(900 * MIB, "a y-step")
 
 
@@ -81,8 +79,7 @@ def test_a_grouping_warns_and_goes_on(machine):
     with pytest.warns(ResourceWarning, match="a y-step of 200 x 8 features needs about"):
         labels = SurrogateGrouping().fit_predict(features)
     machine(0, 1024 * MIB, 1024 * MIB, active_file=1000 * MIB, inactive_file=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         np.testing.assert_array_equal(SurrogateGrouping().fit_predict(features), labels)
     machine(0, 1000, 0, active_file=0, inactive_file=0)
     with pytest.raises(MemoryError, match="this machine has 1,000 in all"):

@@ -1,6 +1,5 @@
 """NearestMedoidMiner against plain nested loops, bound and unbound, alone and with PML's losses."""
 
-import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ import torch
 from batches import batch as batch_of
 from loops import medoids, squared, unit
 from pytorch_metric_learning import distances, losses
-from refusals import refuses
+from refusals import no_warning, refuses
 
 from pml_posets.miners import NearestMedoidMiner
 from pml_posets.posets import Posets
@@ -126,8 +125,7 @@ def test_dataset_indices_in_an_unbound_miner_are_said_once():
     with pytest.warns(UserWarning, match="every sample has a label of its own.*posets=sampler"):
         a1, _, a2, _ = miner(embeddings, torch.arange(30))
     assert (len(a1), len(a2)) == (0, 30 * 29)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         miner(embeddings, torch.arange(30))
         NearestMedoidMiner()(*batch(0))
         NearestMedoidMiner(posets=example_posets()[1])(embeddings, torch.arange(30))
