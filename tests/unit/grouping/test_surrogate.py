@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from refusals import refuses_each
 from sklearn.metrics import adjusted_rand_score
 
 from pml_posets.grouping._groups import Groups, Space, grow
@@ -384,25 +385,6 @@ def test_highly_overlapping_groups_merge():
     assert sets_of(merged(rows, features, overlap=0.7)) == sets_of(rows)
 
 
-@pytest.mark.parametrize(("step", "apart"), [(0.2, False), (3.0, True)])
-def test_the_stopping_rule_of_the_paper(step, apart):
-    """Groups stay apart where the pairs of their union are less than half as similar as the tighter one's."""
-    place = np.array([0.0, 0.0, 0.0, step, 2 * step, 3 * step])
-    rows = [[0, 1, 2], [3, 0, 1, 4, 5]]
-    similarity = np.exp(-np.abs(place[:, None] - place))
-    tighter, looser, union = (
-        np.mean([similarity[i, j] for i in group for j in group if i < j]) for group in (*rows, range(6))
-    )
-    assert union > 0.5 * looser
-    assert (union < 0.5 * tighter) == apart
-    assert sets_of(merged(rows, place[:, None])) == (sets_of(rows) if apart else [[0, 1, 2, 3, 4, 5]])
-
-
-def test_widening_stops_merging():
-    far = np.float32([[0.0, 0], [0.1, 0], [0.0, 0.1], [0.0, 3.0]])
-    assert sorted(map(len, merged([[0, 1, 2], [2, 1, 3]], far, widening=2.0))) == [3, 3]
-
-
 def merged_plainly(rows, near, far, widening, max_size):
     """Merging as `merge` describes it, by plain loops over sets; similarities and distances (N, N)."""
     groups, refused = dict(enumerate(map(set, rows))), set()
@@ -439,9 +421,11 @@ def merged_plainly(rows, near, far, widening, max_size):
             grown_into |= {i: leader for i, number in grown_into.items() if number in children}
 
 
-@pytest.mark.parametrize(("widening", "max_size"), [(np.inf, 16), (1.3, 16), (1.6, 5)])
-def test_merging_by_plain_loops(widening, max_size):
-    features = walk(150)
+@pytest.mark.parametrize(
+    ("step", "widening", "max_size"), [(1, np.inf, 16), (1, 1.3, 16), (1, 1.6, 5), (2, np.inf, 16)]
+)
+def test_merging_by_plain_loops(step, widening, max_size):
+    features = step * walk(150)
     far = np.linalg.norm(features[:, None].astype(np.float64) - features[None], axis=2)
     rows = np.argsort(far, axis=1)[:, :4].tolist()  # each sample and its three nearest ...
     rows = list({frozenset(row): row for row in reversed(rows)}.values())  # ... where that set is new
@@ -454,7 +438,7 @@ def test_a_union_keeps_the_most_similar_and_one_a_source():
     features = np.float32([[0], [0.1], [0.2], [0.5], [0.6]])
     rows = [[0, 1, 2], [1, 2, 3, 4]]
     (whole,) = merged(rows, features)
-    assert whole[:3] == [1, 0, 2] or set(whole[:3]) == {0, 1, 2}
+    assert set(whole[:3]) == {0, 1, 2}
     cut, largest = merge_all(groups_of(rows), space_of(features), max_size=4)
     assert lists_of(cut) == [whole[:4]]
     assert largest == len(whole)
@@ -488,29 +472,25 @@ def test_each_sample_takes_its_best_group_and_small_ones_dissolve():
     assert lists_of(disjoint(groups, score, 4)) == []
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        *(({name: 0}, f"{name} must be at least 1") for name in ("num_classes", "min_neighbors")),
-        ({"min_size": 1}, "min_size must be at least 2"),
-        ({"max_size": 2}, "max_size must be at least 3, got 2"),
-        ({"mean_size": 2.5}, "mean_size must lie between min_size=3 and max_size=32"),
-        ({"mean_size": 40}, "mean_size must lie between"),
-        ({"top_fraction": 0.0}, r"top_fraction must be in \(0, 1\]"),
-        ({"top_fraction": 5}, "top_fraction must be in"),
-        ({"contrast": 0.9}, "contrast must be at least 1"),
-        ({"merge_overlap": 0}, "merge_overlap must be in"),
-        *(({"max_widening": number}, "max_widening must be at least 1") for number in (0.5, np.nan)),
-        ({"max_neighbors": 1}, "max_neighbors must be at least 2"),
-        ({"scale": 0.0}, "scale must be above 0"),
-        ({"random_state": -1}, "random_state must be at least 0"),
-        ({"backend": "cuda"}, "backend must be one of"),
-        ({"method": "fast"}, "method must be one of"),
-    ],
+test_bad_options_say_what_is_wrong = refuses_each(
+    lambda options: SurrogateGrouping(**options).fit(np.eye(10)),
+    *(({name: 0}, f"{name} must be at least 1") for name in ("num_classes", "min_neighbors")),
+    ({"min_size": 1}, "min_size must be at least 2"),
+    ({"max_size": 2}, "max_size must be at least 3, got 2"),
+    ({"mean_size": 2.5}, "mean_size must lie between min_size=3 and max_size=32"),
+    ({"mean_size": 40}, "mean_size must lie between"),
+    ({"top_fraction": 0.0}, r"top_fraction must be in \(0, 1\]"),
+    ({"top_fraction": 5}, "top_fraction must be in"),
+    ({"contrast": 0.9}, "contrast must be at least 1"),
+    ({"merge_overlap": 0}, "merge_overlap must be in"),
+    *(({"max_widening": number}, "max_widening must be at least 1") for number in (0.5, np.nan)),
+    ({"max_neighbors": 1}, "max_neighbors must be at least 2"),
+    ({"scale": 0.0}, "scale must be above 0"),
+    ({"random_state": -1}, "random_state must be at least 0"),
+    ({"backend": "cuda"}, "backend must be one of"),
+    ({"method": "fast"}, "method must be one of"),
+    error=ValueError,
 )
-def test_bad_options_say_what_is_wrong(options, text):
-    with pytest.raises(ValueError, match=text):
-        SurrogateGrouping(**options).fit(np.eye(10))
 
 
 def neighbors_of(indices, flips=None):
@@ -518,25 +498,20 @@ def neighbors_of(indices, flips=None):
     return Neighbors(indices, np.ones(indices.shape, np.float32), flips)
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "text"),
-    [
-        ({"features": np.eye(2)}, ValueError, "2 samples .n_samples=2., fewer than a class of min_size=3"),
-        ({"features": np.full((9, 2), np.inf)}, ValueError, "features must be finite"),
-        ({"features": np.zeros(9)}, ValueError, r"features must have shape \(N, D\)"),
-        ({"features": np.zeros((9, 2), complex)}, TypeError, "features must hold real numbers"),
-        ({"sources": [1, 2]}, ValueError, r"sources must have shape \(9,\)"),
-        ({"mirrored": np.eye(8)}, ValueError, r"mirrored must have the shape \(9, 9\)"),
-        ({"neighbors": neighbors_of(np.zeros((4, 2), int))}, ValueError, "a row for each of the 9 samples"),
-        ({"neighbors": neighbors_of(np.full((9, 2), 9))}, ValueError, r"indices in -1\.\.8"),
-        ({"neighbors": neighbors_of(np.tile(np.arange(9)[:, None], 2))}, ValueError, "its own neighbor"),
-        ({"neighbors": search(np.eye(9), 3), "mirrored": np.eye(9)}, ValueError, "do not match"),
-        ({"neighbors": search(np.eye(9), 3, mirrored=np.eye(9))}, ValueError, "do not match"),
-    ],
+test_bad_input_says_what_is_wrong = refuses_each(
+    lambda given: SurrogateGrouping().fit_predict(**{"features": np.eye(9), **given}),
+    ({"features": np.eye(2)}, ValueError, "2 samples .n_samples=2., fewer than a class of min_size=3"),
+    ({"features": np.full((9, 2), np.inf)}, ValueError, "features must be finite"),
+    ({"features": np.zeros(9)}, ValueError, r"features must have shape \(N, D\)"),
+    ({"features": np.zeros((9, 2), complex)}, TypeError, "features must hold real numbers"),
+    ({"sources": [1, 2]}, ValueError, r"sources must have shape \(9,\)"),
+    ({"mirrored": np.eye(8)}, ValueError, r"mirrored must have the shape \(9, 9\)"),
+    ({"neighbors": neighbors_of(np.zeros((4, 2), int))}, ValueError, "a row for each of the 9 samples"),
+    ({"neighbors": neighbors_of(np.full((9, 2), 9))}, ValueError, r"indices in -1\.\.8"),
+    ({"neighbors": neighbors_of(np.tile(np.arange(9)[:, None], 2))}, ValueError, "its own neighbor"),
+    ({"neighbors": search(np.eye(9), 3), "mirrored": np.eye(9)}, ValueError, "do not match"),
+    ({"neighbors": search(np.eye(9), 3, mirrored=np.eye(9))}, ValueError, "do not match"),
 )
-def test_bad_input_says_what_is_wrong(given, error, text):
-    with pytest.raises(error, match=text):
-        SurrogateGrouping().fit_predict(**{"features": np.eye(9), **given})
 
 
 def test_ten_thousand_samples_take_seconds():
