@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refuses_each
 
 from pml_posets.plots import Tile, image_rows, loss_curves, roc_curves, save_figure
 
@@ -55,20 +56,15 @@ def test_bfloat16_is_drawn_too():
     assert np.abs(drawn(TENSOR.bfloat16() / 255) - PIXELS.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("image", "error", "message"),
-    [
-        *(
-            (np.zeros(shape), ValueError, r"an image must be .*, got \(")
-            for shape in [(4, 4, 2), (3, 4, 5), (4,), (1, 2, 3, 3), (0, 4, 3)]
-        ),
-        (np.zeros((4, 4, 3), np.int64), TypeError, r"uint8 or floating point .* got int64"),
-        (TENSOR.bfloat16(), ValueError, "divide bytes by 255"),
-    ],
+test_other_images_are_refused = refuses_each(
+    drawn,
+    *(
+        (np.zeros(shape), ValueError, r"an image must be .*, got \(")
+        for shape in [(4, 4, 2), (3, 4, 5), (4,), (1, 2, 3, 3), (0, 4, 3)]
+    ),
+    (np.zeros((4, 4, 3), np.int64), TypeError, r"uint8 or floating point .* got int64"),
+    (TENSOR.bfloat16(), ValueError, "divide bytes by 255"),
 )
-def test_other_images_are_refused(image, error, message):
-    with pytest.raises(error, match=message):
-        drawn(image)
 
 
 def test_rows_names_captions_frames_and_title():
@@ -157,21 +153,6 @@ def test_a_figure_is_written_as_png(tmp_path):
     for name in ("loss.pdf", "loss"):
         with pytest.raises(ValueError, match=r"written as PNG, got .*loss"):
             save_figure(loss_curves({}), tmp_path / name)
-    assert os.listdir(tmp_path) == ["loss.png"]
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "loss.png"
-    path.write_text("the old one")
-
-    class Figure:
-        def savefig(self, part, **options):
-            part.write(b"half")
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        save_figure(Figure(), path)
-    assert path.read_text() == "the old one"
     assert os.listdir(tmp_path) == ["loss.png"]
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from pml_posets._io import check_folder
 from pml_posets.training.checkpoints import check_settings, load_checkpoint, save_checkpoint
 
 CONTENT = {"weights": torch.arange(5000.0), "position": [1, 2, True], "name": "a", "nothing": None}
@@ -109,20 +108,6 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(OSError, match="cannot write the checkpoint"):
         save_checkpoint(saved.parent / "gone" / "a.pt", CONTENT)
-
-
-def test_check_folder(tmp_path, monkeypatch):
-    folder = check_folder(tmp_path / "deep" / "er", num_bytes=1000)
-    assert folder.is_dir()
-    assert list(folder.iterdir()) == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write to the output folder .*file"):
-        check_folder(tmp_path / "file")
-    with pytest.raises(OSError, match=r"MB of room, 1000000000000 MB are needed"):
-        check_folder(tmp_path, num_bytes=10**18)
-    monkeypatch.setattr("pathlib.Path.write_bytes", raising(PermissionError(30, "Read-only file system")))
-    with pytest.raises(OSError, match="Read-only"):
-        check_folder(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["zipfile.ZipFile.testzip", "torch.load"])
