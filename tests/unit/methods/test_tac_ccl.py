@@ -83,15 +83,6 @@ def loop_loss(maps, theta_a, theta_b):
     return total / 2 / len(theta_a)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_attention_by_plain_loops(seed):
-    maps, others, _, _ = four_maps(seed)
-    found = cross_attention(maps, others.mean(dim=(2, 3)))
-    for i in range(len(maps)):
-        expected = loop_attention(maps[i].tolist(), loop_pool(others[i].tolist()))
-        np.testing.assert_allclose(found[i].detach().numpy(), expected, rtol=1e-10, atol=1e-12)
-
-
 def test_attention_that_is_zero_everywhere():
     maps = torch.ones(3, 3, 2, 2)
     maps[0] = 0  # nothing there

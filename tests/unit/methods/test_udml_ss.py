@@ -93,11 +93,6 @@ def test_flat_features_and_an_own_pool():
     assert largest(images, indices, {"trunk": net}) != expected
 
 
-def test_pooled_features():
-    maps = torch.rand(2, 3, 4, 5, generator=generator())
-    torch.testing.assert_close(pooled_features(maps), maps.flatten(2).mean(2))
-
-
 def test_maps_of_a_layer():
     net = nn.Sequential(trunk(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images = images_of(2)
