@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import torch
 from benchmark_runs import assert_picture
+from learning_runs import brief_run
 from pose_trees import person, poses, upright, write_crops, write_leeds, write_mpii
 
 from benchmarks import deeppose
 from benchmarks.core import networks as core_networks
 from benchmarks.core.architectures import AlexNetConfig
-from benchmarks.core.groupings import Start
-from benchmarks.core.learning import train
 from benchmarks.core.options import FIGURE_SIZES
-from benchmarks.core.recipes import PRESETS
 from benchmarks.data.mpii import load_mpii
 from benchmarks.data.poses import load_lsp, load_lspet
 from benchmarks.deeppose import judge, labeled, main, mean_pose
@@ -319,15 +317,7 @@ def test_the_mean_pose_by_loops(leeds):
 def trained(tmp_path_factory):
     """The checkpoint of a tiny run of posets, and its networks."""
     folder = tmp_path_factory.mktemp("posets")
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(24, 6)).astype(np.float32)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    images = torch.from_numpy(rng.integers(0, 255, (24, 3, 64, 64), dtype=np.uint8))
-    recipe = replace(
-        PRESETS["tiny"], rounds=1, iterations=2, batch_size=8, fc_dim=8, ema=0.5, precision="float32",
-        top_fraction=0.5, mirror_images=False,
-    )  # fmt: skip
-    joint = train("posets", images, Start(features), recipe, seed=0, output_dir=folder, progress=False)
+    joint, _ = brief_run(folder, ema=0.5)
     return folder / "checkpoint.pt", joint.evaluation_models
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from learning_runs import Killed
+from trainings import Killed
 
 from benchmarks.core import logs
 from benchmarks.core.logs import RunLog

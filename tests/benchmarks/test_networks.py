@@ -10,16 +10,15 @@ import pytest
 import torch
 import torchvision
 from benchmark_runs import TRUNK, thin
-from learning_runs import Images, start_of_kinds
+from learning_runs import brief_run
+from refusals import refuses_each
 from torch import nn
 
 from benchmarks import olympic
 from benchmarks.core import networks
 from benchmarks.core.architectures import AlexNetConfig, HogConfig, TrunkConfig
 from benchmarks.core.embedding import begin_whitened
-from benchmarks.core.learning import train
 from benchmarks.core.networks import architecture_of, build, load_imagenet, load_trained, up_to
-from benchmarks.core.recipes import TINY
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.features.network import extract
 from pml_posets.training.checkpoints import save_checkpoint
@@ -121,25 +120,21 @@ def test_trunks_of_torchvision(trunk, size, dim, maps):
     assert config.settings()["small_stem"] == (size == 32)
 
 
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: AlexNetConfig(stem_stride=3), "must be 2 or 4, got 3"),
-        (lambda: AlexNetConfig(stem_stride=0), "must be 2 or 4, got 0"),
-        (lambda: HogConfig(60, 5), "multiple of 8"),
-        (lambda: HogConfig(64, 0), "at least 1 wide"),
-        (lambda: up_to({}, "fc8"), "layer must be pooled, embedding or of AlexNet .*, got 'fc8'"),
-        (lambda: up_to({"embedder": nn.Identity()}, "fc6"), "got 'fc6'"),
-        (lambda: build(SMALL, 0, -0.1), "dropout must lie in"),
-        (lambda: build(SMALL, 0, 1.0), "dropout must lie in"),
-        (lambda: build(SMALL, 0, math.nan), "dropout must lie in"),
-        (lambda: build(TrunkConfig("no_such_module:f"), 0), "--trunk .*: No module named.* give module:fun"),
-        (lambda: build(TrunkConfig("math:f"), 0), "--trunk math:f: .*no attribute"),
-    ],
+test_what_cannot_be_is_refused = refuses_each(
+    lambda make: make(),
+    (lambda: AlexNetConfig(stem_stride=3), "must be 2 or 4, got 3"),
+    (lambda: AlexNetConfig(stem_stride=0), "must be 2 or 4, got 0"),
+    (lambda: HogConfig(60, 5), "multiple of 8"),
+    (lambda: HogConfig(64, 0), "at least 1 wide"),
+    (lambda: up_to({}, "fc8"), "layer must be pooled, embedding or of AlexNet .*, got 'fc8'"),
+    (lambda: up_to({"embedder": nn.Identity()}, "fc6"), "got 'fc6'"),
+    (lambda: build(SMALL, 0, -0.1), "dropout must lie in"),
+    (lambda: build(SMALL, 0, 1.0), "dropout must lie in"),
+    (lambda: build(SMALL, 0, math.nan), "dropout must lie in"),
+    (lambda: build(TrunkConfig("no_such_module:f"), 0), "--trunk .*: No module named.* give module:fun"),
+    (lambda: build(TrunkConfig("math:f"), 0), "--trunk math:f: .*no attribute"),
+    error=ValueError,
 )
-def test_what_cannot_be_is_refused(make, words):
-    with pytest.raises(ValueError, match=words):
-        make()
 
 
 # --- Fresh weights
@@ -352,13 +347,7 @@ def test_parameters_are_frozen_by_pattern_with_their_batch_norm():
 @pytest.fixture(scope="module", params=[0.0, 0.5], ids=["plain", "average"])
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    recipe = replace(
-        TINY, rounds=1, iterations=2, batch_size=8, fc_dim=8, ema=request.param, precision="float32",
-        top_fraction=0.5, mirror_images=False,
-    )  # fmt: skip
-    start = start_of_kinds(24, 4)
-    joint = train("posets", Images(24), start, recipe, seed=0, output_dir=folder, progress=False)
-    return joint, recipe, folder / "checkpoint.pt"
+    return *brief_run(folder, ema=request.param), folder / "checkpoint.pt"
 
 
 def test_the_weights_are_those_of_the_run(run):

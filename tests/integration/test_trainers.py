@@ -23,7 +23,7 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner
 from pytorch_metric_learning.trainers import MetricLossOnly
 from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
 from torch.utils.data import default_collate
-from trainings import assert_same_weights, sgd, weights
+from trainings import Killed, assert_same_weights, sgd, weights
 
 from pml_posets.data.datasets import IndexedDataset
 from pml_posets.features.network import extract
@@ -458,10 +458,6 @@ def test_nan_ends_the_run_before_a_checkpoint(tmp_path):
 
 
 # --- Killed and resumed
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing in the package may catch it."""
 
 
 def full(**changes):

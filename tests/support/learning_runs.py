@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from benchmark_runs import TRUNK
+from trainings import Killed
 
 from benchmarks.core.groupings import Start
 from benchmarks.core.learning import train
@@ -54,8 +55,14 @@ def run(method, changes=None, given=START, seed=0, **options):
     return train(method, Images(NUM), given, recipe, seed=seed, progress=False, **options)
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing may catch it."""
+def brief_run(folder, **changes):
+    """A run of posets on 24 images, one round of two iterations of AlexNet, and its recipe."""
+    recipe = replace(
+        PRESETS["tiny"], rounds=1, iterations=2, batch_size=8, fc_dim=8, top_fraction=0.5,
+        mirror_images=False, precision="float32", **changes,
+    )  # fmt: skip
+    given = Images(24), start_of_kinds(24, 4)
+    return train("posets", *given, recipe, seed=0, output_dir=folder, progress=False), recipe
 
 
 class Watch:
@@ -77,8 +84,3 @@ def weights(joint):
     parts = [*joint.models.items(), *joint.loss_funcs.items()]
     state = {f"{name} {key}": value for name, part in parts for key, value in part.state_dict().items()}
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not torch.equal(found[name], expected[name])] == []

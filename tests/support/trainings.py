@@ -7,6 +7,10 @@ from pml_posets.samplers.pseudo_label import PseudoLabelSampler
 from pml_posets.training.joint import JointTrainer
 
 
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
 def noise(count, size, number=0, channels=1):
     """A list of images in 0..1, always the same."""
     generator = torch.Generator().manual_seed(number)

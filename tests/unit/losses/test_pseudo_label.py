@@ -1,14 +1,14 @@
 """Losses and miners of class ids behind dataset indices."""
 
 import re
-import warnings
 
 import numpy as np
 import pytest
 import torch
+import trainings
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning import miners
-from refusals import refuses
+from refusals import no_warning, refuses
 
 from pml_posets.losses.feature import FeatureLoss
 from pml_posets.losses.poset import PosetLoss
@@ -16,7 +16,6 @@ from pml_posets.losses.pseudo_label import PseudoLabelLoss, PseudoLabelMiner, We
 from pml_posets.miners import NearestMedoidMiner
 from pml_posets.posets import Posets
 from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
-from pml_posets.training.joint import JointTrainer
 
 LABELS = np.array([0, 1, -1, 0, 2, 1, -1, 2, -1, 0])
 UNASSIGNED = torch.tensor([2, 6, 8])
@@ -233,15 +232,12 @@ def test_every_part_is_bound():
 def test_a_weighted_sum_that_needs_classes_says_so_without_any():
     def rounds(*names):
         losses = {name: loss for name, loss in parts(None).items() if name in names}
-        return JointTrainer(
-            models={"trunk": torch.nn.Linear(4, 6)},
-            optimizers={"trunk_optimizer": lambda p: torch.optim.SGD(p, lr=0.1)},
-            freeze_these=("metric_loss",),
-            sampler=PseudoLabelSampler(FEATURES, 4, grouping=GivenLabels([-1] * 10), num_batches=1),
+        return trainings.make(
+            torch.from_numpy(FEATURES),
+            torch.nn.Linear(4, 6),
+            GivenLabels([-1] * 10),
             loss_funcs={"metric_loss": WeightedLosses(losses)},
-            dataset=[torch.from_numpy(row) for row in FEATURES],
-            num_rounds=1,
-            progress=False,
+            freeze_these=("metric_loss",),
         )
 
     with pytest.raises(ValueError, match="formed no class"):
@@ -329,8 +325,7 @@ def test_pairs_that_were_not_mined_by_classes():
         PseudoLabelMiner(miners.MultiSimilarityMiner(), POSETS, "own"),
         NearestMedoidMiner(posets=POSETS),
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         for miner in good:
             PseudoLabelLoss(PosetLoss(), POSETS, "keep")(embeddings, EVERY, miner(embeddings, EVERY))
 
@@ -341,8 +336,7 @@ def test_a_batch_with_nothing_to_mine(inner, rows):
     embeddings, indices = torch.randn(len(rows), 6, requires_grad=True), torch.tensor(rows).long()
     mined = PseudoLabelMiner(inner, POSETS)(embeddings, indices)
     assert all(len(part) == 0 for part in mined)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warning():
         for loss in (pml.TripletMarginLoss(), pml.ContrastiveLoss(), pml.MultiSimilarityLoss()):
             value = PseudoLabelLoss(loss, POSETS)(embeddings, indices, mined)
             assert value.item() == 0
