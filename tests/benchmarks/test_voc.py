@@ -128,9 +128,7 @@ def test_settings_are_those_that_the_numbers_depend_on(whole):
     }
     assert more["majority"] == set()
     assert more["hog"] == more["hog-lda"] == {"hog_size"}
-    views = {"num_images", "num_views", "flips", "scale", "brightness", "color", "gray"}
-    assert more["hog-views"] == more["hog"] | views
-    assert more["start"] == {"hog_size", "first_similarities", "window"}
+    assert more["hog-views"] > more["hog"] < more["start"]
     assert {"image_size", "fc_dim", "layer", "precision", "device"} <= more["random"]
     assert "rounds" not in more["random"]
     posets = rows["posets", 0]["settings"]
