@@ -111,6 +111,10 @@ def test_torchvision_names_take_local_weights(embedded, capsys, tmp_path):
     assert "columns from layers features.9" in out
 
 
+NEW, AGAIN = "embed {photos} --output new", "embed {photos} --output {out}"
+UNFIT = "is no state dict of --network squeezenet1_1"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -118,32 +122,20 @@ def test_torchvision_names_take_local_weights(embedded, capsys, tmp_path):
         ("clusters none", "holds no embeddings"),
         ("embed nowhere --output new", "nowhere is no folder"),
         ("search {out} {photos}/broken.jpg", "broken.jpg"),
-        ("embed {photos} --output new --network no_such:build", "No module named 'no_such'"),
-        ("embed {photos} --output new --network tinynet:build", "must return a torch module, got int"),
-        (
-            "embed {photos} --output new --layers x",
-            "--layers is of a network, and none is given: give --network",
-        ),
-        ("embed {photos} --output new --weights x", "--weights is of a network"),
-        ("embed {photos} --output new --amp bfloat16", "--amp is of a network"),
-        ("embed {photos} --output new --network alexnet", "needs --weights FILE: nothing is downloaded"),
-        (
-            "embed {photos} --output new --network squeezenet1_1 --weights {photos}/0-0.png",
-            "0-0.png is no state dict of --network squeezenet1_1",
-        ),
-        (
-            "embed {photos} --output new --network squeezenet1_1 --weights other.pt",
-            "other.pt is no state dict of --network squeezenet1_1",
-        ),
+        (f"{NEW} --network no_such:build", "No module named 'no_such'"),
+        (f"{NEW} --network tinynet:build", "must return a torch module, got int"),
+        (f"{NEW} --layers x", "--layers is of a network, and none is given: give --network"),
+        (f"{NEW} --weights x", "--weights is of a network"),
+        (f"{NEW} --amp bfloat16", "--amp is of a network"),
+        (f"{NEW} --network alexnet", "needs --weights FILE: nothing is downloaded"),
+        (f"{NEW} --network squeezenet1_1 --weights {{photos}}/0-0.png", f"0-0.png {UNFIT}"),
+        (f"{NEW} --network squeezenet1_1 --weights other.pt", f"other.pt {UNFIT}"),
         # Other options than before.
-        (
-            "embed {photos} --output {out} --network x:y",
-            "was embedded with HOG, not with x:y: choose another",
-        ),
-        ("embed {photos} --output {out} --image-size 64", "was embedded with image-size 96, not 64: choose"),
-        ("embed {photos} --output {out} --no-mirror", "was embedded with no-mirror False, not True"),
-        ("embed {photos} --output {out} --amp bfloat16", "was embedded with amp None, not bfloat16"),
-        ("embed {photos} --output {out} --layers x", r"was embedded with layers [], not ['x']"),
+        (f"{AGAIN} --network x:y", "was embedded with HOG, not with x:y: choose another"),
+        (f"{AGAIN} --image-size 64", "was embedded with image-size 96, not 64: choose"),
+        (f"{AGAIN} --no-mirror", "was embedded with no-mirror False, not True"),
+        (f"{AGAIN} --amp bfloat16", "was embedded with amp None, not bfloat16"),
+        (f"{AGAIN} --layers x", "was embedded with layers [], not ['x']"),
     ],
 )
 def test_errors_are_said_in_one_line(arguments, message, embedded, tmp_path, capsys, monkeypatch):

@@ -25,6 +25,7 @@ from pytorch_metric_learning.trainers import (
     TwoStreamMetricLoss,
 )
 from pytorch_metric_learning.trainers.base_trainer import BaseTrainer
+from refusals import refuses_each
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR, StepLR
 from torchvision.transforms import v2
@@ -453,73 +454,69 @@ class FailingMiner(BaseMiner):
 
 
 IDENTITY = nn.Identity()
-REFUSED = {
-    TypeError: [
-        ({"sampler": torch.utils.data.BatchSampler([1], 1, True)}, "PseudoLabelSampler"),
-        ({"trainer_class": nn.Linear}, "trainer_class must be a class of PML trainers"),
-        ({"trainer_class": "MetricLossOnly"}, "trainer_class must be a class of PML trainers"),
-        ({"trainer_class": BaseTrainer}, "BaseTrainer computes no loss: use MetricLossOnly"),
-        ({"trainer_class": CascadedEmbeddings}, "does not support CascadedEmbeddings"),
-        ({"trainer_class": TwoStreamMetricLoss}, "does not support TwoStreamMetricLoss"),
-        ({"trainer_class": type("Own", (DeepAdversarialMetricLearning,), {})}, "not support DeepAdv"),
-        ({"end_of_iterations_hook": print}, "end_of_iterations_hook"),
-        ({"batch_size": 4}, "batch_size"),
-        ({"end_of_epoch_hook": 3}, "end_of_epoch_hook must be a function, got 3"),
-        ({"start_of_round_hook": "print"}, "start_of_round_hook must be a function"),
-        ({"judge": 1}, "judge must be a function"),
-        (features_by("fixd"), 'feature_fn must be a function of the trainer, or "fixed"'),
-        ({"gradient_clippers": {"trunk_grad_clipper": 1.0}}, "trunk_grad_clipper must be a function"),
-        ({"dataloader_num_workers": "2"}, "dataloader_num_workers must be an integer"),
-        ({"models": {"embedder": IDENTITY}}, 'a module "trunk"'),
-        (with_classifier(head=5), "classifier must be"),
-        (loss(PosetLoss(), mine=ContrastiveLoss()), "'mine', a ContrastiveLoss, which takes embeddings"),
-        (loss(PosetLoss(), mine=PosetLoss()), "'mine', a PosetLoss, which takes embeddings"),
-        (loss(PosetLoss(), mine=PseudoLabelLoss(NTXentLoss())), "'mine', a PseudoLabelLoss, which takes"),
-        ({"loss_weights": 2}, "loss_weights must be a dict"),
-        *(({"loss_weights": {"metric_loss": weight}}, "weight") for weight in ("1", None, True)),
-        (optimizer(3), "trunk_optimizer must be an optimizer"),
-        (optimizer(lambda parameters: None), "trunk_optimizer must return an optimizer, got NoneType"),
-        (optimizer(torch.optim.LBFGS), "trunk_optimizer is LBFGS, whose step needs a closure"),
-        (schedule(lambda optimizer: None), "by_epoch must return a scheduler, got NoneType"),
-    ],
-    ValueError: [
-        ({"dataset": pictures()[:20]}, "dataset must have 24 samples.* got 20"),
-        ({"feature_dataset": pictures()[:20]}, "feature_dataset must have 24"),
-        *(({name: 0}, name) for name in ("num_rounds", "iterations_per_round")),
-        *(({name: 0}, name) for name in ("checkpoint_every", "record_every")),
-        ({"seed": -1}, "seed"),
-        ({"ema_decay": 1.0}, "decay"),
-        ({"autocast": torch.float16}, "bfloat16"),
-        (network(trunk(), embeder=IDENTITY), r"models has the names \['embeder'\]"),
-        ({"mining_funcs": {"miner": MultiSimilarityMiner()}}, r"mining_funcs has the names \['miner'\]"),
-        ({"freeze_these": ("trnk",)}, "freeze_these has"),
-        ({"loss_funcs": {"classifier_loss": nn.CrossEntropyLoss()}}, 'models no "classifier"'),
-        (network(trunk(), classifier=nn.Linear(4, 9)), 'loss_funcs no "classifier_loss"'),
-        *((loss(PosetLoss(), **{name: IDENTITY}), f"name '{name}'") for name in ("total_loss", "round")),
-        *((loss(PosetLoss(), **{name: IDENTITY}), f"name '{name}'") for name in ("iteration", "trunk")),
-        *(({"loss_funcs": {name: IDENTITY}}, "the name of a loss must be") for name in ("", " mine", 3)),
-        ({"loss_weights": {"metric_los": 1}}, "keys of loss_funcs"),
-        *(({"loss_weights": {"metric_loss": weight}}, "weight") for weight in (0.0, -1.0, np.nan, np.inf)),
-        ({"optimizers": {"trunc_optimizer": sgd()}}, "trunc_optimizer.*use metric_loss_opt"),
-        (optimizer(of(trunk())), "4 of the 4 weights in trunk_optimizer are in no model and no loss"),
-        ({"lr_schedulers": {"trunk_scheduler": 3}}, "_by_iteration"),
-        ({"lr_schedulers": {"metric_loss_scheduler_by_epoch": 3}}, "no metric_loss_optimizer"),
-        (schedule(StepLR(of(trunk()), 1)), "by_epoch is the scheduler of another optimizer"),
-        (one_cycle(5), "trunk_scheduler_by_iteration has total_steps=5 of 6"),
-        (network(trunk(), embedder=nn.Linear(4, 4)), "embedder has weights to learn: optimizers needs emb"),
-        (loss(NormalizedSoftmaxLoss(3, 4)), "metric_loss has weights to learn"),
-        ({"optimizers": {}}, "trunk has weights to learn"),
-        ({**network(IDENTITY), "optimizers": {}}, "requires a gradient, so nothing can learn"),
-    ],
-}
 
 
-@pytest.mark.parametrize(
-    ("error", "changes", "text"), [(error, *row) for error, rows in REFUSED.items() for row in rows]
+test_what_is_no_kind_of_argument_is_refused_at_once = refuses_each(
+    lambda changes: make(**changes),
+    ({"sampler": torch.utils.data.BatchSampler([1], 1, True)}, "PseudoLabelSampler"),
+    ({"trainer_class": nn.Linear}, "trainer_class must be a class of PML trainers"),
+    ({"trainer_class": "MetricLossOnly"}, "trainer_class must be a class of PML trainers"),
+    ({"trainer_class": BaseTrainer}, "BaseTrainer computes no loss: use MetricLossOnly"),
+    ({"trainer_class": CascadedEmbeddings}, "does not support CascadedEmbeddings"),
+    ({"trainer_class": TwoStreamMetricLoss}, "does not support TwoStreamMetricLoss"),
+    ({"trainer_class": type("Own", (DeepAdversarialMetricLearning,), {})}, "not support DeepAdv"),
+    ({"end_of_iterations_hook": print}, "end_of_iterations_hook"),
+    ({"batch_size": 4}, "batch_size"),
+    ({"end_of_epoch_hook": 3}, "end_of_epoch_hook must be a function, got 3"),
+    ({"start_of_round_hook": "print"}, "start_of_round_hook must be a function"),
+    ({"judge": 1}, "judge must be a function"),
+    (features_by("fixd"), 'feature_fn must be a function of the trainer, or "fixed"'),
+    ({"gradient_clippers": {"trunk_grad_clipper": 1.0}}, "trunk_grad_clipper must be a function"),
+    ({"dataloader_num_workers": "2"}, "dataloader_num_workers must be an integer"),
+    ({"models": {"embedder": IDENTITY}}, 'a module "trunk"'),
+    (with_classifier(head=5), "classifier must be"),
+    (loss(PosetLoss(), mine=ContrastiveLoss()), "'mine', a ContrastiveLoss, which takes embeddings"),
+    (loss(PosetLoss(), mine=PosetLoss()), "'mine', a PosetLoss, which takes embeddings"),
+    (loss(PosetLoss(), mine=PseudoLabelLoss(NTXentLoss())), "'mine', a PseudoLabelLoss, which takes"),
+    ({"loss_weights": 2}, "loss_weights must be a dict"),
+    *(({"loss_weights": {"metric_loss": weight}}, "weight") for weight in ("1", None, True)),
+    (optimizer(3), "trunk_optimizer must be an optimizer"),
+    (optimizer(lambda parameters: None), "trunk_optimizer must return an optimizer, got NoneType"),
+    (optimizer(torch.optim.LBFGS), "trunk_optimizer is LBFGS, whose step needs a closure"),
+    (schedule(lambda optimizer: None), "by_epoch must return a scheduler, got NoneType"),
+    error=TypeError,
 )
-def test_what_is_refused_at_once(error, changes, text):
-    with pytest.raises(error, match=text):
-        make(**changes)
+test_what_does_not_fit_is_refused_at_once = refuses_each(
+    lambda changes: make(**changes),
+    ({"dataset": pictures()[:20]}, "dataset must have 24 samples.* got 20"),
+    ({"feature_dataset": pictures()[:20]}, "feature_dataset must have 24"),
+    *(({name: 0}, name) for name in ("num_rounds", "iterations_per_round")),
+    *(({name: 0}, name) for name in ("checkpoint_every", "record_every")),
+    ({"seed": -1}, "seed"),
+    ({"ema_decay": 1.0}, "decay"),
+    ({"autocast": torch.float16}, "bfloat16"),
+    (network(trunk(), embeder=IDENTITY), r"models has the names \['embeder'\]"),
+    ({"mining_funcs": {"miner": MultiSimilarityMiner()}}, r"mining_funcs has the names \['miner'\]"),
+    ({"freeze_these": ("trnk",)}, "freeze_these has"),
+    ({"loss_funcs": {"classifier_loss": nn.CrossEntropyLoss()}}, 'models no "classifier"'),
+    (network(trunk(), classifier=nn.Linear(4, 9)), 'loss_funcs no "classifier_loss"'),
+    *((loss(PosetLoss(), **{name: IDENTITY}), f"name '{name}'") for name in ("total_loss", "round")),
+    *((loss(PosetLoss(), **{name: IDENTITY}), f"name '{name}'") for name in ("iteration", "trunk")),
+    *(({"loss_funcs": {name: IDENTITY}}, "the name of a loss must be") for name in ("", " mine", 3)),
+    ({"loss_weights": {"metric_los": 1}}, "keys of loss_funcs"),
+    *(({"loss_weights": {"metric_loss": weight}}, "weight") for weight in (0.0, -1.0, np.nan, np.inf)),
+    ({"optimizers": {"trunc_optimizer": sgd()}}, "trunc_optimizer.*use metric_loss_opt"),
+    (optimizer(of(trunk())), "4 of the 4 weights in trunk_optimizer are in no model and no loss"),
+    ({"lr_schedulers": {"trunk_scheduler": 3}}, "_by_iteration"),
+    ({"lr_schedulers": {"metric_loss_scheduler_by_epoch": 3}}, "no metric_loss_optimizer"),
+    (schedule(StepLR(of(trunk()), 1)), "by_epoch is the scheduler of another optimizer"),
+    (one_cycle(5), "trunk_scheduler_by_iteration has total_steps=5 of 6"),
+    (network(trunk(), embedder=nn.Linear(4, 4)), "embedder has weights to learn: optimizers needs emb"),
+    (loss(NormalizedSoftmaxLoss(3, 4)), "metric_loss has weights to learn"),
+    ({"optimizers": {}}, "trunk has weights to learn"),
+    ({**network(IDENTITY), "optimizers": {}}, "requires a gradient, so nothing can learn"),
+    error=ValueError,
+)
 
 
 def test_a_schedule_of_just_as_many_steps():
@@ -609,7 +606,8 @@ def other_weights(parameters):
     return of(nn.Linear(4, 3))
 
 
-GROUPED = [
+test_what_is_refused_with_the_first_groups = refuses_each(
+    lambda changes: make(**changes).train(),
     (loss(Constant()), RuntimeError, "the losses have no gradient to weights"),
     (grouped(*[0] * 20, *[-1] * 4), ValueError, r"formed a single class of 24.*round 0.*nothing to learn"),
     ({**loss(NTXentLoss()), **grouped(*[0] * NUM)}, ValueError, "a single class of 24 samples"),
@@ -619,13 +617,7 @@ GROUPED = [
     (with_classifier(head_optimizer=of(trunk())), TypeError, "classifier_optimizer must be a function"),
     (with_classifier(head_optimizer=other_weights), ValueError, "2 of the 2 weights in classifier_opt"),
     ({**with_classifier(), **optimizer(sgd())}, ValueError, "has weights to learn: optimizers needs"),
-]
-
-
-@pytest.mark.parametrize(("changes", "error", "text"), GROUPED)
-def test_what_is_refused_with_the_first_groups(changes, error, text):
-    with pytest.raises(error, match=text):
-        make(**changes).train()
+)
 
 
 def test_a_trunk_that_squeezes_a_batch_that_never_comes():
