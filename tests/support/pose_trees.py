@@ -5,7 +5,7 @@ from benchmark_runs import quick
 from PIL import Image
 from scipy.io import savemat
 
-from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON
+from benchmarks.measures.skeletons import LSP_SKELETON
 
 SIZE = (120, 90)  # width and height of the images
 POSE = {  # a person who stands upright, in [0, 1] of a box
@@ -48,7 +48,7 @@ def leaning(count, seed):
     return np.clip(unit, 0.02, 0.98)
 
 
-def draw(joints, skeleton=LSP_SKELETON, size=SIZE):
+def draw(joints, size=SIZE):
     """A picture with a spot of 3 x 3 pixels on each joint that lies in it."""
     pixels = np.full((size[1], size[0], 3), 90, np.uint8)
     for j, (x, y) in enumerate(np.nan_to_num(joints, nan=-99)):
@@ -115,7 +115,7 @@ def write_mpii(root, entries):
         image = structs([{"name": name}])
         annolist.append({"image": image, "annorect": rect, "frame_sec": np.zeros((0, 0))})
         if drawn is not None:
-            draw(drawn, MPII_SKELETON).save(root / "images" / name, quality=95, subsampling=0)
+            draw(drawn).save(root / "images" / name, quality=95, subsampling=0)
     training = np.array([[float(entry[2]) for entry in entries]])
     release = structs([{"annolist": structs(annolist), "img_train": training, "version": "12"}])
     savemat(root / "mpii.mat", {"RELEASE": release})
