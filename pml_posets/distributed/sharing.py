@@ -11,7 +11,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from .process_group import RankError, all_gather_objects, broadcast_object, is_main, rank, world_size
+from .process_group import (
+    RankError,
+    all_gather_objects,
+    all_gather_rows,
+    broadcast_object,
+    is_main,
+    rank,
+    world_size,
+)
 
 __all__ = ["from_main", "main_first", "shard", "share_errors", "shared_work", "shares_work"]
 
@@ -70,6 +78,24 @@ def shared_work() -> Iterator[None]:
 def shares_work() -> bool:
     """True inside `shared_work`, where there are several ranks."""
     return _sharing.get() and world_size() > 1
+
+
+def leads_work() -> bool:
+    """True for rank 0, which alone shows progress and writes files, and where ranks do not share work."""
+    return is_main() or not shares_work()
+
+
+def gather_shares(count: int, size: int, make: Callable[[range], list[Any]]) -> list[Any]:
+    """The arrays (count, ...) that `make` gives for a range of items, put together from those of all ranks.
+
+    A rank makes whole batches of `size` items, so that the numbers are those of one process.
+    """
+    if not shares_work():
+        return make(range(count))
+    own = shard(-(-count // size))
+    with share_errors():
+        parts = make(range(count)[own.start * size : own.stop * size])
+    return [all_gather_rows(part) for part in parts]
 
 
 def from_main(function: Callable[[], Result]) -> Result:

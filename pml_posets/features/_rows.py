@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,7 @@ except ImportError:  # scikit-learn before 1.6
 
 
 from .._validation import as_features, scale_of, unit_rows
-from ..distributed.process_group import all_gather_rows, is_main
-from ..distributed.sharing import shard, share_errors, shares_work
+from ..distributed.sharing import gather_shares
 
 Rows = NDArray[np.float32]
 
@@ -63,32 +61,22 @@ def rows_to_fit(features: ArrayLike) -> Rows:
     return rows
 
 
-def shows_progress(progress: bool) -> bool:
-    """Whether this rank shows the progress bar."""
-    return progress and (is_main() or not shares_work())
-
-
 def collect_rows(
     num_samples: int, batch_size: int, num_views: int, batches: Callable[[range], Iterator[list[np.ndarray]]]
 ) -> list[Rows]:
     """All rows of each view, (N, D), in order of the samples.
 
     `batches` takes the samples to make and gives for each batch of them, in order, an array (B, D) a view.
-    Inside `shared_work` a rank makes whole batches, so that the numbers are those of one process.
     """
-    samples = range(num_samples)
-    if shares_work():
-        own = shard(-(-num_samples // batch_size))
-        samples = samples[own.start * batch_size : own.stop * batch_size]
-    views: list[Rows] = []
-    start = 0
-    with share_errors() if shares_work() else nullcontext():
+
+    def filled(samples: range) -> list[Rows]:
+        views: list[Rows] = []
+        start = 0
         for batch in batches(samples):
             views = views or [np.empty((len(samples), part.shape[1]), np.float32) for part in batch]
             for view, part in zip(views, batch, strict=True):
                 view[start : start + len(part)] = part
             start += len(batch[0])
-    if shares_work():
-        without_batch = [np.empty((0, 0), np.float32)] * num_views
-        views = [all_gather_rows(view) for view in views or without_batch]
-    return views
+        return views or [np.empty((0, 0), np.float32)] * num_views  # a rank without any sample
+
+    return gather_shares(num_samples, batch_size, filled)

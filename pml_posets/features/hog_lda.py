@@ -17,9 +17,9 @@ from sklearn.exceptions import NotFittedError
 
 from .._validation import as_count, as_features, as_real, unit_rows
 from ..data.cache import CacheKey, FeatureCache
-from ..distributed.process_group import all_gather_objects, is_main
-from ..distributed.sharing import shares_work
-from ._rows import Rows, collect_rows, shows_progress
+from ..distributed.process_group import all_gather_objects
+from ..distributed.sharing import leads_work, shares_work
+from ._rows import Rows, collect_rows
 from .hog import (
     HogBackend,
     HogGrid,
@@ -237,7 +237,7 @@ class HOGLDA(ImageStep):
         """
         self._check_fitted()
         how = dict[str, Any](mirror=mirror, num_workers=num_workers, backend=backend, device=device)
-        how |= {"batch_size": as_count(batch_size, "batch_size"), "progress": shows_progress(progress)}
+        how |= {"batch_size": as_count(batch_size, "batch_size"), "progress": progress and leads_work()}
         names = ["features", "mirrored"][: 1 + mirror]
         if cache_dir is None:
             views = self._described(images, how)
@@ -324,6 +324,6 @@ def _cached(
     if entry is not None and complete:
         return [entry[name] for name in names]
     views = make()
-    if is_main() or not shares_work():
+    if leads_work():
         cache.save(key, dict(zip(names, views, strict=True)))
     return views

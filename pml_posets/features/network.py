@@ -16,8 +16,9 @@ from .._random import preserved_randomness, seed_everything
 from .._validation import as_count, unit_rows
 from ..data.datasets import SeededDataset, check_dataset, read_batches
 from ..data.images import as_image, check_channels_first, image_of, resized
+from ..distributed.sharing import leads_work
 from ._layers import LayerReader, as_pair, in_eval_mode
-from ._rows import Rows, collect_rows, shows_progress
+from ._rows import Rows, collect_rows
 from .saving import ImageStep
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _read(
 ) -> list[Rows]:
     """Rows of the images, and with mirror of the mirrored ones; random transforms draw the same each time."""
     batch_size = as_count(batch_size, "batch_size")
-    shown, pin = shows_progress(progress), reader.device.type == "cuda"
+    shown, pin = progress and leads_work(), reader.device.type == "cuda"
 
     def batches(samples: range) -> Iterator[list[Rows]]:
         start = samples.start

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -21,8 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .._validation import as_count, as_features, check_option
-from ..distributed.process_group import all_gather_rows, is_main
-from ..distributed.sharing import shard, share_errors, shares_work
+from ..distributed.sharing import gather_shares, leads_work, shares_work
 from ._measuring import Answer, measure, measure_all
 from ._proposals import (
     MAX_EXCLUDED,
@@ -126,17 +125,15 @@ def search(
 def _found(asked: Queries, make: Callable[[], _Finder], chunk_size: int, progress: bool) -> Neighbors:
     """The answer to all queries, on ranks that share work put together from those of each."""
     order = np.argsort(asked.excluded, kind="stable")  # queries that need equally long lists go together
-    num_chunks, shared = -(-len(order) // chunk_size), shares_work()
-    chunks = shard(num_chunks) if shared else range(num_chunks)  # whole chunks: the same numbers
-    mine = order[chunks.start * chunk_size : chunks.stop * chunk_size]
-    with share_errors() if shared else nullcontext():
-        finder = make()
-        if len(mine) == len(finder.table) and not shared:
+
+    def answer(part: range) -> list[NDArray[Any]]:
+        finder, which = make(), order[part.start : part.stop]
+        if len(which) == len(finder.table) and not shares_work():
             finder.join(asked)
-        answer = finder.find_all(asked, mine, chunk_size, progress)
-    if shared:
-        answer = [all_gather_rows(rows) for rows in answer]
-    indices, distances, flips = (rows[np.argsort(order)] for rows in answer)
+        return finder.find_all(asked, which, chunk_size, progress)
+
+    answers = gather_shares(len(order), chunk_size, answer)
+    indices, distances, flips = (rows[np.argsort(order)] for rows in answers)
     return Neighbors(indices, distances, None if asked.mirrors is None else flips)
 
 
@@ -245,7 +242,7 @@ class _Finder:
 def _starts(number: int, step: int, progress: bool) -> Iterable[int]:
     """The first of each chunk, with a progress bar on one rank."""
     starts = range(0, number, step)
-    if not progress or (shares_work() and not is_main()):
+    if not progress or not leads_work():
         return starts
     from tqdm.auto import tqdm
 
