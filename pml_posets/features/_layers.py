@@ -1,58 +1,18 @@
-"""Networks in eval mode, the outputs of their layers, and one of these as rows."""
+"""The output of a network or of one of its layers, as rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .._networks import ReachedError, hooked, submodules
 from .._validation import as_count, as_real
 from ..data.images import needs_floats, normalized, per_channel
 from ._rows import Rows
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards every submodule is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def hooked(modules: Mapping[str, nn.Module], keep: Callable[[str, Any], None]) -> Iterator[None]:
-    """Call `keep(name, output)` whenever one of the modules has run inside."""
-    hooks = [
-        module.register_forward_hook(lambda module, given, output, name=name: keep(name, output))
-        for name, module in modules.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def submodules(network: nn.Module, names: Sequence[str], what: str) -> dict[str, nn.Module]:
-    """The submodules of these names, as in `named_modules`."""
-    known = dict(network.named_modules())
-    if unknown := [name for name in names if not name or name not in known]:
-        raise ValueError(f"{what}, got {unknown[0]!r}: it has {', '.join(name for name in known if name)}")
-    return {name: known[name] for name in names}
-
-
-class _ReachedError(Exception):
-    """Ends a forward pass at the layer that was asked for."""
 
 
 class LayerReader:
@@ -130,13 +90,13 @@ class LayerReader:
         def keep(name: str, output: object) -> None:
             if self.called_once:
                 found.append(output)
-                raise _ReachedError
+                raise ReachedError
             found.append(output.clone() if isinstance(output, torch.Tensor) else output)  # of in-place layers
 
         try:
             with hooked(self.target, keep):
                 whole = self.model(images)
-        except _ReachedError:
+        except ReachedError:
             pass
         except RuntimeError:
             if not found:  # else it is of layers behind, made for images of another size

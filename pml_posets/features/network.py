@@ -12,12 +12,13 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 from torch.utils.data import Dataset
 
+from .._networks import device_of, in_eval_mode
 from .._random import preserved_randomness, seed_everything
 from .._validation import as_count, unit_rows
 from ..data.datasets import SeededDataset, check_dataset, read_batches
 from ..data.images import as_image, check_channels_first, image_of, resized
 from ..distributed.sharing import leads_work
-from ._layers import LayerReader, as_pair, in_eval_mode
+from ._layers import LayerReader, as_pair
 from ._rows import Rows, collect_rows
 from .saving import ImageStep
 
@@ -132,10 +133,10 @@ def _placed(model: nn.Module, device: str | torch.device | None) -> torch.device
     """Where a model is after it has been moved to a device, or left where it is."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__qualname__}: wrap it in one")
-    if device is not None:
-        model.to(device)
-        return torch.device(device)
-    return next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    if device is None:
+        return device_of(model)
+    model.to(device)
+    return torch.device(device)
 
 
 def _read(

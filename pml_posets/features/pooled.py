@@ -11,8 +11,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
+from .._networks import device_of, hooked, in_eval_mode, submodules
 from .._validation import as_count, as_real
-from ._layers import hooked, in_eval_mode, submodules
 from ._rows import LinearStep
 
 __all__ = ["LayerOutputs", "PartialWhitening", "choose_layers"]
@@ -180,9 +180,8 @@ def _spatial_outputs(network: nn.Module, image_size: int) -> dict[str, torch.Ten
             outputs.pop(name, None)
             outputs[name] = output
 
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with in_eval_mode(network), hooked(dict(network.named_modules()), keep):
-        network(torch.zeros(1, 3, image_size, image_size, device=device))
+        network(torch.zeros(1, 3, image_size, image_size, device=device_of(network)))
     return outputs
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from .._batch_checks import as_indices
+from .._networks import hooked, submodules
 from .._validation import check_shape
 from ..data.augmentation import BatchAugmentation
-from ..features._layers import hooked, submodules
 
 __all__ = [  # of the old `losses.passes`
     "at_least_float32",

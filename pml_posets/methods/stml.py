@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .._networks import device_of
 from .._validation import as_count, as_real, check_shape
 from ..data.augmentation import BatchAugmentation
 from ..training.averaging import moving_average
@@ -232,8 +233,7 @@ class STMLObjective(nn.Module):
         self.divergence_weight = as_real(divergence_weight, "divergence_weight", low=0)
         self.same_view, self.augmenting = same_view, augmenting
         self.wide = nn.Linear(as_count(feature_dim, "feature_dim"), as_count(wide_dim, "wide_dim"))
-        for weight in models["trunk"].parameters():
-            self.wide.to(weight.device)
+        self.wide.to(device_of(models["trunk"]))
         self.decay = float(decay)
         student = {"trunk": models["trunk"], "wide": self.wide}
         self._averages = {name: moving_average(model, decay) for name, model in student.items()}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from .._networks import device_of
 from .._random import derive_seeds, preserved_randomness, seed_everything
 from ._heads import carry_rows, carry_state, class_axes, class_axis, num_outputs
 from ._identity import describe
@@ -64,8 +65,8 @@ class Components:
 
     @property
     def device(self) -> torch.device:
-        """Where the trunk is; the CPU for one without weights."""
-        return next((weight.device for weight in self.models["trunk"].parameters()), torch.device("cpu"))
+        """Where the trunk is."""
+        return device_of(self.models["trunk"])
 
     def averages(self, decay: float | None) -> dict[str, AveragedModel]:
         """Moving averages of the networks that make embeddings; none without a decay."""

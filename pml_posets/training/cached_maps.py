@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from .._io import atomic_write, check_folder
+from .._networks import ReachedError, device_of, hooked, in_eval_mode, submodules
 from .._random import derive_seeds, preserved_randomness, seed_everything
 from .._validation import as_count, as_real
 from ..data.augmentation import BatchAugmentation
 from ..data.datasets import as_index, check_dataset
 from ..data.identity import data_identity, digest, weights_digest
+from ..data.images import image_of
 
 __all__ = ["CachedMaps", "FromLayer"]
 
@@ -54,10 +57,7 @@ class FromLayer(nn.Module):
 
     def __init__(self, network: nn.Module, layer: str, image_size: int) -> None:
         super().__init__()
-        known = dict(network.named_modules())
-        if not layer or layer not in known:
-            names = ", ".join(name for name in known if name)
-            raise ValueError(f"layer must be a submodule of the network, got {layer!r}: it has {names}")
+        submodules(network, [layer], "layer must be a submodule of the network")
         self.network, self.layer, self.image_size = network, layer, as_count(image_size, "image_size")
         self._front: list[str] = []
         self._check()
@@ -81,18 +81,13 @@ class FromLayer(nn.Module):
         """The layer's maps of images, without gradient; what lies behind the layer is not computed."""
         found: list[torch.Tensor] = []
 
-        def stop(module: nn.Module, given: Any, output: torch.Tensor) -> None:
+        def stop(name: str, output: torch.Tensor) -> None:
             found.append(output)
-            raise _Reached
+            raise ReachedError
 
-        hook = self.network.get_submodule(self.layer).register_forward_hook(stop)
-        try:
-            with torch.no_grad():
-                self.network(images)
-        except _Reached:
-            pass
-        finally:
-            hook.remove()
+        target = {self.layer: self.network.get_submodule(self.layer)}
+        with torch.no_grad(), suppress(ReachedError), hooked(target, stop):
+            self.network(images)
         return found[0]
 
     def train(self, mode: bool = True) -> FromLayer:
@@ -102,30 +97,23 @@ class FromLayer(nn.Module):
             self.network.get_submodule(name).eval()
         return self
 
-    def _images(self, count: int, device: torch.device | None = None) -> torch.Tensor:
+    def _images(self, count: int, device: torch.device) -> torch.Tensor:
         return torch.zeros(count, 3, self.image_size, self.image_size, device=device)
 
     def _check(self) -> None:
         """Find the front, freeze it, and see that maps say all that the network needs."""
-        training, order = self.network.training, list[str]()
-        device = next((p.device for p in self.network.parameters()), None)
-        hooks = [
-            module.register_forward_hook(lambda module, given, output, name=name: order.append(name))
-            for name, module in self.network.named_modules()
-            if name
-        ]
-        self.network.eval()
-        with preserved_randomness(), torch.no_grad():
+        order: list[str] = []
+        parts = {name: module for name, module in self.network.named_modules() if name}
+        with preserved_randomness(), in_eval_mode(self.network):
             seed_everything(0)
-            images = torch.rand_like(self._images(2, device))
-            whole = self.network(images)
-            for hook in hooks:
-                hook.remove()
+            images = torch.rand_like(self._images(2, device_of(self.network)))
+            with hooked(parts, lambda name, output: order.append(name)):
+                whole = self.network(images)
             maps = self.front(images)
             again = self.forward(maps)
         self.shape = tuple(maps.shape[1:])
-        parts = [(whole, again)] if isinstance(whole, torch.Tensor) else []
-        if not all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in parts):
+        is_tensor = isinstance(whole, torch.Tensor)
+        if is_tensor and not (whole.shape == again.shape and torch.allclose(whole, again, 1e-3, 1e-4)):
             raise ValueError(
                 f"the network gives something else for the maps of {self.layer!r} than for their images: it "
                 "reads the images, or layers before, behind that layer too; take a later one"
@@ -134,7 +122,7 @@ class FromLayer(nn.Module):
         for name in self._front:
             for parameter in self.network.get_submodule(name).parameters():
                 parameter.requires_grad_(False)
-        self.train(training)
+        self.train(self.network.training)
 
 
 class CachedMaps(Dataset[torch.Tensor]):
@@ -237,9 +225,7 @@ class CachedMaps(Dataset[torch.Tensor]):
     ) -> None:
         from tqdm.auto import tqdm
 
-        device = next((p.device for p in tail.parameters()), torch.device("cpu"))
-        training = tail.training
-        tail.eval()
+        device = device_of(tail)
         bar = tqdm(total=self._shape[0] * self._shape[1], desc="maps", unit="image", disable=not progress)
         kind = amp or torch.bfloat16
         # Written, not mapped: a full disk is then an error, where a mapped file kills the process.
@@ -247,6 +233,7 @@ class CachedMaps(Dataset[torch.Tensor]):
             atomic_write(self.path) as file,
             bar,
             preserved_randomness(),
+            in_eval_mode(tail),
             torch.autocast(device.type, dtype=kind, enabled=amp is not None),
         ):
             header = {"descr": "<f2", "fortran_order": False, "shape": self._shape}
@@ -261,7 +248,6 @@ class CachedMaps(Dataset[torch.Tensor]):
                         raise ValueError("the maps hold numbers that float16 cannot: take another layer")
                     file.write(maps.tobytes())
                     bar.update(len(images))
-        tail.train(training)
 
     def __len__(self) -> int:
         return self._shape[1]
@@ -294,9 +280,5 @@ class _PlainMaps(Dataset[torch.Tensor]):
         return self.maps._item(0, as_index(index, len(self)))
 
 
-class _Reached(Exception):
-    """Ends a forward pass at the layer that was asked for."""
-
-
 def _stack(items: list[Any]) -> torch.Tensor:
-    return torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
+    return torch.stack([image_of(item) for item in items])
