@@ -23,6 +23,7 @@ from pytorch_metric_learning.trainers.base_trainer import BaseTrainer
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch.utils.data import BatchSampler, Subset, default_collate
 
+from .._networks import in_eval_mode
 from .._random import preserved_randomness, seed_everything
 from .._validation import as_count, as_real
 from ..losses.feature import FeatureLoss
@@ -190,7 +191,7 @@ def check_training_batch(joint: JointTrainer) -> None:
     indices = _spread(len(joint.dataset))
     learned = any(name in PML_LOSSES for name in joint.loss_weights)  # else objectives run the networks
     models = [joint.models[name] for name in _EMBEDDING if learned and name in joint.models]
-    modes = [(module, module.training) for model in models for module in model.modules()]
+    network = torch.nn.Sequential(*models)
     with preserved_randomness(), torch.no_grad():
         seed_everything(0)
         batch = (options.get("collate_fn") or default_collate)(joint.dataset.__getitems__(indices))
@@ -200,10 +201,8 @@ def check_training_batch(joint: JointTrainer) -> None:
         dtype = _checked_dtype(batch[0], options.get("dtype"))
         images = c_f.to_device(batch[0], device=joint.device, dtype=dtype)
         try:
-            embeddings = images
-            with torch.enable_grad():
-                for model in models:
-                    embeddings = model.eval()(embeddings)
+            with in_eval_mode(network), torch.enable_grad():
+                embeddings = network(images)
         except RuntimeError as error:
             if isinstance(images, torch.Tensor) and not images.is_floating_point():
                 raise TypeError(
@@ -211,9 +210,6 @@ def check_training_batch(joint: JointTrainer) -> None:
                     "(v2.ToDtype(torch.float32, scale=True)), or the trunk begin with BatchAugmentation"
                 ) from error
             raise
-        finally:
-            for module, mode in modes:
-                module.training = mode
     if not isinstance(embeddings, torch.Tensor) or embeddings.ndim < 2 or len(embeddings) != len(indices):
         got = tuple(embeddings.shape) if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
         count = len(indices)
