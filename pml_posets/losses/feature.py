@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._batch_checks import as_indices, check_batch
+from .._batch_checks import as_indices, check_batch, check_width
 from .._medoids import full_precision
 from .._validation import ArrayLike, as_count, as_features, as_mirrored
 from ..posets import Posets
@@ -83,9 +83,7 @@ class FeatureLoss(nn.Module):
             raise ValueError("FeatureLoss looks at one sample at a time: it takes no ref_emb")
         check_batch(embeddings, None)
         rows = as_indices(indices, len(self._targets), len(embeddings))
-        if embeddings.shape[1] != self.map.in_features:
-            wanted = f"{self.map.in_features} columns, the loss's embedding_dim"
-            raise ValueError(f"embeddings must have {wanted}, got {tuple(embeddings.shape)}")
+        check_width("embeddings", embeddings, self.map.in_features, "the loss, its embedding_dim")
         if not len(embeddings):
             return full_precision(embeddings, self.map.weight)[0].sum()
         targets = self._targets[rows]  # (B, D)

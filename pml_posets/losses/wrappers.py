@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pytorch_metric_learning.losses import CrossBatchMemory, SelfSupervisedLoss
 
-from .._batch_checks import check_batch
+from .._batch_checks import check_batch, check_width
 from .._validation import as_count
 from .poset import PosetLoss
 
@@ -90,9 +90,7 @@ class PosetCrossBatchMemory(_ForPosetLoss, CrossBatchMemory):
             raise ValueError("labels must be given, got None: pass class ids, or -1")
         check_batch(embeddings, labels)
         count, mask = len(embeddings), enqueue_mask
-        if embeddings.shape[1] != self.embedding_size:
-            wanted = f"embedding_size={self.embedding_size} columns like the memory"
-            raise ValueError(f"embeddings must have {wanted}, got {tuple(embeddings.shape)}")
+        check_width("embeddings", embeddings, self.embedding_size, "the memory, its embedding_size")
         if count > self.memory_size:
             room = f"the memory of {self.memory_size}"
             raise ValueError(f"a batch must fit into {room}, got {count} embeddings: raise memory_size")

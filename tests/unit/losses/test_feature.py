@@ -144,7 +144,7 @@ test_bad_input = refuses(
     (given(X, ROWS - ROWS.min() - 1), ValueError, "dataset indices must be in 0..11, got -1"),
     (given(X, ROWS.float()), TypeError, "dataset indices must be an integer tensor, got torch.float32"),
     (given(X, ROWS[:-1]), ValueError, "dataset indices must have shape (9,), one a sample, got (8,)"),
-    (given(X[:, :6], ROWS), ValueError, "must have 7 columns, the loss's embedding_dim, got (9, 6)"),
+    (given(X[:, :6], ROWS), ValueError, "must have 7 columns like the loss, its embedding_dim, got (9, 6)"),
     (given(X / torch.arange(9)[:, None], ROWS), ValueError, "NaN or infinity in 1 of 9 rows (first: row 0)"),
     (given(X.long(), ROWS), TypeError, "must be floating point"),
     (given(X, ROWS, None, X, ROWS), ValueError, "takes no ref_emb"),

@@ -510,7 +510,7 @@ def memories(size=60):
         ((E, Y[:5]), "labels must have shape (24,)"),
         ((E, Y.float()), "labels must be integers"),
         ((E, None), "labels must be given, got None"),
-        ((E[:, :5], Y), "embedding_size=6 columns like the memory, got (24, 5)"),
+        ((E[:, :5], Y), "6 columns like the memory, its embedding_size, got (24, 5)"),
         (
             (E, Y, None, Y[:3] > 0),
             "enqueue_mask must be bool of shape (24,), one a sample, got torch.bool (3,)",
