@@ -100,29 +100,22 @@ class ClassMembers:
                 yield block, self.order[self.starts[block][:, None] + np.arange(size)]
 
 
-def pairwise_distances(rows: torch.Tensor) -> torch.Tensor:
-    """Euclidean distances inside each of B groups: (B, s, D) float32 to (B, s, s), with a zero diagonal."""
-    if rows.shape[1] <= _SMALL_CLASS:
-        return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    rows = _centered(rows)
-    distances = torch.cdist(rows, rows, compute_mode=_PRODUCTS)
-    distances.diagonal(dim1=1, dim2=2).zero_()
-    return distances
-
-
-def _centered(rows: torch.Tensor) -> torch.Tensor:
-    rows = rows.double()  # and centered: near-duplicates keep their distance in matrix products
-    return rows - rows.mean(dim=1, keepdim=True)
-
-
 def row_sums(rows: torch.Tensor, scale: float | None = None) -> torch.Tensor:
-    """(B, s) float64 sums of the distances d of (B, s, D) rows to their group, or of exp(-d / scale)."""
+    """(B, s) float64 sums of the Euclidean distances d of (B, s, D) float32 rows to their group, or of
+    exp(-d / scale).
+    """
 
     def summed(distances: torch.Tensor) -> torch.Tensor:
         return (distances if scale is None else torch.exp(distances / -scale)).sum(dim=2)
 
-    if rows.shape[1] <= _WHOLE_CLASS:
-        return summed(pairwise_distances(rows).double())
-    rows = _centered(rows)
-    parts = rows.split(max(1, BLOCK_BYTES // (8 * rows.shape[1])), dim=1)
+    size = rows.shape[1]
+    if size <= _SMALL_CLASS:
+        return summed(torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").double())
+    rows = rows.double()
+    rows = rows - rows.mean(dim=1, keepdim=True)  # near-duplicates keep their distance in products
+    if size <= _WHOLE_CLASS:
+        distances = torch.cdist(rows, rows, compute_mode=_PRODUCTS)
+        distances.diagonal(dim1=1, dim2=2).zero_()
+        return summed(distances)
+    parts = rows.split(max(1, BLOCK_BYTES // (8 * size)), dim=1)
     return torch.cat([summed(torch.cdist(part, rows, compute_mode=_PRODUCTS)) for part in parts], dim=1)
