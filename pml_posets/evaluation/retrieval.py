@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -170,8 +170,8 @@ def _scores(
             precision = np.cumsum(same, axis=1, dtype=np.int32) / np.arange(1, length + 1)
             precisions[block] = same.sum(axis=1) / r
             averages[block] = np.einsum("bk,bk->b", precision, same) / r
-    scores = RetrievalScores(counted, relevant.astype(np.int64), hits)
-    return replace(scores, r_precisions=precisions, average_precisions_at_r=averages) if at_r else scores
+    of_r = (precisions, averages) if at_r else (None, None)
+    return RetrievalScores(counted, relevant.astype(np.int64), hits, *of_r)
 
 
 def _blocks(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int]]:

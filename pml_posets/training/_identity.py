@@ -29,7 +29,7 @@ _PLAIN = (
     *(np.generic, np.ndarray, torch.Tensor, torch.dtype, torch.Size),
 )
 _SAMPLES, _SAMPLES_AT_HAND = 32, 4096  # of the data that are looked at
-_RUN_STATE = (Posets, Dataset, Sampler, torch.device, torch.Generator, torch.nn.Parameter)
+_RUN_STATE = (Posets, Dataset, Sampler, torch.device, torch.Generator)
 _NO_SETTINGS = {"training", "last_epoch", "verbose", "optimizer"}
 _LIBRARIES = ("builtins", "pml_posets", "pytorch_metric_learning", "torch", "torchvision", "numpy", "sklearn")
 _SETTINGS = (argparse.Namespace, types.SimpleNamespace)
@@ -102,7 +102,7 @@ def describe(thing: Any) -> dict[str, Any]:
     while pending:
         name, value = pending.pop()
         value = value.item() if isinstance(value, np.generic) else value
-        if isinstance(value, _RUN_STATE) and not isinstance(value, torch.nn.Parameter):
+        if isinstance(value, _RUN_STATE):
             continue
         if not _has_parts(value):
             known.setdefault(name, _plain(value))

@@ -161,8 +161,7 @@ def trainer_over_ranks(trainer_class: type[Any]) -> type[Any]:
 
 def broadcast_weights(modules: Iterable[torch.nn.Module]) -> None:
     """Give weights and buffers the values they have on rank 0."""
-    if world_size() > 1:
-        broadcast_tensors(t for module in modules for t in (*module.parameters(), *module.buffers()))
+    broadcast_tensors(t for module in modules for t in (*module.parameters(), *module.buffers()))
 
 
 def shared_groups(sampler: Any) -> Posets:
