@@ -48,3 +48,11 @@ def preserved_randomness(accelerators: bool = True) -> Iterator[None]:
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
+
+
+@contextmanager
+def seeded(seed: int, accelerators: bool = True) -> Iterator[None]:
+    """Seed the global generators, and give them back as they were at the end."""
+    with preserved_randomness(accelerators):
+        seed_everything(seed, accelerators)
+        yield

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from ._io import read_npz, write_npz
-from ._random import derive_seeds, preserved_randomness, seed_everything
+from ._random import derive_seeds, seeded
 from ._validation import as_count, as_real, unit_rows
 from .data.augmentation import BatchAugmentation
 from .data.datasets import check_dataset
@@ -299,8 +299,7 @@ class Embedder(BaseEstimator):
         """A random view of each image, (N, 3, S, S) uint8; another one for another number."""
         augment = BatchAugmentation(scale=(0.95, 1.41), brightness=0.4).train()
         changed = torch.empty_like(pixels)
-        with preserved_randomness(accelerators=False):
-            seed_everything(derive_seeds(seed, number)[0], accelerators=False)
+        with seeded(derive_seeds(seed, number)[0], accelerators=False):
             for start in range(0, len(pixels), 64):
                 batch = pixels[start : start + 64]
                 if self.mirror:

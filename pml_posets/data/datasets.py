@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .._random import derive_seeds, preserved_randomness, seed_everything
+from .._random import derive_seeds, preserved_randomness, seed_everything, seeded
 from .._validation import as_count, check_shape
 from .image_list import IMAGE_SUFFIXES, ImageList, image_files
 from .images import UnreadableImageError, image_of, mirror, upright
@@ -299,6 +299,5 @@ class WithViews(_Wrapper):
 
     def __getitem__(self, index: int) -> Any:
         which, view = divmod(as_index(index, len(self)), self.num_views)
-        with preserved_randomness(accelerators=False):
-            seed_everything(derive_seeds(self.seed, which, view)[0], accelerators=False)
+        with seeded(derive_seeds(self.seed, which, view)[0], accelerators=False):
             return self.transform(upright(image_of(self.dataset[which])))

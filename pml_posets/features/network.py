@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .._networks import device_of, in_eval_mode
-from .._random import preserved_randomness, seed_everything
+from .._random import seeded
 from .._validation import as_count, unit_rows
-from ..data.datasets import SeededDataset, check_dataset, read_batches
+from ..data.datasets import SeededDataset, read_batches
 from ..data.images import as_image, check_channels_first, image_of, resized
 from ..distributed.sharing import leads_work
 from ._layers import LayerReader, as_pair
@@ -156,8 +156,7 @@ def _read(
             yield [reader(view, start) for view in ([images, images.flip(-1)] if mirror else [images])]
             start += len(images)
 
-    with preserved_randomness(), in_eval_mode(reader.model):
-        seed_everything(0)
+    with seeded(0), in_eval_mode(reader.model):
         return collect_rows(len(items), batch_size, 1 + mirror, batches)
 
 
@@ -242,7 +241,6 @@ class Images(Dataset[torch.Tensor]):
     """The image of each sample as a tensor, resized and cropped."""
 
     def __init__(self, dataset: Any, size: Size, crop: Size = None) -> None:
-        check_dataset(dataset)
         self.items = SeededDataset(dataset)
         pair = as_pair(size, "size")
         self.size = pair if isinstance(size, tuple) else pair and pair[0]

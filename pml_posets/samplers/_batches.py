@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import BatchSampler
 
-from .._random import derive_seeds, preserved_randomness, seed_everything
+from .._random import derive_seeds, seeded
 from ..posets import Posets
 
 
@@ -202,6 +202,5 @@ class SeededCollate:
         seeds = getattr(items, "seeds", None)
         if seeds is None:
             return self.collate(items)
-        with preserved_randomness(accelerators=False):
-            seed_everything(derive_seeds(*seeds)[0], accelerators=False)
+        with seeded(derive_seeds(*seeds)[0], accelerators=False):
             return self.collate(items)

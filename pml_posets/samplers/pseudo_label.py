@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import BatchSampler
 
 from .._classes import relabel
-from .._random import derive_seeds, preserved_randomness, seed_everything
+from .._random import derive_seeds, seeded
 from .._sketch import sketch
 from .._validation import (
     ArrayLike,
@@ -230,9 +230,8 @@ class PseudoLabelSampler(BatchSampler):
             raise ValueError(f"features must have {self.num_samples} rows, one a sample, got {found}")
         mirrored = as_mirrored(mirrored, features)
         round_ = 0 if self._posets is None else self._posets.round + 1
-        with preserved_randomness(accelerators=False), checked(features, mirrored):
-            # Providers without a seed of their own draw from the global generators.
-            seed_everything(derive_seeds(self.seed, round_)[0], accelerators=False)
+        seed = derive_seeds(self.seed, round_)[0]  # of providers that draw from the global generators
+        with seeded(seed, accelerators=False), checked(features, mirrored):
             labels, flips, neighbors = self._group(features, mirrored)
             known: dict[str, Any] = {"mirrored": mirrored, "flips": flips, "sources": self.sources}
             known["neighbors"] = neighbors if mirrored is None else None

@@ -24,7 +24,7 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch.utils.data import BatchSampler, Subset, default_collate
 
 from .._networks import in_eval_mode
-from .._random import preserved_randomness, seed_everything
+from .._random import seeded
 from .._validation import as_count, as_real
 from ..losses.feature import FeatureLoss
 from ..losses.pseudo_label import PseudoLabelLoss, WeightedLosses
@@ -192,8 +192,7 @@ def check_training_batch(joint: JointTrainer) -> None:
     learned = any(name in PML_LOSSES for name in joint.loss_weights)  # else objectives run the networks
     models = [joint.models[name] for name in _EMBEDDING if learned and name in joint.models]
     network = torch.nn.Sequential(*models)
-    with preserved_randomness(), torch.no_grad():
-        seed_everything(0)
+    with seeded(0), torch.no_grad():
         batch = (options.get("collate_fn") or default_collate)(joint.dataset.__getitems__(indices))
         if not isinstance(batch, list | tuple) or len(batch) != 2:
             wanted = "(images, indices) of a list of (image, index)"
@@ -237,9 +236,8 @@ def _try_losses(joint: JointTrainer, embeddings: torch.Tensor, indices: torch.Te
     posets = Posets.build(drawn, labels, joint.sampler.num_nearest)
     views = getattr(joint.sampler, "views", 1)
     embeddings, indices = embeddings.repeat(views, 1), indices.repeat(views)
-    with preserved_randomness(), torch.no_grad(), warnings.catch_warnings():
+    with seeded(0), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what training batches are like
-        seed_everything(0)
         try:
             losses, miners = copy.deepcopy((joint._components.for_classes(2), joint.mining_funcs))
         except Exception:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from .._networks import device_of
-from .._random import derive_seeds, preserved_randomness, seed_everything
+from .._random import derive_seeds, seeded
 from ._heads import carry_rows, carry_state, class_axes, class_axis, num_outputs
 from ._identity import describe
 from .averaging import moving_average
@@ -87,17 +88,12 @@ class Components:
         """
         if matches is not None:
             self._reorder(matches)
-        for i, (name, function) in enumerate(self._functions.items()):
-
-            def seeded(number: int, function: Any = function, i: int = i) -> Any:
-                with preserved_randomness():
-                    seed_everything(derive_seeds(seed, i)[0])
-                    return function(number)
-
-            module, old = _as_module(name, seeded(num_classes)).to(device), self._modules.get(name)
+        for i, name in enumerate(self._functions):
+            make = partial(self._made, name, seed=derive_seeds(seed, i)[0])
+            module, old = make(num_classes).to(device), self._modules.get(name)
             optimizer, states = self.optimizers.get(f"{name}_optimizer"), {}
             if matches is not None and old is not None and old is not module:
-                axes = class_axes(seeded, module, num_classes)
+                axes = class_axes(make, module, num_classes)
                 if axes is None:
                     self._warn(
                         f"the classes have changed, and {name} begins again with new weights: to find their "
@@ -109,6 +105,11 @@ class Components:
             if optimizer is not None:
                 optimizer.state.update(states)
         self._check_weights()
+
+    def _made(self, name: str, num_classes: int, seed: int) -> torch.nn.Module:
+        """What is given as a function, with weights drawn from the seed."""
+        with seeded(seed):
+            return _as_module(name, self._functions[name](num_classes))
 
     def for_classes(self, num_classes: int) -> dict[str, torch.nn.Module]:
         """Classifier and losses as they would be for this number of classes; nothing changes."""

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .._io import atomic_write, check_folder
 from .._networks import ReachedError, device_of, hooked, in_eval_mode, submodules
-from .._random import derive_seeds, preserved_randomness, seed_everything
+from .._random import derive_seeds, preserved_randomness, seed_everything, seeded
 from .._validation import as_count, as_real
 from ..data.augmentation import BatchAugmentation
 from ..data.datasets import as_index, check_dataset
@@ -104,8 +104,7 @@ class FromLayer(nn.Module):
         """Find the front, freeze it, and see that maps say all that the network needs."""
         order: list[str] = []
         parts = {name: module for name, module in self.network.named_modules() if name}
-        with preserved_randomness(), in_eval_mode(self.network):
-            seed_everything(0)
+        with seeded(0), in_eval_mode(self.network):
             images = torch.rand_like(self._images(2, device_of(self.network)))
             with hooked(parts, lambda name, output: order.append(name)):
                 whole = self.network(images)
