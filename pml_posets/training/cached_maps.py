@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -209,8 +210,9 @@ class CachedMaps(Dataset[torch.Tensor]):
             check_folder(folder, size)
             loader = DataLoader(dataset, as_count(batch_size, "batch_size"), collate_fn=_stack)
             self._make(loader, tail, augment, mirror, amp, seed, progress)
-        self.plain = _PlainMaps(self)
         self._maps = np.load(self.path, mmap_mode="r")
+        self.plain = copy.copy(self)
+        self.plain.num_views = 0
 
     def _make(
         self,
@@ -253,10 +255,7 @@ class CachedMaps(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         view = 1 + int(torch.randint(self.num_views, (1,))) if self.num_views else 0
-        return self._item(view, as_index(index, len(self)))
-
-    def _item(self, view: int, index: int) -> torch.Tensor:
-        return torch.from_numpy(self._maps[view, index].astype(np.float32))
+        return torch.from_numpy(self._maps[view, as_index(index, len(self))].astype(np.float32))
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_maps"}
@@ -264,19 +263,6 @@ class CachedMaps(Dataset[torch.Tensor]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._maps = np.load(self.path, mmap_mode="r")
-
-
-class _PlainMaps(Dataset[torch.Tensor]):
-    """The maps of the unchanged images."""
-
-    def __init__(self, maps: CachedMaps) -> None:
-        self.maps = maps
-
-    def __len__(self) -> int:
-        return len(self.maps)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.maps._item(0, as_index(index, len(self)))
 
 
 def _stack(items: list[Any]) -> torch.Tensor:
