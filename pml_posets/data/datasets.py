@@ -141,7 +141,7 @@ class SeededDataset(_Wrapper):
 
 
 class _Batch(list[Any]):
-    """A batch that knows the seeds of its samples, for `SeededCollate`."""
+    """A batch that knows the seeds of its samples, for `seeded_collate`."""
 
     seeds: list[int]
 

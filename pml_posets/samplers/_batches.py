@@ -192,15 +192,10 @@ class SeededBatches(BatchSampler):
             yield keys if self.positions is None else [keys[p] for p in self.positions]
 
 
-class SeededCollate:
-    """A `collate_fn` whose randomness is a function of the seeds of the batch, in any process."""
-
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, items: list[Any]) -> Any:
-        seeds = getattr(items, "seeds", None)
-        if seeds is None:
-            return self.collate(items)
-        with seeded(derive_seeds(*seeds)[0], accelerators=False):
-            return self.collate(items)
+def seeded_collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
+    """What a `collate_fn` makes, its randomness a function of the seeds of the batch, in any process."""
+    seeds = getattr(items, "seeds", None)
+    if seeds is None:
+        return collate(items)
+    with seeded(derive_seeds(*seeds)[0], accelerators=False):
+        return collate(items)

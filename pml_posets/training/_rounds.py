@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..losses.poset import PosetLoss
 from ..losses.pseudo_label import PseudoLabelLoss, PseudoLabelMiner, WeightedLosses, kind_with_classes
 from ..miners import NearestMedoidMiner
 from ..posets import Posets
-from ..samplers._batches import SeededBatches, SeededCollate
+from ..samplers._batches import SeededBatches, seeded_collate
 from ._components import Components
 from ._heads import match_classes
 from ._ranks import broadcast_groups, broadcast_weights, rank_positions, shared_groups
@@ -293,7 +294,7 @@ class Rounds:
     def _make_trainer(self) -> Any:
         options = dict(self.trainer_options)
         if collate := options.get("collate_fn"):
-            options["collate_fn"] = SeededCollate(collate)
+            options["collate_fn"] = partial(seeded_collate, collate)
         trainer = self.trainer_class(
             models=self.models,
             optimizers=self.optimizers,

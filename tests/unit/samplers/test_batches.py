@@ -1,11 +1,13 @@
 """Batches of a run, each sample with its seed (what batches hold is tested with the sampler)."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from pml_posets.data.datasets import IndexedDataset
-from pml_posets.samplers._batches import SeededBatches, SeededCollate
+from pml_posets.samplers._batches import SeededBatches, seeded_collate
 from pml_posets.samplers.pseudo_label import GivenLabels, PseudoLabelSampler
 
 
@@ -44,7 +46,9 @@ def test_a_random_collate_fn_draws_by_the_seeds_of_the_batch_alone(sampler):
 
     def batches():
         keys = SeededBatches(sampler, (0, 1), 0, 3)
-        return list(torch.utils.data.DataLoader(images, batch_sampler=keys, collate_fn=SeededCollate(noisy)))
+        return list(
+            torch.utils.data.DataLoader(images, batch_sampler=keys, collate_fn=partial(seeded_collate, noisy))
+        )
 
     one = batches()
     torch.manual_seed(7)
@@ -54,4 +58,4 @@ def test_a_random_collate_fn_draws_by_the_seeds_of_the_batch_alone(sampler):
         assert torch.equal(a, d)
         assert torch.equal(c, f)
     assert len({b for _, b, _ in one}) == 3
-    assert SeededCollate(len)([1, 2]) == 2  # without seeds, as the trial of a batch
+    assert seeded_collate(len, [1, 2]) == 2  # without seeds, as the trial of a batch
