@@ -136,7 +136,8 @@ class Components:
                 self._warn(f"classes have other numbers now, and the rows of {name} do not follow: {advice}")
             for key, (axis, rows) in axes.items():
                 weight = layer.get_parameter(key)
-                state = self.optimizers[f"{name}_optimizer"].state.get(weight, {})
+                known = (o.state[weight] for o in self.optimizers.values() if weight in o.state)
+                state: dict[str, Any] = next(known, {})  # of the optimizer that holds it, if one does
                 for tensor in (weight.data, *state.values()):
                     if isinstance(tensor, torch.Tensor) and tensor.shape == weight.shape:
                         carry_rows(tensor.clone(), tensor, axis, rows, order)

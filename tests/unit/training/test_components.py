@@ -1,8 +1,9 @@
 """Class heads and their optimizers (the rest is tested with the trainer)."""
 
+import numpy as np
 import pytest
 import torch
-from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
+from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory, NormalizedSoftmaxLoss
 
 from pml_posets.training._components import Components
 
@@ -85,3 +86,23 @@ def test_functions_and_objects_are_both_taken():
     assert parts.optimizers == {"trunk_optimizer": optimizer}
     assert parts.lr_schedulers["trunk_scheduler_by_epoch"] is schedule
     assert parts.lr_schedulers["trunk_scheduler_by_plateau"].optimizer is optimizer
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_rows_of_a_module_move_with_an_optimizer_of_all_weights_or_frozen(held):
+    trunk, loss = torch.nn.Linear(3, 6), NormalizedSoftmaxLoss(num_classes=4, embedding_size=6)
+    loss.requires_grad_(held)
+    weights = [*trunk.parameters(), *loss.parameters()]
+    optimizer = torch.optim.SGD([w for w in weights if w.requires_grad], lr=0.1, momentum=0.9)
+    parts = make(
+        models={"trunk": trunk}, loss_funcs={"metric_loss": loss}, optimizers={"trunk_optimizer": optimizer}
+    )
+    parts.fit(3, seed=0, device=CPU)
+    loss(trunk(torch.randn(8, 3)), torch.arange(8) % 3).backward()
+    optimizer.step()
+    moved, before = [1, 0, 2, 3], loss.W.detach().clone()
+    momentum = optimizer.state[loss.W]["momentum_buffer"].clone() if held else None
+    parts.fit(3, seed=0, device=CPU, matches=np.array([1, 0, 2]))
+    assert torch.equal(loss.W, before[:, moved])
+    if momentum is not None:
+        assert torch.equal(optimizer.state[loss.W]["momentum_buffer"], momentum[:, moved])
