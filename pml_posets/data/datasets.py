@@ -205,8 +205,12 @@ class IndexedDataset(_Wrapper):
         """A batch at once, as torch's data loader asks for it: the generators are put back only once."""
         pairs = [self._as_pair(key) for key in keys]
         if any(seed is not None for _, seed in pairs):
+            batch = _Batch()
             with preserved_randomness(accelerators=False):
-                batch = _Batch((self._finish(self._load(*pair), pair[0]), pair[0]) for pair in pairs)
+                for index, seed in pairs:
+                    if seed is not None:
+                        seed_everything(seed, accelerators=False)
+                    batch.append((self._finish(self.dataset[index], index), index))
             batch.seeds = [seed or 0 for _, seed in pairs]
             return batch
         indices = [index for index, _ in pairs]
@@ -221,11 +225,6 @@ class IndexedDataset(_Wrapper):
         if len(key) != 2:
             raise TypeError(f"a key must be an index or (index, seed), got {key!r}")
         return as_index(key[0], len(self)), as_count(key[1], "the seed of a key", 0)
-
-    def _load(self, index: int, seed: int | None) -> Any:
-        if seed is not None:
-            seed_everything(seed, accelerators=False)
-        return self.dataset[index]
 
     def _finish(self, sample: Any, index: int) -> Any:
         """The image of a sample, mirrored if it is to be."""
