@@ -105,8 +105,7 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         components = as_count(self.num_components, "num_components")
         directions = as_count(self.num_directions, "num_directions")
         as_real(self.shrinkage, "shrinkage", low=0, high=1)
-        rows, owners = self._views(X, y)
-        count = len(np.unique(owners))
+        rows, owners, count = self._views(X, y)
         pca = PCA(
             min(directions, rows.shape[1], len(rows)),
             svd_solver="randomized",
@@ -134,8 +133,8 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self.weight_ = np.ascontiguousarray(scalings.T @ pca.components_, np.float32)
         return self
 
-    def _views(self, X: ArrayLike, y: ArrayLike | None) -> tuple[Rows, np.ndarray]:
-        """The rows that are views of an image, and of which."""
+    def _views(self, X: ArrayLike, y: ArrayLike | None) -> tuple[Rows, np.ndarray, int]:
+        """The rows that are views of an image, of which, and how many images there are."""
         if y is None:
             raise ValueError(
                 "InstanceLDA requires y to be passed, but the target y is None: give the image that each row "
@@ -153,7 +152,7 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
                 f"instances must name two images or more, and some of them twice, got {count} of "
                 f"{len(owners)} samples: give several views of each image"
             )
-        return rows, owners
+        return rows, owners, count
 
     def transform(self, X: ArrayLike) -> Rows:
         """(N, D) features to (N, K) float32.
