@@ -5,6 +5,7 @@ import pytest
 import torch
 from refusals import no_warning, refuses_each
 
+from pml_posets import _nearest_classes
 from pml_posets._validation import as_features
 from pml_posets.neighbors import _proposals as proposals
 from pml_posets.neighbors import nearest
@@ -236,10 +237,15 @@ def test_features_of_other_precision(dtype):
 
 def test_posets_by_an_approximate_search(monkeypatch):
     monkeypatch.setattr(proposals, "MIN_REDUCED_SAMPLES", 500)
+    asked = []
+    monkeypatch.setattr(
+        _nearest_classes, "search", lambda *a, **k: asked.append(k["method"]) or search(*a, **k)
+    )
     features, _ = clusters(3000, 300)
     labels = np.where(np.arange(3000) % 3 < 2, np.arange(3000) // 3, -1)  # 1000 medoids
     exact = Posets.build(features, labels, 2)
     found = Posets.build(features, labels, 2, method="approximate")
+    assert asked == ["exact", "approximate"]
     np.testing.assert_array_equal(found.medoids, exact.medoids)
     assert (found.nearest_classes == exact.nearest_classes).mean() > 0.95
 
