@@ -8,7 +8,7 @@ class.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,16 @@ MARKS = {  # what a folder holds, by a file or folder in it
     "omniglot": "omniglot.npz",
 }
 DOWNLOADED = ("cifar10", "cifar100-20", "stl10")  # by torchvision
+
+
+def add_data(add: Callable[..., Any]) -> None:
+    kinds = (*DOWNLOADED, "imagenet-10", "imagenet-dogs", "omniglot", "folder")
+    add("--data-root", type=Path, metavar="FOLDER", help="of the data")
+    add("--dataset", choices=kinds, help="default: by the files in the folder")
+    add("--num-starts", type=int, default=20, metavar="N", help="of the k-means that is scored")
+    add("--download", action="store_true", help="let torchvision fetch the data first")
+
+
 LINE = CommandLine(
     "clustering",
     examples=(
@@ -33,21 +43,13 @@ LINE = CommandLine(
         "python benchmarks/clustering.py --dataset cifar10 --data-root FOLDER --download",
         "python benchmarks/clustering.py --data-root IMAGES --method hog-views",
     ),
+    add_data=add_data,
     layer="embedding",
     plain=("pixels", "hog", "hog-lda", "hog-views", "start"),
     learned=("concurl", "posets", "udml-ss", "ntxent", "kmeans", "tac-ccl", "stml", *COMBINATIONS),
     default=("pixels", "hog", "random", "concurl", "udml-ss", "ntxent", "posets"),
     first="hog",  # what shows is not a person in the middle
     recipe={"fc_dim": 128},  # of the embedding, as published
-    data={
-        "data-root": {"type": Path, "metavar": "FOLDER", "help": "of the data"},
-        "dataset": {
-            "choices": (*DOWNLOADED, "imagenet-10", "imagenet-dogs", "omniglot", "folder"),
-            "help": "default: by the files in the folder",
-        },
-        "num-starts": {"type": int, "default": 20, "metavar": "N", "help": "of the k-means that is scored"},
-        "download": {"action": "store_true", "help": "let torchvision fetch the data first"},
-    },
 )
 
 

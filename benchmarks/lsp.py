@@ -6,7 +6,7 @@ Without --data-root figures are drawn. No label is used in training.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,15 @@ if __package__ in (None, ""):  # run as a script
 from benchmarks.core import common
 from benchmarks.core.options import CommandLine, Options, read_arguments
 
+
+def add_data(add: Callable[..., Any]) -> None:
+    people = "Leeds Sports Pose: images/ with joints.npz (crops) or joints.mat (the release)"
+    add("--data-root", type=Path, metavar="LSP", help=people)
+    pool = "learn from these: LSPET, LSP (its train half), a tree of olympic.py; "
+    pool += "default: the train half of --data-root"
+    add("--train-root", type=Path, nargs="+", default=[], metavar="FOLDER", help=pool)
+
+
 LINE = CommandLine(
     "lsp",
     examples=(
@@ -23,26 +32,12 @@ LINE = CommandLine(
         "python benchmarks/lsp.py --data-root LSP --train-root LSPET LSP  # Leeds Sports, more to learn from",
         "python benchmarks/lsp.py --data-root LSP --train-root TREE       # learned on a tree of olympic.py",
     ),
+    add_data=add_data,
     layer="pool5",
     plain=("oracle", "mean-pose", "pixels", "hog", "hog-lda", "hog-views", "start"),
     networks=("random", "alexnet-imagenet", "checkpoint", "init"),
     learned=("posets", "cliques", "triplet", "ntxent", "posets-fixed"),
     default=("oracle", "mean-pose", "hog", "hog-lda", "start", "random", "posets"),
-    data={
-        "data-root": {
-            "type": Path,
-            "metavar": "LSP",
-            "help": "Leeds Sports Pose: images/ with joints.npz (crops) or joints.mat (the release)",
-        },
-        "train-root": {
-            "type": Path,
-            "nargs": "+",
-            "default": [],
-            "metavar": "FOLDER",
-            "help": "learn from these: LSPET, LSP (its train half), a tree of olympic.py; "
-            "default: the train half of --data-root",
-        },
-    },
 )
 
 

@@ -6,7 +6,7 @@ Without --data-root figures are drawn. No label is used in training.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,15 @@ if __package__ in (None, ""):  # run as a script
 from benchmarks.core import common
 from benchmarks.core.options import CommandLine, Options, read_arguments
 
+
+def add_data(add: Callable[..., Any]) -> None:
+    add("--data-root", type=Path, metavar="TREE", help="a tree in the Olympic Sports layout")
+    add("--categories", nargs="+", metavar="NAME", help="use these categories only")
+    says = "what networks predict of a frame, and the first groups: the first similarities, or what motion "
+    says += "and the neighbors in time show as well (default)"
+    add("--teacher", choices=("start", "motion"), default="motion", help=says)
+
+
 LINE = CommandLine(
     "olympic",
     examples=(
@@ -23,22 +32,13 @@ LINE = CommandLine(
         "python benchmarks/olympic.py --data-root TREE --method all    # your frames",
         "python benchmarks/olympic.py --data-root TREE --method triplet --output runs/olympic --resume",
     ),
+    add_data=add_data,
     layer="fc7",
     drawn="clips",
     plain=("hog", "hog-lda", "hog-views", "start"),
     networks=("random", "alexnet-imagenet", "checkpoint", "init"),
     learned=("posets", "cliques", "triplet", "ntxent", "posets-fixed"),
     default=("hog-lda", "start", "random", "posets"),
-    data={
-        "data-root": {"type": Path, "metavar": "TREE", "help": "a tree in the Olympic Sports layout"},
-        "categories": {"nargs": "+", "metavar": "NAME", "help": "use these categories only"},
-        "teacher": {
-            "choices": ("start", "motion"),
-            "default": "motion",
-            "help": "what networks predict of a frame, and the first groups: the first similarities, or what "
-            "motion and the neighbors in time show as well (default)",
-        },
-    },
 )
 
 

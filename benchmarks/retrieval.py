@@ -7,7 +7,7 @@ subfolder for each class, or labels.csv. Without --data-root figures are drawn, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ from benchmarks.core import common
 from benchmarks.core.methods import COMBINATIONS
 from benchmarks.core.options import CommandLine, Options, read_arguments
 
+
+def add_data(add: Callable[..., Any]) -> None:
+    kinds = ("cub", "cars", "sop", "omniglot", "folder")
+    add("--data-root", type=Path, metavar="FOLDER", help="of one of the data sets, or of images")
+    add("--dataset", choices=kinds, help="what the folder holds; default: by its files")
+    add("--no-nmi", action="store_true", help="leave out the clustering of the test images")
+
+
 LINE = CommandLine(
     "retrieval",
     examples=(
@@ -25,6 +33,7 @@ LINE = CommandLine(
         "python benchmarks/retrieval.py --data-root CUB_200_2011 --method kmeans udml-ss posets supervised",
         "python benchmarks/retrieval.py --data-root IMAGES --method hog-views",
     ),
+    add_data=add_data,
     layer="embedding",
     plain=("pixels", "hog", "hog-lda", "hog-views", "start"),
     learned=(
@@ -35,14 +44,6 @@ LINE = CommandLine(
     default=("hog", "random", "kmeans", "udml-ss", "posets"),
     first="hog",  # what shows is not a person in the middle
     recipe={"fc_dim": 512},  # of the embedding, as published
-    data={
-        "data-root": {"type": Path, "metavar": "FOLDER", "help": "of one of the data sets, or of images"},
-        "dataset": {
-            "choices": ("cub", "cars", "sop", "omniglot", "folder"),
-            "help": "what the folder holds; default: by its files",
-        },
-        "no-nmi": {"action": "store_true", "help": "leave out the clustering of the test images"},
-    },
 )
 
 

@@ -7,7 +7,7 @@ its labels vote.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,18 @@ from benchmarks.core.methods import COMBINATIONS
 from benchmarks.core.options import CommandLine, Options, read_arguments
 
 SETS = ("trainval", "test")  # VOC's image sets to learn from and to test on
+
+
+def add_data(add: Callable[..., Any]) -> None:
+    add("--data-root", type=Path, required=True, help="folder of VOCdevkit/, or of images")
+    kinds = ("voc", "folder")
+    add("--dataset", choices=kinds, help="default: voc if the folder holds VOCdevkit/")
+    add("--votes", type=int, default=5, metavar="N", help="nearest neighbors that vote; default: 5")
+    add("--train-set", metavar="SET", help=f"VOC's image set to learn from; default: {SETS[0]}")
+    add("--test-set", metavar="SET", help=f"VOC's image set to test on; default: {SETS[1]}")
+    add("--download", action="store_true", help="fetch VOC into --data-root first")
+
+
 LINE = CommandLine(
     "voc",
     examples=(
@@ -26,6 +38,7 @@ LINE = CommandLine(
         "python benchmarks/voc.py --data-root IMAGES --method majority hog posets",
         "python benchmarks/voc.py --data-root IMAGES --method checkpoint --checkpoint FILE",
     ),
+    add_data=add_data,
     layer="fc6",
     plain=("majority", "hog", "hog-lda", "hog-views", "start"),
     networks=("random", "alexnet-imagenet", "checkpoint", "init"),
@@ -37,19 +50,6 @@ LINE = CommandLine(
     ),
     default=("hog-lda", "start", "random", "posets"),
     recipe={"num_classes": 1000, "mean_size": 8.0},  # of the surrogate classes, as in the paper
-    data={
-        "data-root": {"type": Path, "required": True, "help": "folder of VOCdevkit/, or of images"},
-        "dataset": {"choices": ("voc", "folder"), "help": "default: voc if the folder holds VOCdevkit/"},
-        "votes": {
-            "type": int,
-            "default": 5,
-            "metavar": "N",
-            "help": "nearest neighbors that vote; default: 5",
-        },
-        "train-set": {"metavar": "SET", "help": f"VOC's image set to learn from; default: {SETS[0]}"},
-        "test-set": {"metavar": "SET", "help": f"VOC's image set to test on; default: {SETS[1]}"},
-        "download": {"action": "store_true", "help": "fetch VOC into --data-root first"},
-    },
     draws=False,
 )
 

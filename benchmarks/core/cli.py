@@ -35,10 +35,10 @@ class CommandLine:
         plain: its methods without a network, which leave nothing to chance.
         learned: its methods that train.
         default: the methods that run when none is asked for.
+        add_data: adds its arguments about data, given `add_argument`.
         networks: its methods with a network that is not trained.
         first: its first similarities, unless the preset is the paper's.
         recipe: fields of the recipe that differ from every preset.
-        data: its arguments about data: name to `add_argument`'s options.
         drawn: its preset on drawn figures; where ImageNet weights are used it is "figures".
         draws: without --data-root figures are drawn.
     """
@@ -49,10 +49,10 @@ class CommandLine:
     plain: tuple[str, ...]
     learned: tuple[str, ...]
     default: tuple[str, ...]
+    add_data: Callable[[Callable[..., Any]], None]
     networks: tuple[str, ...] = NETWORKS
     first: str = "hog-window"
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     drawn: str = "figures"
     draws: bool = True
 
@@ -154,9 +154,11 @@ def build_parser(line: CommandLine, description: str) -> argparse.ArgumentParser
         epilog=f"methods (* by default):\n{methods}",
         formatter_class=_Help,
     )
-    data = parser.add_argument_group("data")
-    for name, about in data_arguments(line).items():
-        data.add_argument(f"--{name}", **about)
+    add = parser.add_argument_group("data").add_argument
+    line.add_data(add)
+    add("--skip-unreadable", action="store_true", help="count unreadable images and leave them out")
+    if line.draws:
+        add("--figures", choices=tuple(FIGURE_SIZES), help="size of the drawn data; default: full")
     _add_what(parser.add_argument_group("what is compared").add_argument, line)
     add_run_options(parser.add_argument_group("where it runs, and where results go").add_argument)
     _add_start(parser.add_argument_group("what training starts from").add_argument, line)
@@ -205,15 +207,6 @@ def _add_start(add: Callable[..., Any], line: CommandLine) -> None:
     add("--window", type=float, nargs=2, metavar=("X", "Y"), help=argparse.SUPPRESS)
     add("--hog-size", type=int, default=96, help=argparse.SUPPRESS)
     add("--components", type=int, help=argparse.SUPPRESS)
-
-
-def data_arguments(line: CommandLine) -> dict[str, Mapping[str, Any]]:
-    """The arguments about data: the benchmark's, and those that several have."""
-    found = dict(line.data)
-    found["skip-unreadable"] = {"action": "store_true", "help": "count unreadable images and leave them out"}
-    if line.draws:
-        found["figures"] = {"choices": tuple(FIGURE_SIZES), "help": "size of the drawn data; default: full"}
-    return found
 
 
 def _all_settings(presets: Mapping[str, Any], trials: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.core.architectures import AlexNetConfig, TrunkConfig
 from benchmarks.core.cli import FIGURE_SIZES as FIGURE_SIZES
-from benchmarks.core.cli import LAYERS, CommandLine, build_parser, data_arguments, expand_set
+from benchmarks.core.cli import LAYERS, CommandLine, build_parser, expand_set
 from benchmarks.core.methods import METHODS, recipe_of
 from benchmarks.core.recipes import PRESETS, Recipe
 
@@ -33,7 +33,7 @@ class Options:
 
     Args:
         line: the benchmark's.
-        data: its arguments about data, by name.
+        data: what was given, by name; the benchmark's arguments about data are read from it.
         first, window, hog_size, components: first similarities.
         files: of methods with given weights.
         device: "auto" until `settled`.
@@ -124,7 +124,7 @@ def read_arguments(
     first = got.first or ("hog-lda" if preset == "paper" else line.first)
     options = Options(
         line=line,
-        data=argparse.Namespace(**{_name(name): getattr(got, _name(name)) for name in data_arguments(line)}),
+        data=got,
         output=got.output or new_folder(Path("runs"), line.name),
         cache=got.cache,
         resume=got.resume,
@@ -147,7 +147,7 @@ def read_arguments(
         progress=not got.quiet,
     )
     for check in (_check_data, _check_numbers, _check_files, _check_network):
-        check(got, options)
+        check(options)
     return options
 
 
@@ -183,7 +183,8 @@ def _name(option: str) -> str:
 # --- What does not fit together
 
 
-def _check_data(got: argparse.Namespace, options: Options) -> None:
+def _check_data(options: Options) -> None:
+    got = options.data
     drawn = options.line.draws and got.data_root is None
     if options.line.draws and not drawn and got.figures is not None:
         raise ValueError("--figures are drawn where there is no --data-root: leave one of them out")
@@ -193,7 +194,7 @@ def _check_data(got: argparse.Namespace, options: Options) -> None:
         raise ValueError("--resume needs --output, the folder of the run to go on with")
 
 
-def _check_numbers(got: argparse.Namespace, options: Options) -> None:
+def _check_numbers(options: Options) -> None:
     for name, value in (
         ("seed", min(options.seeds)),
         ("workers", options.workers),
@@ -201,10 +202,10 @@ def _check_numbers(got: argparse.Namespace, options: Options) -> None:
     ):
         if value < 0:
             raise ValueError(f"--{name} must be 0 or more, got {value}")
-    if got.hog_size < 16 or got.hog_size % 8:
-        raise ValueError(f"--hog-size must be a multiple of 8 from 16, got {got.hog_size}")
-    if got.window is not None:
-        first, (across, down) = options.first, got.window
+    if options.hog_size < 16 or options.hog_size % 8:
+        raise ValueError(f"--hog-size must be a multiple of 8 from 16, got {options.hog_size}")
+    if options.data.window is not None:
+        first, (across, down) = options.first, options.data.window
         if first != "hog-window":
             raise ValueError(f"--window is for --first-similarities hog-window, which is {first} here")
         if not (0 < across < math.inf and 0 < down < math.inf):
@@ -215,7 +216,7 @@ def _check_numbers(got: argparse.Namespace, options: Options) -> None:
         pick_device(options.device)
 
 
-def _check_files(got: argparse.Namespace, options: Options) -> None:
+def _check_files(options: Options) -> None:
     for method, option in FILES.items():
         if method in options.methods and method not in options.files:
             kind = "torchvision's alexnet .pth" if method == "alexnet-imagenet" else "checkpoint.pt of a run"
@@ -230,7 +231,7 @@ def _check_files(got: argparse.Namespace, options: Options) -> None:
         )
 
 
-def _check_network(got: argparse.Namespace, options: Options) -> None:
+def _check_network(options: Options) -> None:
     trunk, config = options.recipe.trunk, options.recipe.architecture
     if trunk != "alexnet" and options.layer in LAYERS[:3]:
         raise ValueError(f"--layer {options.layer} is AlexNet's: of --trunk {trunk} take pooled or embedding")
@@ -254,7 +255,7 @@ def _check_network(got: argparse.Namespace, options: Options) -> None:
             "--cached-maps cannot mirror stored maps, as samples may be without mirror images of their own: "
             "use --mirror-images, or --first-similarities network"
         )
-    if got.init is None:
+    if options.init is None:
         return
     if isinstance(config, TrunkConfig):
         if config.small_stem:
