@@ -186,14 +186,14 @@ class Clustering(LabeledTask):
 def data_name(options: Options) -> str:
     """The data set, or the name of the folder."""
     kind = options.data.dataset
-    return root_name(options) if kind == "folder" else kind
+    return root_name(options.data) if kind == "folder" else kind
 
 
 def prepare(options: Options) -> Clustering:
     """Read the data, or draw them."""
     given = options.data
     if given.data_root is None:
-        data = cluster_data.every_image(zero_shot.load_figures(draw(options), "sports"))
+        data = cluster_data.every_image(zero_shot.load_figures(draw(options.data), "sports"))
     else:
         data = cluster_data.load(given.dataset, given.data_root, given.download, given.skip_unreadable)
     print(f"{data.name}: {len(data)} images of {len(data.classes)} classes", flush=True)

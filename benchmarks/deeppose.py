@@ -27,12 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.core import networks
-from benchmarks.core.options import FIGURE_SIZES
 from benchmarks.core.results import OF_THE_MACHINE, Result, earlier_results, write_results
+from benchmarks.core.task import draw, root_name
 from benchmarks.data.mpii import load_mpii
 from benchmarks.data.people import PoseData
 from benchmarks.data.poses import load_figures, load_lsp, load_lspet
-from benchmarks.figures.dataset import make_figures
 from benchmarks.measures.pose import head_box_size, head_neck_distance, pckh, pcp
 from benchmarks.measures.skeletons import MPII_SKELETON, mirror_joints
 from benchmarks.regression import report, training
@@ -88,10 +87,8 @@ def data_name(options: argparse.Namespace) -> str:
     """What the data are called in the results."""
     if options.mpii_annotations is not None:
         return "MPII"
-    if options.data_root is None:
-        return f"figures-{options.figures}"
-    if (options.data_root / "figures.json").is_file():
-        return str(options.data_root.resolve().name)
+    if options.data_root is None or (options.data_root / "figures.json").is_file():
+        return root_name(options)
     return "LSP" if options.extra_root is None else "LSP+LSPET"
 
 
@@ -106,10 +103,7 @@ def prepare(options: argparse.Namespace) -> PoseData:
             split_seed=options.split_seed or 0,
             skip_unreadable=skip,
         )
-    root = options.data_root
-    if root is None:
-        root = options.cache / f"figures-{options.figures}"
-        make_figures(root, num_workers=max(1, options.workers), **FIGURE_SIZES[options.figures])
+    root = options.data_root or draw(options)
     data = load_figures(root) if (root / "figures.json").is_file() else load_lsp(root, skip_unreadable=skip)
     if options.extra_root is not None:
         data = data.with_training(load_lspet(options.extra_root, skip_unreadable=skip))

@@ -257,13 +257,13 @@ class Poses(Task):
 def data_name(options: Options) -> str:
     """The people, and what was learned from if it is not of them."""
     roots = options.data.train_root
-    return f"{root_name(options)}, learned on {pool_name(roots)}" if roots else root_name(options)
+    return f"{root_name(options.data)}, learned on {pool_name(roots)}" if roots else root_name(options.data)
 
 
 def prepare(options: Options) -> Poses:
     """Read the people and the pool, or draw them."""
     if options.data.data_root is None:
-        people = load_figures(draw(options))
+        people = load_figures(draw(options.data))
     else:
         people = load_lsp(options.data.data_root, skip_unreadable=options.data.skip_unreadable)
     print(people.summary(), flush=True)

@@ -267,7 +267,7 @@ def verdict(results: Sequence[Result]) -> list[str]:
 
 def data_name(options: Options) -> str:
     """The tree's name, and its categories if not all were asked for."""
-    name, categories = root_name(options), options.data.categories
+    name, categories = root_name(options.data), options.data.categories
     return name if categories is None else f"{name}: {', '.join(sorted(set(categories)))}"
 
 
@@ -275,7 +275,7 @@ def prepare(options: Options) -> Postures:
     """Read the tree, or draw one."""
     data = options.data
     categories = None if data.categories is None else tuple(data.categories)
-    root = draw(options) if data.data_root is None else data.data_root
+    root = draw(options.data) if data.data_root is None else data.data_root
     tree = load_tree(root, categories=categories, skip_unreadable=data.skip_unreadable)
     print(tree.summary(), flush=True)
     for excluded in tree.excluded:

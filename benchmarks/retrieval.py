@@ -201,14 +201,14 @@ def kind_of(options: Options) -> zero_shot.Kind:
 
 def data_name(options: Options) -> str:
     """The data set, or the name of the folder."""
-    return zero_shot.NAMES.get(kind_of(options), root_name(options))
+    return zero_shot.NAMES.get(kind_of(options), root_name(options.data))
 
 
 def prepare(options: Options) -> Retrieval:
     """Read the data, or draw them."""
     given = options.data
     if given.data_root is None:
-        data = zero_shot.load_figures(draw(options), "athletes")
+        data = zero_shot.load_figures(draw(options.data), "athletes")
     else:
         data = zero_shot.load(kind_of(options), given.data_root, given.skip_unreadable)
     print(data.summary(), flush=True)

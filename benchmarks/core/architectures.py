@@ -155,3 +155,12 @@ class HogConfig:
 
 
 Architecture: TypeAlias = AlexNetConfig | HogConfig | TrunkConfig
+
+
+def architecture(trunk: str, image_size: int, fc_dim: int, **of_alexnet: Any) -> Architecture:
+    """The shapes of a network; those `of_alexnet` (batch_norm, stem_stride) hold for that alone."""
+    if trunk == "hog":
+        return HogConfig(image_size, fc_dim)
+    if trunk != "alexnet":
+        return TrunkConfig(trunk, image_size, fc_dim)
+    return AlexNetConfig(image_size, fc_dim=fc_dim, **of_alexnet)

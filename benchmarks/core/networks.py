@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.core.alexnet import AlexNetEmbedder, AlexNetTrunk
-from benchmarks.core.architectures import AlexNetConfig, Architecture, HogConfig, TrunkConfig
+from benchmarks.core.architectures import AlexNetConfig, Architecture, HogConfig, TrunkConfig, architecture
 from benchmarks.core.hog_trunk import HogTrunk
 from pml_posets._random import preserved_randomness, seed_everything
 from pml_posets.methods._networks import conv_maps
@@ -207,18 +207,14 @@ def architecture_of(path: str | Path) -> Architecture:
     """
     found = load_checkpoint(path)["settings"]
     trunk = found.get("your trunk", "alexnet")  # older checkpoints do not say
-    if trunk == "hog":
-        return HogConfig(found["your image_size"], found["your fc_dim"])
-    if trunk != "alexnet":
-        return TrunkConfig(trunk, found["your image_size"], found["your fc_dim"])
-    names = ("image_size", "batch_norm", "stem_stride", "fc_dim")
+    names = ["image_size", *(("batch_norm", "stem_stride") if trunk == "alexnet" else ()), "fc_dim"]
     missing = [name for name in names if f"your {name}" not in found]
     if missing:
         raise ValueError(
             f"the checkpoint {path} is of no benchmark's AlexNet ({', '.join(missing)} missing): give the "
             "checkpoint.pt of a method that learns, from the --output of a benchmark"
         )
-    return AlexNetConfig(**{name: found[f"your {name}"] for name in names})
+    return architecture(trunk, **{name: found[f"your {name}"] for name in names})
 
 
 def load_trained(models: Mapping[str, nn.Module], path: str | Path) -> None:

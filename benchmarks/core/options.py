@@ -65,14 +65,11 @@ class Options:
     def recipe_of(self, method: str) -> Recipe:
         """The recipe of a method: with the shapes of given weights, or what the method fixes."""
         if method == "alexnet-imagenet":
-            size, width = IMAGENET.image_size, IMAGENET.fc_dim
-            return replace(self.recipe, trunk="alexnet", image_size=size, batch_norm=False, fc_dim=width)
+            return self.recipe.shaped_as(IMAGENET)
         if method == "checkpoint":
             from benchmarks.core.networks import architecture_of
 
-            shape = {"trunk": "alexnet", **architecture_of(self.files[method]).settings()}
-            names = ("trunk", "image_size", "batch_norm", "fc_dim")
-            return replace(self.recipe, **{name: shape[name] for name in names if name in shape})
+            return self.recipe.shaped_as(architecture_of(self.files[method]))
         return recipe_of(method, self.recipe)
 
     def settled(self, device: str) -> Options:

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.core.architectures import AlexNetConfig, Architecture, HogConfig, TrunkConfig
+from benchmarks.core.architectures import Architecture, architecture
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 def choice(
@@ -39,6 +42,10 @@ class Choices:
     """What the recipes of all benchmarks share: a network, and values that their fields check."""
 
     if TYPE_CHECKING:
+        trunk: str
+        image_size: int
+        fc_dim: int
+        batch_norm: bool
         scale: tuple[float, float]
         lr: float
         optimizer: str
@@ -56,7 +63,13 @@ class Choices:
     @property
     def architecture(self) -> Architecture:
         """The network's shapes."""
-        return architecture_of(self)
+        return architecture(self.trunk, self.image_size, self.fc_dim, batch_norm=self.batch_norm)
+
+    def shaped_as(self, network: Architecture) -> Self:
+        """The same recipe for a network of these shapes."""
+        shapes = {"trunk": "alexnet", **network.settings()}
+        names = ("trunk", "image_size", "batch_norm", "fc_dim")
+        return replace(self, **{name: shapes[name] for name in names if name in shapes})
 
     @property
     def brings_weights(self) -> bool:
@@ -148,15 +161,6 @@ class Recipe(Choices):
     def settings(self) -> dict[str, Any]:
         """Every value, for results and checkpoints."""
         return {**asdict(self), "freeze": list(self.freeze), **self.architecture.settings()}
-
-
-def architecture_of(recipe: Any) -> Architecture:
-    """The shapes of the network of a recipe with trunk, image_size, fc_dim and batch_norm."""
-    if recipe.trunk == "hog":
-        return HogConfig(recipe.image_size, recipe.fc_dim)
-    if recipe.trunk != "alexnet":
-        return TrunkConfig(recipe.trunk, recipe.image_size, recipe.fc_dim)
-    return AlexNetConfig(recipe.image_size, recipe.batch_norm, fc_dim=recipe.fc_dim)
 
 
 def flag(name: str) -> str:

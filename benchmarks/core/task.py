@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,15 +150,15 @@ def check_size(found: int, where: str, options: Options, num_clusters: int = 100
         methods.check(method, recipe, count, num_clusters)
 
 
-def draw(options: Options) -> Path:
+def draw(given: argparse.Namespace) -> Path:
     """The tree of drawn figures of the size that was asked for, in the cache folder; drawn if need be."""
-    size = options.data.figures or "full"
-    root = common.output_folder(options.cache, "--cache") / f"figures-{size}"
-    make_figures(root, num_workers=max(1, options.workers), **FIGURE_SIZES[size])
+    size = given.figures or "full"
+    root = common.output_folder(given.cache, "--cache") / f"figures-{size}"
+    make_figures(root, num_workers=max(1, given.workers), **FIGURE_SIZES[size])
     return root
 
 
-def root_name(options: Options) -> str:
+def root_name(given: argparse.Namespace) -> str:
     """What the data are called in the results: the name of their folder, or figures-full."""
-    root = options.data.data_root
-    return f"figures-{options.data.figures or 'full'}" if root is None else root.resolve().name
+    root = given.data_root
+    return f"figures-{given.figures or 'full'}" if root is None else str(root.resolve().name)

@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.core.cli import LAYERS, add_recipe_options, add_run_options, expand_set
@@ -56,14 +56,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     got.figures = got.figures or "full"
     got.output = got.output or new_folder(Path("runs"), "deeppose")
     got.device = common.pick_device(got.device)
-    names = [one.name for one in fields(PRESETS[got.preset])]
-    chosen = changes(got, PRESETS[got.preset])
+    recipe = PRESETS[got.preset]
     inits = _inits(got.init or [])
     trained = [init.path for init in inits if init.kind == "posets" and init.path is not None]
     if trained:
-        shape = {"trunk": "alexnet", **architecture_of(trained[0]).settings()}
-        chosen = {**{name: value for name, value in shape.items() if name in names}, **chosen}
-    got.recipe = replace(PRESETS[got.preset], **chosen)
+        recipe = recipe.shaped_as(architecture_of(trained[0]))
+    got.recipe = replace(recipe, **changes(got, recipe))
     if got.recipe.precision == "auto":
         got.recipe = replace(got.recipe, precision=fast_precision(got.device))
     begun = "pretrained" if got.recipe.brings_weights else "random"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -110,14 +109,6 @@ class Init:
         else:
             trunk_alone = layers in ("pool5", "pooled")
             networks.load_trained({"trunk": given["trunk"]} if trunk_alone else given, self.path)
-        for part, theirs in zip(_up_to(models, layers), _up_to(given, layers), strict=True):
-            part.load_state_dict(theirs.state_dict())
+        taken, begun = (networks.up_to(parts, layers) for parts in (given, models))
+        begun.load_state_dict(taken.state_dict())
         return models
-
-
-def _up_to(models: Mapping[str, nn.Module], layers: str) -> list[nn.Module]:
-    """The parts of a network up to a layer."""
-    embedder = models["embedder"]
-    if layers in ("pool5", "pooled"):
-        return [models["trunk"]]
-    return [models["trunk"], embedder.get_submodule("fc6") if layers == "fc6" else embedder]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,87 @@ _ORDER, _STEP = 1, 2  # what seeds are for
 _RECORDS = 200  # losses that are kept of a run
 
 
-@dataclass
 class Training:
-    """The curve of a training, iterations and the mean loss up to each, and its seconds in all."""
+    """A training on its way or at its end, with all that its checkpoint keeps.
 
-    iterations: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    Args:
+        model, recipe: what learns, and how.
+        settings: of the run, kept in the checkpoint and compared.
+        path: of the checkpoint; None: none is written.
+
+    Attributes:
+        iterations, losses: the curve: iterations, and the mean loss up to each.
+        seconds: in all, up to the last checkpoint.
+    """
+
+    def __init__(
+        self, model: PoseRegressor, recipe: PoseRecipe, settings: dict[str, Any], path: Path | None
+    ) -> None:
+        self.model, self.recipe, self.settings, self.path = model, recipe, settings, path
+        self.optimizer = optimizer(recipe)(model.parameters())
+        self.iterations: list[int] = []
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        self._began = time.perf_counter()
+        self._total = torch.zeros((), device=model.head.weight.device)
+        self._record_every = max(1, recipe.iterations // _RECORDS)
+        self._save_every = self._record_every * max(1, _RECORDS // 10)
+
+    def step(self, loss: torch.Tensor, iteration: int, name: str) -> None:
+        """Learn from the loss of an iteration; record and save where it is time to."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * rate(self.recipe, iteration, self.recipe.iterations)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self._total += loss.detach()
+        finished, last = iteration + 1, self.recipe.iterations
+        if finished % self._record_every == 0 or finished == last:
+            mean = self._total.item() / (finished - (self.iterations or [0])[-1])
+            if not math.isfinite(mean):
+                raise FloatingPointError(
+                    f"the loss of {name} is {mean} at iteration {finished}: lower --lr, or use float32"
+                )
+            self.losses.append(mean)
+            self.iterations.append(finished)
+            self._total.zero_()
+        if finished % self._save_every == 0 or finished == last:
+            self.save(finished)
+
+    def save(self, iteration: int) -> None:
+        """Write the checkpoint."""
+        self.seconds = time.perf_counter() - self._began
+        if self.path is None:
+            return
+        content = {
+            "settings": self.settings,
+            "iteration": iteration,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict() if iteration < self.recipe.iterations else None,
+            "curve": [self.iterations, self.losses],
+            "seconds": self.seconds,
+        }
+        save_checkpoint(self.path, content)
+
+    def load(self) -> int:
+        """Restore the run from its checkpoint, if there is one; returns how many iterations it has done."""
+        if self.path is None or not self.path.exists():
+            return 0
+        content = load_checkpoint(self.path)
+        try:
+            check_settings(content["settings"], self.settings, self.path)
+            self.model.load_state_dict(content["model"])
+            if content["optimizer"] is not None:
+                self.optimizer.load_state_dict(content["optimizer"])
+            self.iterations, self.losses = content["curve"]
+            self.seconds = content["seconds"]
+            self._began -= self.seconds
+            return int(content["iteration"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"the checkpoint {self.path} does not fit this run ({error}): use its settings, or another "
+                "--output"
+            ) from error
 
 
 def fit(
@@ -79,7 +152,7 @@ def fit(
     if not len(rows):
         raise ValueError("there is nobody to learn from: rows is empty")
     model.to(device).train()
-    run = _Run(checkpoint, {**(settings or {}), **recipe.settings(), "seed": seed}, model, recipe)
+    run = Training(model, recipe, {**(settings or {}), **recipe.settings(), "seed": seed}, checkpoint)
     first = run.load() if resume else 0
     order = batches(rows, recipe.batch_size, first, recipe.iterations, seed)
     how: dict[str, Any] = {"num_workers": num_workers, "pin_memory": device.startswith("cuda")}
@@ -96,8 +169,7 @@ def fit(
             bar.update()
     for value in learned:
         value.requires_grad_(True)
-    run.finish(first)
-    return run.done
+    return run
 
 
 def _loss_of(
@@ -167,80 +239,3 @@ def batches(
 def _autocast(recipe: PoseRecipe, device: str) -> torch.autocast:
     kind = torch.device(device).type
     return torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16")
-
-
-class _Run:
-    """A training on its way, with all that its checkpoint keeps."""
-
-    def __init__(
-        self, path: Path | None, settings: dict[str, Any], model: PoseRegressor, recipe: PoseRecipe
-    ) -> None:
-        self.path, self.settings, self.model, self.recipe = path, settings, model, recipe
-        self.optimizer = optimizer(recipe)(model.parameters())
-        self.done = Training()
-        self.began, self.before = time.perf_counter(), 0.0
-        self.total = torch.zeros((), device=model.head.weight.device)
-        self.record_every = max(1, recipe.iterations // _RECORDS)
-        self.save_every = self.record_every * max(1, _RECORDS // 10)
-
-    def step(self, loss: torch.Tensor, iteration: int, name: str) -> None:
-        """Learn from the loss of an iteration; record and save where it is time to."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * rate(self.recipe, iteration, self.recipe.iterations)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.total += loss.detach()
-        finished, last = iteration + 1, self.recipe.iterations
-        if finished % self.record_every == 0 or finished == last:
-            mean = self.total.item() / (finished - (self.done.iterations or [0])[-1])
-            if not math.isfinite(mean):
-                raise FloatingPointError(
-                    f"the loss of {name} is {mean} at iteration {finished}: lower --lr, or use float32"
-                )
-            self.done.losses.append(mean)
-            self.done.iterations.append(finished)
-            self.total.zero_()
-        if finished % self.save_every == 0 and finished < last:
-            self.save(finished)
-
-    def finish(self, first: int) -> None:
-        """Save the end of a training that went on from iteration `first`."""
-        self.done.seconds = self.before + time.perf_counter() - self.began
-        if first < self.recipe.iterations:
-            self.save(self.recipe.iterations)
-
-    def save(self, iteration: int) -> None:
-        """Write the checkpoint."""
-        if self.path is None:
-            return
-        self.done.seconds = self.before + time.perf_counter() - self.began
-        content = {
-            "settings": self.settings,
-            "iteration": iteration,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict() if iteration < self.recipe.iterations else None,
-            "curve": [self.done.iterations, self.done.losses],
-            "seconds": self.done.seconds,
-        }
-        save_checkpoint(self.path, content)
-
-    def load(self) -> int:
-        """Restore the run from its checkpoint, if there is one; returns how many iterations it has done."""
-        if self.path is None or not self.path.exists():
-            return 0
-        content = load_checkpoint(self.path)
-        try:
-            check_settings(content["settings"], self.settings, self.path)
-            self.model.load_state_dict(content["model"])
-            if content["optimizer"] is not None:
-                self.optimizer.load_state_dict(content["optimizer"])
-            iterations, losses = content["curve"]
-            self.done = Training(iterations, losses, content["seconds"])
-            self.before = self.done.seconds
-            return int(content["iteration"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"the checkpoint {self.path} does not fit this run ({error}): use its settings, or another "
-                "--output"
-            ) from error
