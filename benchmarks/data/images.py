@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from benchmarks.data.files import check_index, files_id
 from pml_posets.data.cache import digest
 from pml_posets.data.datasets import ImageList
 
 
-class Chosen(Dataset[Any]):
+class Chosen(Subset[Any]):
     """Some of a set of images, by their indices."""
 
+    dataset: Any
+
     def __init__(self, images: Any, indices: npt.NDArray[np.int64]) -> None:
-        self.images, self.indices = images, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.images[int(self.indices[index])]
+        super().__init__(images, indices.tolist())
 
     @property
     def data_id(self) -> str:
         """A digest that changes with the images or the choice."""
-        return str(digest(self.images.data_id, np.asarray(self.indices)))
+        return str(digest(self.dataset.data_id, np.asarray(self.indices)))
 
 
 class ImageFiles(ImageList):
@@ -42,25 +37,18 @@ class ImageFiles(ImageList):
         return files_id(self.paths)
 
 
-class JoinedImages(Dataset[Any]):
+class JoinedImages(ConcatDataset[Any]):
     """Several sets of images, one behind the other; each has a `data_id`."""
 
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self.parts = tuple(parts)
-        self._ends = np.cumsum([len(part) for part in self.parts])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
+    datasets: list[Any]
 
     def __getitem__(self, index: int) -> Any:
-        check_index(index, len(self), "images")
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self.parts[part][index - (int(self._ends[part - 1]) if part else 0)]
+        return super().__getitem__(check_index(index, len(self), "images"))
 
     @property
     def data_id(self) -> str:
         """A digest that changes with any of the parts."""
-        return digest([part.data_id for part in self.parts])
+        return digest([part.data_id for part in self.datasets])
 
 
 class ArrayImages(Dataset[Any]):

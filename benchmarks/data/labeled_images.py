@@ -120,15 +120,10 @@ def load_folder(root: Path, split: Split, skip_unreadable: bool = False) -> Labe
         halves = np.arange(len(paths)) < len(found[0][0])
     else:
         paths, names = _by_folder(root)
-    images = ImageFiles(paths, skip_unreadable=skip_unreadable)
-    unreadable = {path for path, _ in images.unreadable}
-    kept = np.array([path not in unreadable for path in paths])
+    images, kept, excluded = readable(paths, root, skip_unreadable)
     labels, classes = numbered([name for name, keep in zip(names, kept, strict=True) if keep])
     if len(classes) < 2:
         raise ValueError(f"{root} has the class {', '.join(classes)} alone: at least two are needed")
-    excluded: dict[str, tuple[str, ...]] = {}
-    if unreadable:
-        excluded[MISSING] = tuple(within(root, path) for path in sorted(unreadable))
     if halves is not None:
         learned = halves[kept]
     elif split == "classes":
@@ -150,6 +145,16 @@ def load_folder(root: Path, split: Split, skip_unreadable: bool = False) -> Labe
         names=tuple(within(root, path) for path in images.paths),
         excluded=excluded,
     )
+
+
+def readable(
+    paths: Sequence[Path], root: Path, skip_unreadable: bool
+) -> tuple[ImageFiles, npt.NDArray[np.bool_], dict[str, tuple[str, ...]]]:
+    """The images of files, (N,) bool which files are among them, and the names of those that are left out."""
+    images = ImageFiles(paths, skip_unreadable=skip_unreadable)
+    gone = {path for path, _ in images.unreadable}
+    kept = np.array([path not in gone for path in paths])
+    return images, kept, {MISSING: tuple(within(root, path) for path in sorted(gone))} if gone else {}
 
 
 def _listed(root: Path) -> tuple[list[Path], list[str]]:

@@ -83,6 +83,12 @@ class OlympicTree:
         return np.repeat(np.arange(len(self.categories)), np.diff(self.offsets))
 
     @property
+    def frame_names(self) -> tuple[str, ...]:
+        """N names, `<category>/<sequence>/<frame name>`."""
+        pairs = zip(self.sequences, self.names, strict=True)
+        return tuple(f"{self.sequence_names[number]}/{Path(name).name}" for number, name in pairs)
+
+    @property
     def times(self) -> npt.NDArray[np.int64]:
         """(N,) int64, when each frame was seen within its source: sequences lie far apart."""
         return self.sequences * (10 * int(self.frame_numbers.max(initial=0)) + 10) + self.frame_numbers

@@ -68,9 +68,8 @@ def load_figures(root: str | os.PathLike[str]) -> PoseData:
     truth = load_truth(root)
     tree = load_tree(root)
     chosen = [truth.joint_names.index(name) for name in FIGURE_SKELETON.joints]
-    sequences = (tree.sequence_names[number] for number in tree.sequences)
     people = People(
-        [f"{where}/{Path(name).name}" for where, name in zip(sequences, tree.names, strict=True)],
+        tree.frame_names,
         [Path(path) for path in tree.paths],
         truth.joints[:, chosen],
         np.ones((len(tree), len(chosen)), bool),

@@ -16,8 +16,8 @@ from pytorch_metric_learning.datasets.cub import CUB
 from pytorch_metric_learning.datasets.sop import StanfordOnlineProducts
 
 from benchmarks.data.files import read_arrays
-from benchmarks.data.images import ImageFiles, PackedDrawings
-from benchmarks.data.labeled_images import MISSING, LabeledImages, load_folder, within
+from benchmarks.data.images import PackedDrawings
+from benchmarks.data.labeled_images import LabeledImages, load_folder, readable, within
 from benchmarks.data.olympic import OlympicFrames, load_tree
 
 Kind = Literal["cub", "cars", "sop", "omniglot", "folder"]
@@ -71,9 +71,7 @@ def load_published(kind: Kind, root: Path, skip_unreadable: bool = False) -> Lab
             f"{len(missing)} of {len(paths)} images of {name} are missing, the first is {missing[0]}: unpack "
             "them there, or leave them out by --skip-unreadable"
         )
-    images = ImageFiles(paths, skip_unreadable=skip_unreadable)
-    gone = {path for path, _ in images.unreadable}
-    kept = np.array([path not in gone for path in paths])
+    images, kept, excluded = readable(paths, home, skip_unreadable)
     learned = (np.arange(len(paths)) < len(parts[0].paths))[kept]
     found, labels = np.unique(ids[kept], return_inverse=True)
     folders = {} if kind == "sop" else {int(c): path.parent.name for c, path in zip(ids, paths, strict=True)}
@@ -85,7 +83,7 @@ def load_published(kind: Kind, root: Path, skip_unreadable: bool = False) -> Lab
         train=np.flatnonzero(learned),
         test=np.flatnonzero(~learned),
         names=tuple(within(home, path) for path in images.paths),
-        excluded={MISSING: tuple(within(home, path) for path in sorted(gone))} if gone else {},
+        excluded=excluded,
     )
 
 
@@ -130,7 +128,6 @@ def load_figures(root: Path, by: Literal["athletes", "sports"]) -> LabeledImages
     labels = np.asarray(tree.frame_categories if sports else tree.sources, np.int64)
     classes = tree.categories if sports else tree.source_names
     learned = labels < (len(classes) + 1) // 2
-    sequences = (tree.sequence_names[number] for number in tree.sequences)
     return LabeledImages(
         name=Path(root).resolve().name,
         images=OlympicFrames(tree),
@@ -138,5 +135,5 @@ def load_figures(root: Path, by: Literal["athletes", "sports"]) -> LabeledImages
         classes=tuple(classes),
         train=np.flatnonzero(learned),
         test=np.flatnonzero(~learned),
-        names=tuple(f"{where}/{Path(name).name}" for where, name in zip(sequences, tree.names, strict=True)),
+        names=tree.frame_names,
     )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 
-@dataclass(frozen=True, eq=False, init=False)
 class RetrievalLabels:
     """Anchors, each with the ids of samples that are similar (positive) and dissimilar (negative) to it.
 
@@ -22,12 +20,6 @@ class RetrievalLabels:
         TypeError, ValueError: if ids are no integers from 0, the lengths do not match, or a list is empty.
     """
 
-    anchors: npt.NDArray[np.int64]
-    pos_ids: tuple[npt.NDArray[np.int64], ...]
-    neg_ids: tuple[npt.NDArray[np.int64], ...]
-    pos_flips: tuple[npt.NDArray[np.bool_], ...]
-    neg_flips: tuple[npt.NDArray[np.bool_], ...]
-
     def __init__(
         self,
         anchors: npt.ArrayLike,
@@ -36,12 +28,9 @@ class RetrievalLabels:
         pos_flips: Sequence[npt.ArrayLike] | None = None,
         neg_flips: Sequence[npt.ArrayLike] | None = None,
     ) -> None:
-        ids = _ids(anchors, "anchors")
-        object.__setattr__(self, "anchors", ids)
-        for name, lists, flips in (("pos", pos_ids, pos_flips), ("neg", neg_ids, neg_flips)):
-            rows, flags = _rows(lists, flips, len(ids), name)
-            object.__setattr__(self, f"{name}_ids", rows)
-            object.__setattr__(self, f"{name}_flips", flags)
+        self.anchors = _ids(anchors, "anchors")
+        self.pos_ids, self.pos_flips = _rows(pos_ids, pos_flips, len(self.anchors), "pos")
+        self.neg_ids, self.neg_flips = _rows(neg_ids, neg_flips, len(self.anchors), "neg")
 
     def __len__(self) -> int:
         return len(self.anchors)

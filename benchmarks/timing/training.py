@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 from tqdm.auto import tqdm
 
@@ -43,19 +43,6 @@ class Shape:
     network: str = "alexnet"
     bfloat16: bool = False
     channels_last: bool = False
-
-
-class Tensors(Dataset[torch.Tensor]):
-    """Images in memory."""
-
-    def __init__(self, images: torch.Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
 
 
 def images_of(size: int, seed: int) -> np.ndarray:
@@ -169,7 +156,7 @@ def _alternate(
 
 def time_training(shape: Shape, repeats: int, quiet: bool) -> dict[str, float]:
     """Images a second in rounds over those of a bare loop; to be called in a process of its own."""
-    images = Tensors(torch.from_numpy(images_of(shape.image_size, shape.seed).transpose(0, 3, 1, 2).copy()))
+    images = torch.from_numpy(images_of(shape.image_size, shape.seed).transpose(0, 3, 1, 2).copy())
     things = {"rounds": lambda: rounds(images, shape), "bare": lambda: bare(images, shape)}
     seconds = _alternate(things, repeats, f"training, {shape.workers} workers", quiet)
     return {
@@ -193,7 +180,7 @@ def time_feeding(shape: Shape, repeats: int, quiet: bool) -> dict[str, float]:
         start = time.perf_counter()
         store = ImageStore(ImageList(paths), Path(folder) / "store", size=shape.image_size, progress=False)
         decode = time.perf_counter() - start
-        tensors = Tensors(torch.stack([store[number] for number in range(len(store))]))
+        tensors = torch.stack([store[number] for number in range(len(store))])
         things = {"store": lambda: rounds(store, shape), "tensors": lambda: rounds(tensors, shape)}
         seconds = _alternate(things, repeats, "feeding", quiet)
     return {
