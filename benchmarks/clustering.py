@@ -76,9 +76,8 @@ if __name__ == "__main__":  # --help and wrong arguments are answered before tor
 import numpy as np
 
 from benchmarks.core import session
-from benchmarks.core.labeled import LabeledTask
 from benchmarks.core.results import Result
-from benchmarks.core.task import Score, check_size, draw, root_name
+from benchmarks.core.task import LabeledTask, Score, check_size, draw, root_name
 from benchmarks.data import clustering as cluster_data
 from benchmarks.data import zero_shot
 from benchmarks.data.labeled_images import LabeledImages

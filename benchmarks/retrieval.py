@@ -62,9 +62,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.core import session
-from benchmarks.core.labeled import LabeledTask
 from benchmarks.core.results import Result
-from benchmarks.core.task import Score, check_size, draw, root_name
+from benchmarks.core.task import LabeledTask, Score, check_size, draw, root_name
 from benchmarks.data import zero_shot
 from benchmarks.data.labeled_images import LabeledImages
 from pml_posets.evaluation import normalized_mutual_information, retrieval_scores

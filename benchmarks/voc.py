@@ -81,9 +81,8 @@ import numpy as np
 
 from benchmarks.core import session
 from benchmarks.core.described import Described
-from benchmarks.core.labeled import LabeledTask
 from benchmarks.core.results import Result
-from benchmarks.core.task import Score, check_size
+from benchmarks.core.task import LabeledTask, Score, check_size
 from benchmarks.data.labeled_images import LabeledImages, load_folder
 from benchmarks.data.voc import load_voc
 from benchmarks.measures.voting import Votes, knn_vote

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from pytorch_metric_learning.losses import MultiSimilarityLoss, NTXentLoss, TripletMarginLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner, TripletMarginMiner
 from torch import nn
@@ -13,7 +14,6 @@ from torch import nn
 from benchmarks.core.groupings import GROUPINGS, FeatureFn, Plan
 from benchmarks.core.methods import METHODS, Method
 from benchmarks.core.networks import maps_layer, maps_size
-from benchmarks.core.two_views import IndexLoss
 from pml_posets.losses.feature import FeatureLoss
 from pml_posets.losses.poset import PosetLoss
 from pml_posets.losses.pseudo_label import PseudoLabelLoss, WeightedLosses
@@ -24,6 +24,7 @@ from pml_posets.methods.stml import STMLObjective
 from pml_posets.methods.tac_ccl import AttentionConsistencyObjective
 from pml_posets.methods.udml_ss import RotationHead, RotationObjective
 from pml_posets.miners import NearestMedoidMiner
+from pml_posets.posets import Posets
 
 
 @dataclass
@@ -47,6 +48,21 @@ class Parts:
     miners: dict[str, Any] = field(default_factory=dict)
     networks: dict[str, Any] = field(default_factory=dict)
     metric: dict[str, tuple[nn.Module, float]] = field(default_factory=dict)
+
+
+class IndexLoss(nn.Module):
+    """A PML loss whose labels are the dataset indices themselves: two views of one sample are a pair."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def bind(self, posets: Posets) -> None:
+        """Indices need no posets."""
+
+    def forward(self, embeddings: torch.Tensor, indices: torch.Tensor, *rest: Any) -> torch.Tensor:
+        """The inner loss of (B, D) embeddings and (B,) dataset indices."""
+        return self.inner(embeddings, indices.to(embeddings.device), *rest)
 
 
 def build(name: str, plan: Plan) -> Parts:

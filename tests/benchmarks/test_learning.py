@@ -11,10 +11,10 @@ from refusals import refuses_each
 from torch import nn
 
 from benchmarks.core import groupings, learning, networks
-from benchmarks.core.groupings import Start
+from benchmarks.core.groupings import Start, TwoViews
+from benchmarks.core.losses import IndexLoss
 from benchmarks.core.methods import METHODS
 from benchmarks.core.recipes import PRESETS, flag
-from benchmarks.core.two_views import IndexLoss, TwoViews
 from pml_posets.losses.feature import FeatureLoss
 from pml_posets.losses.poset import PosetLoss
 
