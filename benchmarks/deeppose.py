@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = earlier_results(options.output, data_name(options), options.resume)
     data = prepare(options)
     folder = common.output_folder(options.output)
+    path = folder / "results.json"
     cached = common.output_folder(options.cache, "--cache")
     print(data.summary(), flush=True)
 
@@ -67,14 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for init in options.inits:
                 settings = settings_of(init, fraction, rows, data, options)
                 line = f"{init.name:12s} {len(rows):6d} labels  seed {seed}"
-                if find(results, init, fraction, seed, settings, folder):
+                if is_there(results, init.name, seed, settings, path):
                     print(f"{line}  is there already", flush=True)
                     continue
                 images = images_of(settings["image_size"])
                 metrics, seconds = run(init, rows, seed, images, data, options, settings, folder)
                 row = Result(init.name, data.name, metrics, settings, seed, seconds=round(seconds, 1))
                 results.append(row)
-                write_results(folder / "results.json", results)
+                write_results(path, results)
                 measure = measure_of(data)
                 value = metrics[f"{measure}_total"]
                 print(f"{line}  {measure.upper()} {value:.1f}  ({seconds:.0f} s)", flush=True)
@@ -144,10 +145,8 @@ def run(
     trained = training.fit(
         model,
         images,
-        data.joints,
-        data.visible,
+        data,
         rows,
-        data.skeleton.mirror,
         recipe,
         seed=seed,
         device=options.device,
@@ -234,22 +233,21 @@ def content_id(path: Path) -> str:
     return str(digest(np.fromfile(path, np.uint8))[:16])
 
 
-def find(
-    results: Sequence[Result], init: Init, fraction: float, seed: int, settings: dict[str, Any], folder: Path
-) -> bool:
-    """Whether the results hold the row of a run."""
+def is_there(results: Sequence[Result], name: str, seed: int, settings: dict[str, Any], path: Path) -> bool:
+    """Whether the results, of the file at path, hold the row of a run; a ValueError if of other settings."""
+    share = settings["label_fraction"]
     for row in results:
-        if (row.method, row.settings.get("label_fraction"), row.seed) != (init.name, fraction, seed):
+        if (row.method, row.settings.get("label_fraction"), row.seed) != (name, share, seed):
             continue
         other = [
-            f"{name} {row.settings.get(name)!r}, here {value!r}"
-            for name, value in settings.items()
-            if name not in OF_THE_MACHINE and row.settings.get(name) != value
+            f"{key} {row.settings.get(key)!r}, here {value!r}"
+            for key, value in settings.items()
+            if key not in OF_THE_MACHINE and row.settings.get(key) != value
         ]
         if other:
             raise ValueError(
-                f"{folder / 'results.json'} has {init.name} with {fraction:g} of the labels, seed {seed}, of "
-                f"other settings ({'; '.join(other)}): choose another --output, or another NAME for the init"
+                f"{path} has {name} with {share:g} of the labels, seed {seed}, of other settings "
+                f"({'; '.join(other)}): choose another --output, or another NAME for the init"
             )
         return True
     return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from benchmarks.core.learning import optimizer, rate
+from benchmarks.data.people import PoseData
 from benchmarks.regression.model import PoseAugmentation, PoseRegressor, pose_loss
 from benchmarks.regression.recipe import PoseRecipe
 from pml_posets._random import derive_seeds, preserved_randomness, seed_everything
@@ -114,10 +115,8 @@ class Training:
 def fit(
     model: PoseRegressor,
     images: Any,
-    joints: npt.NDArray[Any],
-    visible: npt.NDArray[np.bool_],
+    people: PoseData,
     rows: npt.NDArray[np.int64],
-    mirror: Sequence[int],
     recipe: PoseRecipe,
     *,
     seed: int,
@@ -134,9 +133,8 @@ def fit(
     Args:
         model: moved to the device.
         images: item i is a (3, S, S) uint8 tensor (an `ImageStore`).
-        joints, visible: (N, J, 2) in [0, 1] of the crops, (N, J) bool; others are masked.
+        people: whose joints are learned, the visible ones; their own images are not used.
         rows: dataset indices to learn from, at least one.
-        mirror: `Skeleton.mirror`.
         recipe, seed: the seed is of order, augmentation and dropout.
         device, num_workers: where to train; processes that load images.
         checkpoint: file, written every tenth of the run, whole or not at all; None: none.
@@ -157,7 +155,7 @@ def fit(
     order = batches(rows, recipe.batch_size, first, recipe.iterations, seed)
     how: dict[str, Any] = {"num_workers": num_workers, "pin_memory": device.startswith("cuda")}
     loader = DataLoader(IndexedDataset(images), batch_sampler=order, **how)
-    loss_of = _loss_of(model, joints, visible, mirror, recipe, device)
+    loss_of = _loss_of(model, people, recipe, device)
     learned = [value for value in model.trunk.parameters() if value.requires_grad]
     bar = tqdm(total=recipe.iterations, initial=first, desc=name, unit="it", disable=not progress)
     with bar, preserved_randomness():
@@ -173,18 +171,13 @@ def fit(
 
 
 def _loss_of(
-    model: nn.Module,
-    joints: npt.NDArray[Any],
-    visible: npt.NDArray[np.bool_],
-    mirror: Sequence[int],
-    recipe: PoseRecipe,
-    device: str,
+    model: nn.Module, people: PoseData, recipe: PoseRecipe, device: str
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """(B, 3, S, S) images and (B,) dataset indices to the loss, augmented."""
     normalize = BatchAugmentation().eval().to(device)
-    augment = PoseAugmentation(tuple(mirror), recipe.scale, recipe.shift)
-    centered = torch.from_numpy(np.nan_to_num(joints).astype(np.float32) - 0.5).to(device)
-    seen = torch.from_numpy(visible).to(device)
+    augment = PoseAugmentation(people.skeleton.mirror, recipe.scale, recipe.shift)
+    centered = torch.from_numpy(np.nan_to_num(people.joints).astype(np.float32) - 0.5).to(device)
+    seen = torch.from_numpy(people.visible).to(device)
 
     def loss(batch: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         indices = indices.to(device)

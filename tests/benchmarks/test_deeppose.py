@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import numpy as np
@@ -176,7 +177,8 @@ def learn(crops, recipe=RECIPE, seed=0, rows=None, model=None, **more):
     images, joints, visible = crops
     rows = np.arange(10) if rows is None else rows
     model = regressor(seed) if model is None else model
-    done = fit(model, images, joints, visible, rows, LSP_SKELETON.mirror, recipe, seed=seed, **more)
+    people = SimpleNamespace(joints=joints, visible=visible, skeleton=LSP_SKELETON)
+    done = fit(model, images, people, rows, recipe, seed=seed, **more)
     return model, done
 
 
