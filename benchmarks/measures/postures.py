@@ -5,7 +5,7 @@ Source: Bautista et al. (CVPR 2017), section 4.1.1. Differs from the paper: in n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,61 +111,49 @@ def retrieval_report(
 
 
 def mean_interpolated_roc(
-    scores: npt.ArrayLike, positive: npt.ArrayLike, valid: npt.ArrayLike | None = None
+    scores: Sequence[npt.ArrayLike] | npt.NDArray[Any], positive: Sequence[npt.ArrayLike] | npt.NDArray[Any]
 ) -> npt.NDArray[np.float64]:
     """(A, 101) true-positive rates of every row of scores at false-positive rates 0, 0.01, ..., 1.
 
     Args:
-        scores: (A, L) floats, the larger the more similar.
-        positive: (A, L) bool, which of them are positives.
-        valid: (A, L) bool, which entries count. Default: all.
+        scores: A rows of floats, the larger the more similar.
+        positive: A rows of bool of the same lengths, which of them are positives.
 
     Raises:
-        ValueError: for different shapes, NaN among valid scores, a row without a positive or a negative.
+        ValueError: for different shapes, NaN among the scores, a row without a positive or a negative.
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    positive = np.asarray(positive, dtype=bool)
-    valid = np.ones(scores.shape, dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
-    if scores.ndim != 2 or positive.shape != scores.shape or valid.shape != scores.shape:
-        raise ValueError(
-            "scores, positive and valid must share one shape (A, L), "
-            f"got {scores.shape}, {positive.shape}, {valid.shape}"
-        )
-    if np.isnan(scores[valid]).any():
-        raise ValueError("scores must not be NaN: does the similarity divide by the norm of a zero vector?")
-    num_pos, num_neg = (positive & valid).sum(1), (~positive & valid).sum(1)
-    if (num_pos == 0).any() or (num_neg == 0).any():
-        row = int(np.flatnonzero((num_pos == 0) | (num_neg == 0))[0])
-        raise ValueError(
-            f"every anchor needs a positive and a negative, row {row} has {num_pos[row]} and {num_neg[row]}"
-        )
-    tp, fp = _steps(scores, positive, valid)
+    curves = []
+    for row, (values, flags) in enumerate(zip(scores, positive, strict=True)):
+        values, flags = np.asarray(values, np.float64), np.asarray(flags, bool)
+        if values.ndim != 1 or flags.shape != values.shape:
+            raise ValueError(
+                f"a row of scores and of positive must share one shape (L,), got {values.shape}, "
+                f"{flags.shape} in row {row}"
+            )
+        if np.isnan(values).any():
+            raise ValueError(
+                "scores must not be NaN: does the similarity divide by the norm of a zero vector?"
+            )
+        if flags.all() or not flags.any():
+            found = f"{flags.sum()} and {(~flags).sum()}"
+            raise ValueError(f"every anchor needs a positive and a negative, row {row} has {found}")
+        curves.append(_interpolated_roc(values, flags))
+    return np.stack(curves)
+
+
+def _interpolated_roc(
+    scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """(101,) true-positive rates of one row."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.diff(scores[order], append=np.nan))  # equal scores are one step
+    tp, fp = (np.append(0, np.cumsum(flags[order])[ends]) for flags in (positive, ~positive))
     # In whole numbers, so that a grid point that meets a step always takes its upper end.
-    target = np.arange(FPR_STEPS + 1) * num_neg[:, None]  # (A, 101): fp x FPR_STEPS at the grid
-    left = (fp[:, None, :] * FPR_STEPS <= target[:, :, None]).sum(2) - 1
-    right = np.minimum(left + 1, fp.shape[1] - 1)
-    tp_left, tp_right = np.take_along_axis(tp, left, 1), np.take_along_axis(tp, right, 1)
-    fp_left, fp_right = np.take_along_axis(fp, left, 1), np.take_along_axis(fp, right, 1)
-    share = (target - fp_left * FPR_STEPS) / np.maximum((fp_right - fp_left) * FPR_STEPS, 1)
-    return (tp_left + share * (tp_right - tp_left)) / num_pos[:, None]
-
-
-def _steps(
-    scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_], valid: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(A, L + 1) counts of true and false positives, best score first; equal scores are one step."""
-    order = np.lexsort((-scores, ~valid), axis=-1)  # what is not valid goes last and changes no count
-    scores = np.take_along_axis(scores, order, 1)
-    positive = np.take_along_axis(positive, order, 1)
-    valid = np.take_along_axis(valid, order, 1)
-    last = np.ones(scores.shape, dtype=bool)
-    last[:, :-1] = (scores[:, 1:] != scores[:, :-1]) | ~valid[:, 1:]
-    ends = np.where(last, np.arange(scores.shape[1]), scores.shape[1] - 1)
-    ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]  # of each run of equal scores
-    start = np.zeros((len(scores), 1), dtype=np.int64)
-    counts = (np.cumsum(flags & valid, axis=1) for flags in (positive, ~positive))
-    tp, fp = (np.concatenate([start, np.take_along_axis(count, ends, 1)], axis=1) for count in counts)
-    return tp, fp
+    target = np.arange(FPR_STEPS + 1) * fp[-1]  # fp x FPR_STEPS at the grid
+    left = np.searchsorted(fp * FPR_STEPS, target, side="right") - 1
+    right = np.minimum(left + 1, len(fp) - 1)
+    share = (target - fp[left] * FPR_STEPS) / np.maximum((fp[right] - fp[left]) * FPR_STEPS, 1)
+    return (tp[left] + share * (tp[right] - tp[left])) / tp[-1]
 
 
 def _roc(
@@ -188,11 +176,8 @@ def _roc(
             " the features of the mirrored images, or labels without flips"
         )
     scores = _similarities(features, mirrored, np.repeat(labels.anchors, counts), ids, flips)
-    valid = np.arange(int(counts.max())) < counts[:, None]
-    table, positive = np.zeros(valid.shape), np.zeros(valid.shape, dtype=bool)
-    table[valid] = scores
-    positive[valid] = np.concatenate([np.full(len(row), i % 2 == 0) for i, row in enumerate(rows)])
-    curves = mean_interpolated_roc(table, positive, valid)
+    positive = [np.arange(count) < len(p) for count, p in zip(counts, labels.pos_ids, strict=True)]
+    curves = mean_interpolated_roc(np.split(scores, np.cumsum(counts)[:-1]), positive)
     anchor_auc = (curves[:, 1:] + curves[:, :-1]).sum(1) / (2 * FPR_STEPS)  # trapezoidal rule
     return RetrievalCurve(curves.mean(0), float(anchor_auc.mean()), anchor_auc, _GRID)
 

@@ -83,15 +83,13 @@ def test_ties_match_scikit_learn(levels):
         np.testing.assert_allclose(got, loop_curve(scores, positive), atol=1e-6)
 
 
-def test_padding_changes_nothing():
+def test_rows_of_any_length_are_apart():
     rng = np.random.default_rng(3)
-    scores, positive = rng.normal(size=(4, 9)), np.arange(9) < np.array([[2], [3], [4], [8]])
-    plain = mean_interpolated_roc(scores, positive)
-    padded = np.concatenate([np.full((4, 3), 99.0), scores, np.full((4, 2), -99.0)], axis=1)
-    flags = np.concatenate([np.ones((4, 3), bool), positive, np.zeros((4, 2), bool)], axis=1)
-    valid = np.zeros((4, 14), bool)
-    valid[:, 3:12] = True
-    np.testing.assert_array_equal(mean_interpolated_roc(padded, flags, valid), plain)
+    scores = [rng.normal(size=length) for length in (9, 4, 30)]
+    positive = [np.arange(len(row)) < count for row, count in zip(scores, (2, 3, 8), strict=True)]
+    together = mean_interpolated_roc(scores, positive)
+    alone = [mean_interpolated_roc([row], [flags])[0] for row, flags in zip(scores, positive, strict=True)]
+    np.testing.assert_array_equal(together, alone)
 
 
 def test_worked_by_hand():
