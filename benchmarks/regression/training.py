@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from benchmarks.core.learning import optimizer, rate
@@ -23,6 +23,7 @@ from benchmarks.regression.recipe import PoseRecipe
 from pml_posets._random import derive_seeds, preserved_randomness, seed_everything
 from pml_posets.data.augmentation import BatchAugmentation
 from pml_posets.data.datasets import IndexedDataset
+from pml_posets.features.network import extract
 from pml_posets.training.checkpoints import check_settings, load_checkpoint, save_checkpoint
 
 _ORDER, _STEP = 1, 2  # what seeds are for
@@ -183,7 +184,7 @@ def _loss_of(
         indices = indices.to(device)
         inputs = normalize(batch.to(device, non_blocking=True))
         inputs, targets, shown = augment(inputs, centered[indices], seen[indices])
-        with _autocast(recipe, device):
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             return pose_loss(model(inputs), targets, shown)
 
     return loss
@@ -199,15 +200,11 @@ def predict(
     batch_size: int = 256,
 ) -> npt.NDArray[np.float32]:
     """(len(rows), J, 2) joints in [0, 1] of the crops, clipped to them; the model then trains on."""
-    normalize = BatchAugmentation().eval().to(device)
-    model.eval()
-    poses = []
-    with torch.inference_mode(), _autocast(recipe, device):
-        for start in range(0, len(rows), batch_size):
-            batch = torch.stack([images[int(i)] for i in rows[start : start + batch_size]])
-            poses.append(model(normalize(batch.to(device))).clamp(-0.5, 0.5).cpu() + 0.5)
-    model.train()
-    return torch.cat(poses).numpy()
+    network = nn.Sequential(BatchAugmentation(), model)
+    amp = torch.bfloat16 if recipe.precision == "bfloat16" else False
+    how: dict[str, Any] = {"batch_size": batch_size, "device": device, "amp": amp, "progress": False}
+    poses = extract(network, Subset(images, rows.tolist()), normalize=False, **how)  # (len(rows), 2J)
+    return poses.reshape(len(rows), -1, 2).clip(-0.5, 0.5) + 0.5
 
 
 def batches(
@@ -227,8 +224,3 @@ def batches(
             for epoch in range(start // count, (stop - 1) // count + 1)
         ]
         yield np.concatenate(parts).tolist()
-
-
-def _autocast(recipe: PoseRecipe, device: str) -> torch.autocast:
-    kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16")
