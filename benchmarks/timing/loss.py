@@ -39,30 +39,23 @@ def steps(compiled: bool) -> dict[str, Step]:
     poset, miner = PosetLoss(anchors="unassigned"), NearestMedoidMiner(anchors="unassigned")
     ntxent, similar, similar_miner = NTXentLoss(), MultiSimilarityLoss(), MultiSimilarityMiner()
 
-    def own_classes(labels: torch.Tensor) -> torch.Tensor:
-        return torch.where(labels < 0, 10**6 + torch.arange(len(labels)), labels)
+    def each_its_class(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, torch.where(y < 0, 10**6 + torch.arange(len(y)), y)
 
-    def poset_step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return poset(x, y, miner(x, y))
+    def assigned(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x[y >= 0], y[y >= 0]
 
-    def ntxent_step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return ntxent(x, own_classes(y))
-
-    def similar_step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        y = own_classes(y)
+    def similar_mined(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return similar(x, y, similar_miner(x, y))
 
-    def ntxent_assigned(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return ntxent(x[y >= 0], y[y >= 0])
-
-    def similar_assigned(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        x, y = x[y >= 0], y[y >= 0]
-        return similar(x, y, similar_miner(x, y))
-
-    found: list[Step] = [poset_step, ntxent_step, similar_step, ntxent_assigned, similar_assigned]
-    if compiled:
-        found = [torch.compile(step) for step in found]
-    return dict(zip(("poset", *RIVALS), found, strict=True))
+    found: dict[str, Step] = {
+        "poset": lambda x, y: poset(x, y, miner(x, y)),
+        "ntxent": lambda x, y: ntxent(*each_its_class(x, y)),
+        "multi-similarity": lambda x, y: similar_mined(*each_its_class(x, y)),
+        "ntxent-assigned": lambda x, y: ntxent(*assigned(x, y)),
+        "multi-similarity-assigned": lambda x, y: similar_mined(*assigned(x, y)),
+    }
+    return {name: torch.compile(step) if compiled else step for name, step in found.items()}
 
 
 def too_large(size: int, available: int | None) -> list[str]:
