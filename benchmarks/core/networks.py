@@ -16,6 +16,7 @@ from benchmarks.core.alexnet import AlexNetEmbedder, AlexNetTrunk
 from benchmarks.core.architectures import AlexNetConfig, Architecture, HogConfig, TrunkConfig, architecture
 from benchmarks.core.hog_trunk import HogTrunk
 from pml_posets._random import preserved_randomness, seed_everything
+from pml_posets.features._layers import in_eval_mode
 from pml_posets.methods._networks import conv_maps
 from pml_posets.training.checkpoints import load_checkpoint
 from pml_posets.training.finetune import freeze_batch_norm
@@ -272,15 +273,11 @@ def maps_layer(trunk: nn.Module) -> str:
     return "features"
 
 
-@torch.no_grad()
 def maps_size(trunk: nn.Module, image_size: int) -> tuple[int, int]:
     """Height and width of the last maps of images of this size; the trunk stays as it was."""
-    mode, parameter = trunk.training, next(trunk.parameters())
-    images = torch.zeros(1, 3, image_size, image_size).to(parameter)
-    try:
-        maps = conv_maps(trunk.eval(), images, maps_layer(trunk))
-    finally:
-        trunk.train(mode)
+    images = torch.zeros(1, 3, image_size, image_size).to(next(trunk.parameters()))
+    with in_eval_mode(trunk):
+        maps = conv_maps(trunk, images, maps_layer(trunk))
     return int(maps.shape[2]), int(maps.shape[3])
 
 
