@@ -132,13 +132,6 @@ def files_id(paths: Sequence[Path]) -> str:
     return str(digest([str(path) for path in paths], [[s.st_size, s.st_mtime_ns] for s in states]))
 
 
-def check_index(index: int, count: int, what: str) -> int:
-    """`index` from 0 to count - 1, or an IndexError: iteration over a dataset ends by it."""
-    if not 0 <= index < count:
-        raise IndexError(f"{what} are 0 to {count - 1}, asked for {index}")
-    return index
-
-
 def left_out(excluded: Mapping[str, Sequence[str]], most: int = 5) -> list[str]:
     """One line for each reason: how many it leaves out, and the first names."""
     lines = []

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from benchmarks.data.files import check_index, files_id
+from benchmarks.data.files import files_id
 from pml_posets.data.cache import digest
-from pml_posets.data.datasets import ImageList
+from pml_posets.data.datasets import ImageList, as_index
 
 
 class Chosen(Subset[Any]):
@@ -43,7 +43,7 @@ class JoinedImages(ConcatDataset[Any]):
     datasets: list[Any]
 
     def __getitem__(self, index: int) -> Any:
-        return super().__getitem__(check_index(index, len(self), "images"))
+        return super().__getitem__(as_index(index, len(self)))
 
     @property
     def data_id(self) -> str:
@@ -61,7 +61,7 @@ class ArrayImages(Dataset[Any]):
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[check_index(index, len(self), "images")])
+        return Image.fromarray(self.pixels[as_index(index, len(self))])
 
     @property
     def data_id(self) -> str:
@@ -79,7 +79,7 @@ class PackedDrawings(Dataset[Any]):
         return len(self.packed)
 
     def __getitem__(self, index: int) -> Image.Image:
-        rows = self.packed[check_index(index, len(self), "drawings")]
+        rows = self.packed[as_index(index, len(self))]
         ink = np.unpackbits(rows, axis=1)[:, : self.width]
         return Image.fromarray((255 * (1 - ink)).astype(np.uint8)).convert("RGB")
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch.utils.data import Dataset
 
-from benchmarks.data.files import check_index, files_id
+from benchmarks.data.files import files_id
 from benchmarks.data.olympic_files import (
     LABEL_FOLDER,
     LIST_FOLDERS,
@@ -39,7 +39,7 @@ from benchmarks.data.olympic_tree import OlympicTree, source_of
 from benchmarks.data.seq_files import SeqFile
 from benchmarks.measures.anchors import RetrievalLabels
 from pml_posets.data.cache import digest
-from pml_posets.data.datasets import UnreadableImageError
+from pml_posets.data.datasets import UnreadableImageError, as_index
 
 __all__ = ["OlympicFrames", "OlympicTree", "TreeError", "find_unreadable", "load_tree", "source_of"]
 
@@ -70,7 +70,7 @@ class OlympicFrames(Dataset[Any]):
         return len(self.tree)
 
     def __getitem__(self, index: int) -> Any:
-        image = self.tree.open_frame(check_index(index, len(self), "frames"))
+        image = self.tree.open_frame(as_index(index, len(self)))
         return image if self.tree.boxes is None else crop_box(image, self.tree.boxes[index])
 
     @property
