@@ -211,8 +211,9 @@ def architecture_of(path: str | Path) -> Architecture:
     names = ["image_size", *(("batch_norm", "stem_stride") if trunk == "alexnet" else ()), "fc_dim"]
     missing = [name for name in names if f"your {name}" not in found]
     if missing:
+        network = "AlexNet" if trunk == "alexnet" else trunk
         raise ValueError(
-            f"the checkpoint {path} is of no benchmark's AlexNet ({', '.join(missing)} missing): give the "
+            f"the checkpoint {path} is of no benchmark's {network} ({', '.join(missing)} missing): give the "
             "checkpoint.pt of a method that learns, from the --output of a benchmark"
         )
     return architecture(trunk, **{name: found[f"your {name}"] for name in names})
