@@ -61,17 +61,15 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         raise ValueError(f"--votes must be 1 or more, got {data.votes}")
     of_voc = data.download or data.train_set is not None or data.test_set is not None
     if data.dataset is None:
-        images = (data.data_root / "labels.csv").is_file() or any(_subfolders(data.data_root))
-        holds_voc = (data.data_root / "VOCdevkit").is_dir()
+        root = data.data_root
+        subfolders = root.is_dir() and any(path.is_dir() for path in root.iterdir())
+        images = subfolders or (root / "labels.csv").is_file()
+        holds_voc = (root / "VOCdevkit").is_dir()
         data.dataset = "folder" if images and not holds_voc and not of_voc else "voc"
     if data.dataset == "folder" and of_voc:
         raise ValueError("--download, --train-set and --test-set are for --dataset voc")
     data.train_set, data.test_set = data.train_set or SETS[0], data.test_set or SETS[1]
     return found
-
-
-def _subfolders(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
 
 
 if __name__ == "__main__":  # --help and wrong arguments are answered before torch is imported
