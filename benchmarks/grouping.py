@@ -74,7 +74,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from sklearn import cluster
 
-from benchmarks.core.results import Result, rows_to_add_to, table, write_results
+from benchmarks.core.results import Result, check_alike, distinct_names, rows_to_add_to, table, write_results
 from benchmarks.data import zero_shot
 from benchmarks.data.images import Chosen
 from benchmarks.data.olympic import OlympicFrames, load_tree
@@ -265,8 +265,8 @@ def report(results: Sequence[Result]) -> str:
     lines = []
     for name in dict.fromkeys(result.dataset for result in results):
         rows = [
-            [result.method, *(f"{value:.{digits.get(key, 3)}f}" for key, value in result.metrics.items())]
-            for result in results
+            [method, *(f"{value:.{digits.get(key, 3)}f}" for key, value in result.metrics.items())]
+            for method, result in zip(distinct_names(results), results, strict=True)
             if result.dataset == name
         ]
         lines += [f"**{name}**", "", table(header, [[c.replace("nan", "") for c in row] for row in rows]), ""]
@@ -278,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = common.output_folder(got.output)
     path = folder / "results.json"
     results = rows_to_add_to(path, got.resume)
+    check_alike(results, (), lambda method: {"samples": got.samples}, path)
     settings = {"samples": got.samples, "part": got.part}
     for samples in read(got):
         done = {(r.method, r.dataset, r.seed) for r in results if r.settings == settings}

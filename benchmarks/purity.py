@@ -68,7 +68,7 @@ from matplotlib.figure import Figure
 from pytorch_metric_learning.losses import NTXentLoss, TripletMarginLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
 
-from benchmarks.core.results import Result, rows_to_add_to, table, write_results
+from benchmarks.core.results import Result, check_alike, rows_to_add_to, table, write_results
 from benchmarks.data.olympic import OlympicFrames, OlympicTree, load_tree
 from benchmarks.figures.dataset import make_figures, pose_distances
 from benchmarks.measures.postures import retrieval_report
@@ -108,13 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = common.output_folder(got.output)
     path = folder / "results.json"
     results = rows_to_add_to(path, got.resume)
+    alike = {"iterations": got.iterations, "lr": got.lr, "quick": got.quick}
+    check_alike(results, (), lambda method: alike, path)
     train, test = load(Path(got.cache), 1, got.quick), load(Path(got.cache), 0, got.quick)
     test.match(train)
     for share in got.exchanged:
         for seed in got.seed:
             labels = groups(train, share, seed)
             purity = pair_precision(train, labels)
-            settings = {"exchanged": share, "iterations": got.iterations, "lr": got.lr, "quick": got.quick}
+            settings = {"exchanged": share, **alike}
             for name in got.loss:
                 if any((r.method, r.seed, r.settings) == (name, seed, settings) for r in results):
                     continue

@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = rows_to_add_to(path, got.resume)
     for job in plan.jobs(got):
         settings = {"part": job.part, **job.settings}
+        _check_rows_of(job, results, path)
         done = {(r.method, r.dataset, r.seed) for r in results if r.settings == settings}
         if all((method, job.dataset, got.seed) in done for method in job.methods):
             continue
@@ -75,17 +76,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check_rows_of(job: Any, results: Sequence[Result], path: Path) -> None:
+    """See that rows which measure what a job does have its settings."""
+    from benchmarks.core.results import check_alike
+
+    what = (job.part, job.dataset)
+    rows = [r for r in results if (r.settings["part"], r.dataset) == what and r.method in job.methods]
+    check_alike(rows, (), lambda method: job.settings, path)
+
+
 def report(results: Sequence[Result], notes: Sequence[str] = ()) -> str:
     """One line a measure; what is no ratio is marked by a star."""
-    from benchmarks.core.results import table
+    from benchmarks.core.results import distinct_names, table
 
     rows = []
-    for result in results:
+    for method, result in zip(distinct_names(results), results, strict=True):
         part = result.settings["part"]
         for name, value in result.metrics.items():
             wanted = TARGETS.get(f"{part} {result.method} {name}") or TARGETS.get(f"{part} {name}", "")
             star = "*" if _absolute(name) else ""
-            rows.append([part, result.dataset, result.method, name + star, f"{value:.4g}", wanted])
+            rows.append([part, result.dataset, method, name + star, f"{value:.4g}", wanted])
     text = table(["part", "what", "method", "measure", "value", "wanted"], rows)
     lines = [
         text,

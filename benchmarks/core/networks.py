@@ -15,8 +15,8 @@ from torch import nn
 from benchmarks.core.alexnet import AlexNetEmbedder, AlexNetTrunk
 from benchmarks.core.architectures import AlexNetConfig, Architecture, HogConfig, TrunkConfig, architecture
 from benchmarks.core.hog_trunk import HogTrunk
+from pml_posets._networks import in_eval_mode
 from pml_posets._random import preserved_randomness, seed_everything
-from pml_posets.features._layers import in_eval_mode
 from pml_posets.methods._networks import conv_maps
 from pml_posets.training.checkpoints import load_checkpoint
 from pml_posets.training.finetune import freeze_batch_norm

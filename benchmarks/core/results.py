@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def earlier_results(folder: Path, name: str, resume: bool) -> list[Result]:
 
 
 def check_alike(
-    results: Sequence[Result],
+    results: Iterable[Result],
     again: Collection[tuple[str, int]],
     expected: Callable[[str], Mapping[str, Any]],
     path: Path,
@@ -186,6 +186,12 @@ def check_alike(
 
 
 # --- Tables
+
+
+def distinct_names(results: Sequence[Result]) -> list[str]:
+    """The method of each row, with its seed if rows have several."""
+    several = len({result.seed for result in results}) > 1
+    return [f"{result.method}, seed {result.seed}" if several else result.method for result in results]
 
 
 def summary(results: Sequence[Result]) -> pd.DataFrame:

@@ -98,7 +98,8 @@ def _ystep(got: argparse.Namespace) -> Iterator[Job]:
         steered = got.steering == "full"
         settings = {"repeats": repeats} | ({} if steered else {"steering": got.steering})
         rest = (ystep.time_y_step, *sizes, repeats, methods, steered, got.quiet)
-        yield _job(got, "ystep", name, ("floor", *methods), settings, *rest)
+        shown = name if steered else f"{name}, defaults"
+        yield _job(got, "ystep", shown, ("floor", *methods), settings, *rest)
         for rival in RIVALS if num_samples <= got.rival_samples else ():
             yield _job(got, "ystep", name, rival, {}, ystep.time_rival, rival, *sizes)
 

@@ -74,6 +74,9 @@ def test_every_method_writes_a_row(tmp_path, monkeypatch):
         grouping.main(arguments)
     assert grouping.main([*arguments, "--resume", "--seed", "1", "--method", "dbscan"]) == 0
     assert len(json.loads((tmp_path / "results.json").read_text())) == len(rows) + 1
+    assert "dbscan, seed 1" in (tmp_path / "table.md").read_text()
+    with pytest.raises(ValueError, match="samples 4000, here 300"):
+        grouping.main([*arguments, "--resume", "--samples", "300"])
 
 
 def test_images_of_a_folder_are_described_once(tmp_path, monkeypatch):

@@ -45,6 +45,10 @@ def test_rows_and_resume(cache, tmp_path, capsys):
     assert "classes alone" in capsys.readouterr().out
     with pytest.raises(ValueError, match="holds rows already"):
         purity.main(run)
+    with pytest.raises(
+        ValueError, match=r"rows of other settings: .*\(--iterations 3, here 4; --lr .*, here 0.5\)"
+    ):
+        purity.main([*run, "--resume", "--iterations", "4", "--lr", "0.5"])
 
 
 def test_losses_differ():

@@ -76,6 +76,8 @@ def test_rows_that_are_there_are_left_out(here, tmp_path, monkeypatch):
     rows_of(tmp_path, "--part", "graph", "--resume")
     with pytest.raises(pytest.fail.Exception):
         rows_of(tmp_path, "--part", "graph", "--resume", "--nodes", "900")
+    with pytest.raises(ValueError, match=r"rows of other settings: y-step, seed 0 \(threads 0, here 1"):
+        rows_of(tmp_path, "--part", "graph", "--resume", "--threads", "1")
 
 
 @pytest.mark.parametrize(
