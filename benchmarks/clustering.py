@@ -16,7 +16,6 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.core import common
-from benchmarks.core.methods import COMBINATIONS
 from benchmarks.core.options import CommandLine, Options, read_arguments
 
 MARKS = {  # what a folder holds, by a file or folder in it
@@ -46,7 +45,6 @@ LINE = CommandLine(
     add_data=add_data,
     layer="embedding",
     plain=("pixels", "hog", "hog-lda", "hog-views", "start"),
-    learned=("concurl", "posets", "udml-ss", "ntxent", "kmeans", "tac-ccl", "stml", *COMBINATIONS),
     default=("pixels", "hog", "random", "concurl", "udml-ss", "ntxent", "posets"),
     first="hog",  # what shows is not a person in the middle
     recipe={"fc_dim": 128},  # of the embedding, as published

@@ -36,7 +36,6 @@ LINE = CommandLine(
     layer="pool5",
     plain=("oracle", "mean-pose", "pixels", "hog", "hog-lda", "hog-views", "start"),
     networks=("random", "alexnet-imagenet", "checkpoint", "init"),
-    learned=("posets", "cliques", "triplet", "ntxent", "posets-fixed"),
     default=("oracle", "mean-pose", "hog", "hog-lda", "start", "random", "posets"),
 )
 

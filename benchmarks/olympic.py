@@ -37,7 +37,6 @@ LINE = CommandLine(
     drawn="clips",
     plain=("hog", "hog-lda", "hog-views", "start"),
     networks=("random", "alexnet-imagenet", "checkpoint", "init"),
-    learned=("posets", "cliques", "triplet", "ntxent", "posets-fixed"),
     default=("hog-lda", "start", "random", "posets"),
 )
 

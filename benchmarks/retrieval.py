@@ -15,7 +15,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.core import common
-from benchmarks.core.methods import COMBINATIONS
+from benchmarks.core.methods import LEARNED
 from benchmarks.core.options import CommandLine, Options, read_arguments
 
 
@@ -36,11 +36,7 @@ LINE = CommandLine(
     add_data=add_data,
     layer="embedding",
     plain=("pixels", "hog", "hog-lda", "hog-views", "start"),
-    learned=(
-        *("kmeans", "udml-ss", "tac-ccl", "concurl", "stml", "posets", "cliques", "ntxent"),
-        *COMBINATIONS,
-        "supervised",
-    ),
+    learned=LEARNED,
     default=("hog", "random", "kmeans", "udml-ss", "posets"),
     first="hog",  # what shows is not a person in the middle
     recipe={"fc_dim": 512},  # of the embedding, as published

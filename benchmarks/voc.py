@@ -15,7 +15,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.core import common
-from benchmarks.core.methods import COMBINATIONS
+from benchmarks.core.methods import LEARNED
 from benchmarks.core.options import CommandLine, Options, read_arguments
 
 SETS = ("trainval", "test")  # VOC's image sets to learn from and to test on
@@ -42,12 +42,7 @@ LINE = CommandLine(
     layer="fc6",
     plain=("majority", "hog", "hog-lda", "hog-views", "start"),
     networks=("random", "alexnet-imagenet", "checkpoint", "init"),
-    learned=(
-        *("posets", "cliques", "triplet", "ntxent", "posets-fixed"),
-        *("kmeans", "udml-ss", "tac-ccl", "concurl", "stml"),
-        *COMBINATIONS,
-        "supervised",
-    ),
+    learned=LEARNED,
     default=("hog-lda", "start", "random", "posets"),
     recipe={"num_classes": 1000, "mean_size": 8.0},  # of the surrogate classes, as in the paper
     draws=False,

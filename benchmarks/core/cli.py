@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.core.common import usable_cores
-from benchmarks.core.methods import METHODS, NETWORKS
+from benchmarks.core.methods import METHODS, NETWORKS, WITHOUT_LABELS
 from benchmarks.core.recipes import PRESETS, flag
 
 LAYERS = ("pool5", "fc6", "fc7", "pooled", "embedding")
-FIRST = ("hog-lda", "hog", "hog-window", "hog-views", "network")  # first similarities
+FIRST = ("hog-lda", "hog", "hog-window", "hog-views", "network", "trunk")  # first similarities
 FIGURE_SIZES: dict[str, dict[str, Any]] = {  # of `figures.make_figures`
     "full": {},
     "tiny": {"num_sources": 4, "num_clips": 1, "num_frames": 10, "num_anchors": 8},
@@ -33,10 +33,10 @@ class CommandLine:
         layer: that is scored by default; with a trunk other than AlexNet pool5 is "pooled", any other
             "embedding".
         plain: its methods without a network, which leave nothing to chance.
-        learned: its methods that train.
         default: the methods that run when none is asked for.
         add_data: adds its arguments about data, given `add_argument`.
         networks: its methods with a network that is not trained.
+        learned: its methods that train.
         first: its first similarities, unless the preset is the paper's.
         recipe: fields of the recipe that differ from every preset.
         drawn: its preset on drawn figures; where ImageNet weights are used it is "figures".
@@ -47,10 +47,10 @@ class CommandLine:
     examples: Sequence[str]
     layer: str
     plain: tuple[str, ...]
-    learned: tuple[str, ...]
     default: tuple[str, ...]
     add_data: Callable[[Callable[..., Any]], None]
     networks: tuple[str, ...] = NETWORKS
+    learned: tuple[str, ...] = WITHOUT_LABELS
     first: str = "hog-window"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     drawn: str = "figures"
@@ -199,7 +199,7 @@ def add_run_options(add: Callable[..., Any]) -> None:
 
 
 def _add_start(add: Callable[..., Any], line: CommandLine) -> None:
-    says = "of the images; network: those of the pretrained trunk, frozen; "
+    says = "of the images; of a pretrained trunk network: by Embedder over its layers, trunk: by its output; "
     says += f"default: {line.first}; hog-lda with the preset paper"
     add("--first-similarities", dest="first", choices=FIRST, help=says)
     add("--initial", dest="first", choices=FIRST, help=argparse.SUPPRESS)

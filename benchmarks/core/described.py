@@ -25,12 +25,16 @@ from pml_posets.embedder import Embedder
 from pml_posets.features.hog_lda import HOGLDA
 from pml_posets.features.instance_lda import InstanceLDA
 from pml_posets.features.motion_hog import MotionHOG
+from pml_posets.features.network import extract
+from pml_posets.features.pooled import PartialWhitening
 from pml_posets.features.reduction import principal_components
 
 VIEWS = {"num_images": 5000, "num_views": 8}  # that "hog-views" is learned from, at most
+ALL = 10**9  # directions: more than there are
 PIXELS = 32  # side of the images that --method pixels compares
 
 Pair = tuple[np.ndarray, np.ndarray]  # (N, D) features of the images and of their mirror images
+Arrays = dict[str, np.ndarray]
 
 
 class Described:
@@ -84,7 +88,8 @@ class Described:
         """Unit rows: "hog" (mean subtracted), "hog-lda" (whitened), "hog-window" (weighted to the middle).
 
         "hog-views" is an embedding of HOG, learned from augmented views of the images; "network" is
-        `Embedder` over the network as it begins: an image and its mirror image have the same row.
+        `Embedder` over the network as it begins: an image and its mirror image have the same row. "trunk" are
+        the principal components of the trunk's output as it begins.
         """
         if kind == "start":
             kind = self.options.first
@@ -92,6 +97,8 @@ class Described:
             return self._embedded
         if kind == "network":
             return self._by_network
+        if kind == "trunk":
+            return self._by_trunk
         finisher = copy.copy(self.statistics)
         finisher.normalize, finisher.whiten = True, kind == "hog-lda"
         finisher.window = self.options.window if kind == "hog-window" else None
@@ -103,7 +110,7 @@ class Described:
         plain, mirrored = self.hog("start")
         if self.options.first == "network":
             return Start(plain, None, sources, times)
-        if self.options.components:
+        if self.options.components and self.options.first != "trunk":
             plain, mirrored = principal_components(plain, self.options.components, mirrored)
         return Start(plain, mirrored, sources, times)
 
@@ -113,23 +120,23 @@ class Described:
         """
         described = MotionHOG(self.options.hog_size, window=self.options.window or WINDOW)
 
-        def describe() -> dict[str, np.ndarray]:
+        def describe() -> Arrays:
             plain, mirrored = described.fit_transform(self.frames, sources, times)
             return {"plain": plain, "mirrored": mirrored}
 
-        return Start(*self._kept({"motion": repr(described)}, describe), sources, times)
+        return Start(*_pair(self._kept({"motion": repr(described)}, describe)), sources, times)
 
-    def _kept(self, settings: Mapping[str, Any], make: Callable[[], dict[str, np.ndarray]]) -> Pair:
-        """What rank 0 makes, or finds in the cache folder; without "mirrored" both are "plain"."""
+    def _kept(self, settings: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+        """What rank 0 makes, or finds in the cache folder."""
         cache = FeatureCache(self.folder)
         key = cache.key(dict(settings), self.frames, self.data_id)
 
-        def find() -> Pair:
+        def find() -> Arrays:
             found = cache.load(key)
             if found is None:
                 found = make()
                 cache.save(key, found)
-            return found["plain"], found.get("mirrored", found["plain"])
+            return found
 
         return main_first(find)
 
@@ -160,7 +167,9 @@ class Described:
         if kind == "start":
             kind, window = options.first, options.window
             found |= {"first_similarities": kind, "window": None if window is None else list(window)}
-        if kind == "network":
+        if kind == "trunk":
+            found |= {"first_similarities": kind, "components": options.components}
+        if kind in ("network", "trunk"):
             found |= {**recipe.architecture.settings(), "flips": self._background.flips}
             found |= {"init": None if options.init is None else options.init.name}
             found |= {"precision": recipe.precision}
@@ -173,28 +182,59 @@ class Described:
     def _embedded(self) -> Pair:
         plain, mirrored = self._raw
 
-        def embed() -> dict[str, np.ndarray]:
+        def embed() -> Arrays:
             learned = self._background.instance_lda
             return {"plain": learned.transform(plain), "mirrored": learned.transform(mirrored)}
 
-        return self._kept({**self.settings("hog-views"), "from": self._background.data_id}, embed)
+        return _pair(self._kept({**self.settings("hog-views"), "from": self._background.data_id}, embed))
 
     @cached_property
     def _by_network(self) -> Pair:
-        def embed() -> dict[str, np.ndarray]:
+        def embed() -> Arrays:
             return {"plain": self._background.embedder.transform(self.images)}
 
-        return self._kept({**self.settings("network"), "from": self._background.data_id}, embed)
+        return _pair(self._kept({**self.settings("network"), "from": self._background.data_id}, embed))
+
+    @cached_property
+    def _by_trunk(self) -> Pair:
+        def embed() -> Arrays:
+            components = self._background.components
+            plain, mirrored = map(components.transform, self._trunk_rows())
+            return {"plain": plain, "mirrored": mirrored}
+
+        return _pair(self._kept({**self.settings("trunk"), "from": self._background.data_id}, embed))
+
+    @cached_property
+    def components(self) -> PartialWhitening:
+        """Principal components of the trunk as it begins, of these images and their mirror images."""
+        found = PartialWhitening(self.options.components or ALL, power=0)
+
+        def fit() -> Arrays:
+            found.fit(np.concatenate(self._trunk_rows()))
+            return {"mean": found.mean_, "weight": found.weight_}
+
+        kept = self._kept({**self.settings("trunk"), "step": "components"}, fit)
+        found.mean_, found.weight_ = kept["mean"], kept["weight"]
+        return found
+
+    def _trunk_rows(self) -> Pair:
+        how: dict[str, Any] = {"device": self.options.device, "amp": self.options.amp}
+        network = torch.nn.Sequential(BatchAugmentation(), self._network()["trunk"])
+        return extract(network, self.images, mirror=True, progress=self.options.progress, **how)
+
+    def _network(self) -> dict[str, torch.nn.Module]:
+        """As it begins."""
+        models = networks.build(self.options.recipe.architecture, 0, dropout=0.0)
+        if self.options.init is not None:
+            networks.load_imagenet(models, self.options.recipe.architecture, self.options.init)
+        return models
 
     @cached_property
     def embedder(self) -> Embedder:
         """The library's frozen recipe over the network as it begins, fitted to these images."""
         options, size = self.options, self.options.recipe.image_size
-        models = networks.build(options.recipe.architecture, 0, dropout=0.0)
-        if options.init is not None:
-            networks.load_imagenet(models, options.recipe.architecture, options.init)
         how: dict[str, Any] = {"device": options.device, "amp": options.amp, "progress": options.progress}
-        return Embedder(models["trunk"].eval(), image_size=size, mirror=self.flips, **how).fit(
+        return Embedder(self._network()["trunk"].eval(), image_size=size, mirror=self.flips, **how).fit(
             self.images_of(size)
         )
 
@@ -204,6 +244,11 @@ class Described:
         views = self.views(self.options.hog_size)
         rows = self.statistics.transform(views, device=self.options.device, **self._shared)
         return InstanceLDA().fit(rows, views.instances)
+
+
+def _pair(found: Arrays) -> Pair:
+    """Without "mirrored" both are "plain"."""
+    return found["plain"], found.get("mirrored", found["plain"])
 
 
 def background(frames: Any, path: Path, size: int, how: dict[str, Any]) -> HOGLDA:

@@ -88,10 +88,10 @@ METHODS: dict[str, Method] = {
 }
 """Name to method, in the order of the tables."""
 
-COMBINATIONS = ("posets+rotation", "kmeans+poset-loss", "surrogate+ms", "kmeans+ntxent", "ntxent+feature")
-"""Methods made of parts of several."""
 LEARNED = tuple(name for name, method in METHODS.items() if method.losses)
 """Methods that train."""
+WITHOUT_LABELS = tuple(name for name in LEARNED if METHODS[name].grouping != "labels")
+"""Those that look at no label."""
 NETWORKS = ("random", "init", "alexnet-imagenet", "checkpoint")
 """Methods with a network that is not trained here."""
 PLAIN = tuple(name for name in METHODS if name not in (*LEARNED, *NETWORKS))

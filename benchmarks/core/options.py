@@ -236,9 +236,9 @@ def _check_network(options: Options) -> None:
         raise ValueError(
             f"--method alexnet-imagenet goes with --trunk alexnet; for weights of {trunk}: --init FILE"
         )
-    if options.first == "network" and not options.begins:
+    if options.first in ("network", "trunk") and not options.begins:
         raise ValueError(
-            "--first-similarities network needs a pretrained trunk: "
+            f"--first-similarities {options.first} needs a pretrained trunk: "
             "--trunk efficientnet-lite0, or --init FILE"
         )
     turning = [m for m in options.learned if {"rotation", "attention"} & {*METHODS[m].losses}]

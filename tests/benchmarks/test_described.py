@@ -2,13 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 from benchmark_runs import few_patches, quick
 from PIL import Image
+from sklearn.decomposition import PCA
+from torch import nn
+from torchvision.models import resnet18
 
 from benchmarks import olympic
 from benchmarks.core import described
 from benchmarks.core.described import VIEWS, Described
+from benchmarks.core.networks import build
 from benchmarks.data.images import Chosen
+from pml_posets.data.augmentation import BatchAugmentation
+from pml_posets.data.datasets import mirror
+from pml_posets.features.network import extract
 
 
 class Noise:
@@ -127,6 +135,32 @@ def test_views_are_learned_from_once_and_by_the_background(frames, tmp_path, mon
     np.testing.assert_array_equal(again.hog("hog-views")[1], mirrored)
     with pytest.raises(TypeError):
         Described(frames, options(tmp_path, "--gray", 0.9)).hog("hog-views")
+
+
+def test_first_similarities_of_the_trunk_itself(frames, tmp_path, monkeypatch):
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "w.pth")
+    trunk = ["--trunk", "resnet18", "--init", tmp_path / "w.pth", "--precision", "float32"]
+    given = options(tmp_path, *trunk, "--initial", "trunk")
+    whole = Described(frames, given)
+    plain, mirrored = whole.hog("start")
+    assert plain.shape == mirrored.shape == (10, 4)
+    np.testing.assert_array_equal(whole.start().mirrored, mirrored)
+    network = nn.Sequential(BatchAugmentation(), build(given.recipe.architecture, 0)["trunk"]).eval()
+    network[1].features.load_state_dict(torch.load(tmp_path / "w.pth"), strict=False)
+    rows = extract(network, [*whole.images, *map(mirror, whole.images)], progress=False)
+    expected = PCA(4, svd_solver="full").fit(rows)
+    turned = expected.transform(rows)
+    turned /= np.linalg.norm(turned, axis=1, keepdims=True)
+    found = np.concatenate([plain, mirrored])
+    np.testing.assert_allclose(abs((found * turned).sum(0)), (turned**2).sum(0), rtol=1e-4)
+
+    part = Described(Chosen(frames, np.array([7, 2])), given, background=whole)
+    np.testing.assert_allclose(part.hog("start")[0], plain[[7, 2]], atol=1e-4)
+    monkeypatch.setattr(described, "extract", None)
+    again = Described(frames, given)  # from the cache folder
+    np.testing.assert_array_equal(again.hog("start")[1], mirrored)
+    settings = again.settings("start")
+    assert (settings["trunk"], settings["init"], settings["components"]) == ("resnet18", "w.pth", 4)
 
 
 def test_of_many_images_some_are_learned_from(frames, tmp_path, monkeypatch):
