@@ -80,6 +80,9 @@ METHODS: dict[str, Method] = {
     "surrogate+ms": Method(
         "multi-similarity loss on the surrogate classes", ("multi-similarity",), "surrogate"
     ),
+    "surrogate+ms+feature": Method(
+        "the same and the feature loss", ("multi-similarity", "feature"), "surrogate"
+    ),
     "kmeans+ntxent": Method(
         "k-means clusters and two views at once", ("multi-similarity", "instance"), "kmeans", views=2
     ),
