@@ -29,7 +29,7 @@ FIGURES = {
     "num_anchors": 6,
 }
 """A drawn tree of 36 frames."""
-LEARNED = ["posets", "cliques", "triplet", "ntxent", "posets-fixed"]
+LEARNED = ["posets", "cliques", "triplet", "ntxent", "posets-fixed", "surrogate+ms+feature"]
 
 
 def thin(norm=nn.BatchNorm2d):
