@@ -199,8 +199,7 @@ def add_run_options(add: Callable[..., Any]) -> None:
 
 
 def _add_start(add: Callable[..., Any], line: CommandLine) -> None:
-    says = "of the images; of a pretrained trunk network: by Embedder over its layers, trunk: by its output; "
-    says += f"default: {line.first}; hog-lda with the preset paper"
+    says = f"network: Embedder over --trunk, trunk: its output [{line.first}, paper hog-lda]"
     add("--first-similarities", dest="first", choices=FIRST, help=says)
     add("--initial", dest="first", choices=FIRST, help=argparse.SUPPRESS)
     add("--init", type=Path, metavar="FILE", help="ImageNet weights of the trunk, as torchvision has them")

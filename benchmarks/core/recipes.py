@@ -90,8 +90,8 @@ class Recipe(Choices):
     fc_dim: int = choice(4096, "width of AlexNet's fc6 and fc7, or of the embedding", group=NETWORK)
     batch_norm: bool = choice(False, "AlexNet with batch normalization; the others have theirs")
     dropout: float = choice(0.5, "before fc6 and fc7, or the embedder", 0, 1, excluded=1)
-    freeze: tuple[str, ...] = choice((), "parameters of the trunk that stay as they are, with their batch norm, by pattern: '*', 'features.[0-4].*'", group=NETWORK)  # fmt: skip  # noqa: E501
-    cached_maps: str = choice("", "train what is behind this layer of the trunk, on maps of a few views of each image, computed once", group=NETWORK)  # fmt: skip  # noqa: E501
+    freeze: tuple[str, ...] = choice((), "parameters of the trunk that stay, with their batch norm: '*', 'features.[0-4].*'", group=NETWORK)  # fmt: skip  # noqa: E501
+    cached_maps: str = choice("", "train what is behind this layer on maps of a few views of each image, computed once", group=NETWORK)  # fmt: skip  # noqa: E501
     cached_views: int = choice(4, "random views of each image, of --cached-maps", 1)
     whitening: float | None = choice(None, "the embedding begins as PCA of the trunk's features, over their deviations to this power; default: at random", 0, 1)  # fmt: skip  # noqa: E501
     ridge: bool = choice(
@@ -107,7 +107,7 @@ class Recipe(Choices):
     feature: float = choice(0.0, "weight of predicting the first similarities; not in the paper", 0, 1e6, group=LEARNING)  # fmt: skip  # noqa: E501
     num_nearest: int = choice(2, "Z, the classes whose posets a sample is in", 1, group=LEARNING)
     num_classes: int | None = choice(None, "surrogate classes; default: what comes out", 1, group=LEARNING)
-    groups: str = choice("surrogate", "surrogate: those of section 3.1; sure: by one threshold for all, along clips where times are known", values=("surrogate", "sure"), group=LEARNING)  # fmt: skip  # noqa: E501
+    groups: str = choice("surrogate", "surrogate: of section 3.1; sure: by one threshold, along clips if known", values=("surrogate", "sure"), group=LEARNING)  # fmt: skip  # noqa: E501
     coverage: float = choice(0.1, "share of samples whose nearest neighbor is sure, of --groups sure", 0, 1, excluded=0)  # fmt: skip  # noqa: E501
     mutual: int = choice(
         0, "rank within which sure pairs must be each other's neighbors, of --groups sure; 0: any", 0
