@@ -113,9 +113,10 @@ def row_sums(rows: torch.Tensor, scale: float | None = None) -> torch.Tensor:
         return summed(torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").double())
     rows = rows.double()
     rows = rows - rows.mean(dim=1, keepdim=True)  # near-duplicates keep their distance in products
-    if size <= _WHOLE_CLASS:
-        distances = torch.cdist(rows, rows, compute_mode=_PRODUCTS)
-        distances.diagonal(dim1=1, dim2=2).zero_()
-        return summed(distances)
-    parts = rows.split(max(1, BLOCK_BYTES // (8 * size)), dim=1)
-    return torch.cat([summed(torch.cdist(part, rows, compute_mode=_PRODUCTS)) for part in parts], dim=1)
+    step = size if size <= _WHOLE_CLASS else max(1, BLOCK_BYTES // (8 * size))
+    sums = []
+    for first in range(0, size, step):
+        distances = torch.cdist(rows[:, first : first + step], rows, compute_mode=_PRODUCTS)
+        distances.diagonal(offset=first, dim1=1, dim2=2).zero_()
+        sums.append(summed(distances))
+    return torch.cat(sums, dim=1)

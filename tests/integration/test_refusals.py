@@ -679,6 +679,14 @@ def test_heads_follow_their_classes(head):
 # --- Ctrl-C
 
 
+@pytest.fixture
+def answers_ctrl_c():
+    """A shell makes its background jobs ignore Ctrl-C, pytest among them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press():
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -687,6 +695,7 @@ def stop():
     raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("answers_ctrl_c")
 @pytest.mark.parametrize("where", ["loss", "hook", "round hook", "start hook", "features", "save"])
 def test_an_interrupted_step_is_done_once(where, tmp_path, monkeypatch):
     armed, calls = [], collections.Counter()
@@ -732,6 +741,7 @@ def test_an_interrupted_step_is_done_once(where, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("answers_ctrl_c")
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_second_interrupt_comes_through_at_once(times):
     done = []
@@ -748,6 +758,7 @@ def test_a_second_interrupt_comes_through_at_once(times):
     assert done == [True]
 
 
+@pytest.mark.usefixtures("answers_ctrl_c")
 def test_interrupts_are_left_alone_in_other_threads():
     found = []
 
