@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.core.groupings import GROUPINGS, FeatureFn, Plan
 from benchmarks.core.methods import METHODS, Method
-from benchmarks.core.networks import maps_layer, maps_size
+from benchmarks.core.networks import last_maps
 from pml_posets.losses.feature import FeatureLoss
 from pml_posets.losses.poset import PosetLoss
 from pml_posets.losses.pseudo_label import PseudoLabelLoss, WeightedLosses
@@ -171,8 +171,8 @@ def contrastive_clustering(plan: Plan, parts: Parts) -> None:
 def attention(plan: Plan, parts: Parts) -> None:
     """Attention consistency: each image passes the trunk twice more, unaugmented, once moved."""
     _, network = plan.models["trunk"].children()  # behind the augmentation
-    parts.losses["attention"] = AttentionConsistencyObjective(layer=f"1.{maps_layer(network)}")
-    height, width = maps_size(network, plan.recipe.image_size)
+    layer, height, width = last_maps(network, plan.recipe.image_size)
+    parts.losses["attention"] = AttentionConsistencyObjective(layer=f"1.{layer}")
     weight = plan.recipe.attention
     parts.weights["attention"] = float(height * width) ** 2 if weight is None else weight
 

@@ -15,9 +15,8 @@ from torch import nn
 from benchmarks.core.alexnet import AlexNetEmbedder, AlexNetTrunk
 from benchmarks.core.architectures import AlexNetConfig, Architecture, HogConfig, TrunkConfig, architecture
 from benchmarks.core.hog_trunk import HogTrunk
-from pml_posets._networks import in_eval_mode
+from pml_posets._networks import hooked, in_eval_mode
 from pml_posets._random import preserved_randomness, seed_everything
-from pml_posets.methods._networks import conv_maps
 from pml_posets.training.checkpoints import load_checkpoint
 from pml_posets.training.finetune import freeze_batch_norm
 
@@ -267,19 +266,33 @@ def feature_dim(models: Mapping[str, nn.Module]) -> int:
     return next(m.in_features for m in models["embedder"].modules() if isinstance(m, nn.Linear))
 
 
-def maps_layer(trunk: nn.Module) -> str:
-    """Name of the trunk's submodule whose output are the last maps, before any pooling of them."""
+def last_maps(trunk: nn.Module, image_size: int) -> tuple[str, int, int]:
+    """Name of the submodule whose output are the trunk's last maps of more than one cell (of AlexNet before
+    the last max-pooling), and their height and width for images of this size. The trunk stays as it was.
+
+    Raises:
+        ValueError: for a trunk without maps.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def note(name: str, output: Any) -> None:
+        sizes.pop(name, None)
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
+            sizes[name] = output.shape[2], output.shape[3]
+
+    parts = {name: part for name, part in trunk.named_modules() if name}
     if isinstance(trunk, AlexNetTrunk):
-        return f"features.{len(trunk.features) - 2}"  # before the last max-pooling
-    return "features"
-
-
-def maps_size(trunk: nn.Module, image_size: int) -> tuple[int, int]:
-    """Height and width of the last maps of images of this size; the trunk stays as it was."""
+        parts = {(name := f"features.{len(trunk.features) - 2}"): parts[name]}
     images = torch.zeros(1, 3, image_size, image_size).to(next(trunk.parameters()))
-    with in_eval_mode(trunk):
-        maps = conv_maps(trunk, images, maps_layer(trunk))
-    return int(maps.shape[2]), int(maps.shape[3])
+    with in_eval_mode(trunk), hooked(parts, note):
+        trunk(images)
+    if not sizes:
+        raise ValueError(
+            "--method tac-ccl needs a --trunk with maps: no module of this one has an output (B, D, H, W) of "
+            f"more than one cell for images of {image_size} px"
+        )
+    name = list(sizes)[-1]
+    return name, *sizes[name]
 
 
 def _torchvision(config: TrunkConfig) -> nn.Sequential:

@@ -79,9 +79,9 @@ def test_layers_of_alexnet():
     assert torch.equal(models["embedder"](models["trunk"](images)), fc7)
     assert torch.equal(up_to(models, "embedding")(images), fc7)
     assert networks.feature_dim(models) == 256 * 9
-    maps = models["trunk"].get_submodule(networks.maps_layer(models["trunk"]))
-    assert isinstance(maps, nn.ReLU)
-    assert networks.maps_size(models["trunk"], 64) == (7, 7)
+    layer, *size = networks.last_maps(models["trunk"], 64)
+    assert isinstance(models["trunk"].get_submodule(layer), nn.ReLU)
+    assert size == [7, 7]
 
 
 def test_batch_norm_after_every_convolution_and_fc6():
@@ -114,8 +114,7 @@ def test_trunks_of_torchvision(trunk, size, dim, maps):
     for layer, width in (("pooled", dim), ("embedding", 24)):
         assert up_to(found, layer)(images).shape == (3, width)
     assert networks.feature_dim(found) == dim
-    assert networks.maps_layer(found["trunk"]) == "features"
-    assert networks.maps_size(found["trunk"], size) == maps
+    assert networks.last_maps(found["trunk"], size) == ("features", *maps)
     assert found["trunk"].training
     assert config.settings()["small_stem"] == (size == 32)
 
@@ -268,7 +267,7 @@ def test_a_trunk_by_its_function(tmp_path):
     config = TrunkConfig(TRUNK, 40, 6)
     models = build(config, 3, dropout=0.0)
     assert networks.feature_dim(models) == models["trunk"].dim == 12
-    assert networks.maps_size(models["trunk"], 40) == (4, 4)
+    assert networks.last_maps(models["trunk"], 40) == ("features", 4, 4)
     images = torch.rand(2, 3, 40, 40)
     maps = models["trunk"].features(images)
     torch.testing.assert_close(up_to(models, "pooled")(images), maps.mean((2, 3)))
@@ -277,6 +276,13 @@ def test_a_trunk_by_its_function(tmp_path):
     torch.save(other.state_dict(), tmp_path / "w.pth")
     load_imagenet(models, config, tmp_path / "w.pth")
     assert torch.equal(models["trunk"].features[0].weight, other[0].weight)
+
+
+def test_the_last_maps_of_a_trunk_that_gives_vectors():
+    pooled = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert networks.last_maps(pooled, 8) == ("1", 8, 8)
+    with pytest.raises(ValueError, match="needs a --trunk with maps: no module of this one"):
+        networks.last_maps(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), 8)
 
 
 def test_a_trunk_that_brings_imagenet_weights():
@@ -299,7 +305,8 @@ def test_a_trunk_that_brings_imagenet_weights():
     window = np.exp(-0.5 * (centers[:, None] / 0.4) ** 2 - 0.5 * (centers / 0.2) ** 2)
     assert trunk(normalized[..., :48, :48]).shape == (2, 112 * 3 * 3)
     torch.testing.assert_close(windowed, maps[0] * torch.from_numpy(window).float(), rtol=1e-3, atol=1e-4)
-    assert networks.maps_size(models["trunk"], 96) == (3, 3)
+    assert networks.last_maps(models["trunk"], 96) == ("features", 3, 3)
+    assert networks.last_maps(trunk, 96) == ("features.network._blocks.10", 6, 6)
     assert not config.small_stem
     networks.freeze(models["trunk"], ("features.network._blocks.[0-9].*",))
     copy.deepcopy(models)  # for a moving average
