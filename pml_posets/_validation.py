@@ -237,13 +237,26 @@ def as_class_ids(labels: Any, num_samples: int, name: str = "labels") -> NDArray
     return array.astype(np.int64, copy=False)
 
 
+def as_sources(
+    sources: Any, num_samples: int, name: str = "sources", like: str = " to match the samples"
+) -> np.ndarray:
+    """Sources as a validated (N,) array of numbers or strings."""
+    array = np.asarray(sources)
+    check_shape(array, name, (num_samples,), like)
+    known = (str, int, float, np.integer, np.floating)
+    for sample, source in enumerate(array.tolist() if array.dtype.kind not in "iuUS" else ()):
+        if not isinstance(source, known) or source != source:
+            raise TypeError(
+                f"{name} must be ints or strings, one for each sample, got {source!r} at {sample}"
+            )
+    return np.asarray(array.tolist()) if array.dtype == object else array
+
+
 def as_codes(sources: Any, num_samples: int) -> np.ndarray | None:
-    """Sources, (N,) ints or strings, as consecutive int64 numbers from 0; None for None."""
+    """Sources as consecutive int64 numbers from 0; None for None."""
     if sources is None:
         return None
-    names = np.asarray(sources)
-    check_shape(names, "sources", (num_samples,), " to match the samples")
-    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+    return np.unique(as_sources(sources, num_samples), return_inverse=True)[1].astype(np.int64)
 
 
 def as_flips(flips: Any, num_samples: int, mirrored: np.ndarray | None) -> np.ndarray:

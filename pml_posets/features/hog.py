@@ -21,6 +21,7 @@ __all__ = [
     "HogGrid",
     "HogItems",
     "block_toeplitz",
+    "check_window",
     "cholesky_factor",
     "hog_batches",
     "stationary_statistics",
@@ -145,6 +146,17 @@ class HogGrid:
         blocks = cells.unfold(1, self.block_size, 1).unfold(2, self.block_size, 1)  # (B, G, G, bins, b, b)
         blocks = blocks.permute(0, 1, 2, 4, 5, 3).flatten(3)
         return _unit_blocks(_unit_blocks(blocks).clamp_(max=_HIGHEST)).flatten(1)
+
+
+def check_window(window: Any) -> None:
+    """Raise unless it is two numbers above 0."""
+    try:
+        across, down = window
+        good = across > 0 and down > 0
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"window must be two numbers above 0, (x, y), got {window!r}")
 
 
 def window_weights(centers: np.ndarray, window: tuple[float, float]) -> np.ndarray:

@@ -24,6 +24,7 @@ from .hog import (
     HogBackend,
     HogGrid,
     HogItems,
+    check_window,
     cholesky_factor,
     hog_batches,
     stationary_statistics,
@@ -117,8 +118,8 @@ class HOGLDA(ImageStep):
     def _check_settings(self) -> None:
         as_count(self.grid.num_features, "num_features")
         as_real(self.ridge, "ridge", low=0)
-        if self.window is not None and (len(self.window) != 2 or not min(self.window) > 0):
-            raise ValueError(f"window must be two numbers above 0, (x, y), or None, got {self.window}")
+        if self.window is not None:
+            check_window(self.window)
 
     @property
     def grid(self) -> HogGrid:

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 
 from .._clips import Clips, as_times
 from .._validation import as_codes, as_count, as_real, unit_rows
-from .hog import HogGrid, HogItems, window_weights
+from .hog import HogGrid, HogItems, check_window, window_weights
 from .reduction import principal_components
 
 __all__ = ["MotionHOG", "background_motion"]
@@ -77,11 +77,7 @@ class MotionHOG(BaseEstimator):
         Returns:
             Features and those of the mirrored frames, (N, K) float32 each, unit rows.
         """
-        as_count(self.steps, "steps", least=0)
-        as_real(self.emphasis, "emphasis", low=0)
-        weights = [as_real(part, "a weight of parts", low=0) for part in self.parts]
-        if len(weights) != 3 or not any(weights):
-            raise ValueError(f"parts must be three weights, not all of them 0, got {self.parts}")
+        weights = self._weights()
         grid = HogGrid(self.image_size)
         items = HogItems(images, self.image_size)
         num = len(items)
@@ -102,6 +98,19 @@ class MotionHOG(BaseEstimator):
             both.append(np.concatenate(near, axis=1))
         features, mirrored = principal_components(both[0], self.components, both[1])
         return features, mirrored
+
+    def _weights(self) -> list[float]:
+        """Of the parts, once all options are checked."""
+        as_count(self.steps, "steps", least=0)
+        as_real(self.emphasis, "emphasis", low=0)
+        as_count(self.components, "components")
+        check_window(self.window)
+        if self.max_step is not None:
+            as_real(self.max_step, "max_step", low=0, open_low=True)
+        weights = [as_real(part, "a weight of parts", low=0) for part in np.ravel(self.parts)]
+        if len(weights) != 3 or not any(weights):
+            raise ValueError(f"parts must be three weights, not all of them 0, got {self.parts}")
+        return weights
 
     def _described(self, items: HogItems, clips: Clips, grid: HogGrid) -> list[tuple[np.ndarray, np.ndarray]]:
         """The three parts of all frames and of their mirror images, in the window, the mean subtracted."""

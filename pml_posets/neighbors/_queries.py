@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .._validation import as_codes, as_features, as_mirrored, as_row_numbers, check_shape
+from .._validation import as_codes, as_features, as_mirrored, as_row_numbers, as_sources
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,8 @@ def _source_codes(
         return codes, None if codes is None else codes[rows]
     if query_sources is None:
         raise ValueError("sources leave out the query's own source: query_features need query_sources too")
-    names, query_names = np.asarray(sources), np.asarray(query_sources)
-    check_shape(names, "sources", (num_samples,), " to match the samples")
-    check_shape(query_names, "query_sources", (len(rows),), " like query_features")
+    names = as_sources(sources, num_samples)
+    query_names = as_sources(query_sources, len(rows), "query_sources", " like query_features")
     if (names.dtype.kind in "US") != (query_names.dtype.kind in "US"):
         raise TypeError(
             f"sources and query_sources must be of one type, got {names.dtype} and {query_names.dtype}"

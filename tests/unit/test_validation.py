@@ -7,7 +7,7 @@ import pytest
 import torch
 from refusals import no_warning
 
-from pml_posets._validation import as_count, as_features, as_real, check_option, unit_rows
+from pml_posets._validation import as_codes, as_count, as_features, as_real, check_option, unit_rows
 
 
 @pytest.mark.parametrize("value", [3, np.int8(3), torch.tensor(3)])
@@ -60,3 +60,28 @@ def test_rows_that_float32_cannot_tell_apart_are_warned_of(offset):
     with no_warning():
         for fine in (rows, rows + 1e4, np.ones((5, 3)) / 3, np.arange(6).reshape(2, 3), rows * 1e30):
             as_features(fine)
+
+
+def test_sources_of_several_kinds():
+    for sources in (
+        list("bab"),
+        [2, 1, 2],
+        ["b", 1, "b"],
+        np.array([2, 1, 2], object),
+        torch.tensor([2, 1, 2]),
+    ):
+        found = as_codes(sources, 3)
+        assert found.dtype == np.int64
+        assert (found[0], found[2]) == (1, 1)
+        assert found[1] == 0
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, (1, 2)])
+def test_a_source_that_is_not_known(missing):
+    sources = np.empty(3, object)
+    sources[:] = ["a", "b", "a"]
+    sources[1] = missing
+    with pytest.raises(TypeError, match=r"sources must be ints or strings, one for each sample, got .* at 1"):
+        as_codes(sources, 3)
+    with pytest.raises(TypeError, match="got nan at 2"):
+        as_codes([0, 1, np.nan], 3)

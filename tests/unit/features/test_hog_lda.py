@@ -268,6 +268,7 @@ test_bad_settings = refuses_each(
     ({"ridge": -1}, "ridge must be at least 0, got -1"),
     ({"ridge": np.nan}, "ridge must be at least 0, got nan"),
     ({"window": (0.2, 0.0)}, "window must be two numbers above 0"),
+    ({"window": 0.2}, "window must be two numbers above 0"),
     error=(ValueError, TypeError),
 )
 

@@ -108,6 +108,11 @@ def test_frames_without_neighbors_and_long_clips_are_described():
     [
         ({"parts": (0, 0, 0)}, "not all of them 0"),
         ({"parts": (1, 2)}, "three weights"),
+        ({"parts": 0.5}, "three weights"),
+        ({"window": (0, 0.1)}, "window must be two numbers above 0"),
+        ({"window": (0.1,)}, "window must be two numbers above 0"),
+        ({"components": 0}, "components must be at least 1"),
+        ({"max_step": -1}, "max_step must be above 0"),
         ({"emphasis": -1.0}, "emphasis must be at least 0"),
         ({"steps": -1}, "steps must be at least 0"),
         ({"image_size": 30}, "multiple of"),

@@ -378,6 +378,11 @@ test_bad_options = refuses_each(
     ({"query_sources": [1] * 6}, ValueError, "query_sources need sources and query_features"),
     (OUTSIDE, ValueError, "need query_sources too"),
     ({**OUTSIDE, "query_sources": list("abcd")}, TypeError, "must be of one type"),
+    (
+        {**OUTSIDE, "query_sources": [1, 2, None, 4]},
+        TypeError,
+        "query_sources must be .* got None at 2",
+    ),
     ({"features": np.full((6, 4), 1e20)}, ValueError, "scale them"),
 )
 
