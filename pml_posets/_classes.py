@@ -43,6 +43,8 @@ def relabel(labels: Any) -> np.ndarray:
 
 def check_neighbors(neighbors: Neighbors, num_samples: int, mirrored: bool) -> None:
     """That the lists are those of all the samples, with flips if there are mirrored features."""
+    if not isinstance(neighbors, Neighbors):
+        raise TypeError(f"neighbors must be Neighbors, as search returns them, got {neighbors!r}")
     indices = np.asarray(neighbors.indices)
     if indices.ndim != 2 or len(indices) != num_samples or not indices.shape[1]:
         raise ValueError(

@@ -45,7 +45,7 @@ def hooked(modules: Mapping[str, nn.Module], keep: Callable[[str, Any], None]) -
 def submodules(network: nn.Module, names: Sequence[str], what: str) -> dict[str, nn.Module]:
     """The submodules of these names, as in `named_modules`."""
     known = dict(network.named_modules())
-    if unknown := [name for name in names if not name or name not in known]:
+    if unknown := [name for name in names if not (isinstance(name, str) and name and name in known)]:
         raise ValueError(f"{what}, got {unknown[0]!r}: it has {', '.join(name for name in known if name)}")
     return {name: known[name] for name in names}
 

@@ -69,10 +69,30 @@ def kind_of(value: Any) -> str:
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
+def as_flag(value: Any, name: str) -> bool:
+    """True or False, of Python or numpy."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def as_device(device: Any) -> torch.device:
+    """A device by its name or number, if it can be there."""
+    if isinstance(device, bool) or not isinstance(device, str | int | torch.device):
+        raise TypeError(f'device must be "cpu", "cuda", "cuda:1", ... or a torch.device, got {device!r}')
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f'device must be one that torch knows ("cpu", "cuda:1"), got {device!r}') from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f'device "{found}" asked for, but torch sees no GPU: use device="cpu"')
+    return found
+
+
 def check_option(value: Any, name: str, options: Any) -> Any:
     """`value`, if it is one of the Literal `options`."""
     allowed = get_args(options)
-    if value not in allowed:
+    if not any(isinstance(value, type(option)) and value == option for option in allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return value
 

@@ -19,11 +19,12 @@ from torch.utils.data import Subset
 
 from ._io import read_npz, write_npz
 from ._random import derive_seeds, seeded
-from ._validation import as_count, as_real, unit_rows
+from ._validation import as_count, as_flag, as_real, unit_rows
 from .data.augmentation import BatchAugmentation
 from .data.datasets import check_dataset
 from .data.identity import digest, weights_digest
 from .data.image_list import ImageList, image_files
+from .data.images import per_color
 from .evaluation.label_free import LabelFreeScore, label_free_score
 from .features.hog import HogGrid, HogItems, hog_batches
 from .features.instance_lda import InstanceLDA
@@ -129,6 +130,11 @@ class Embedder(BaseEstimator):
                 `ImageList(image_files(folder), skip_unreadable=True)`.
         """
         seed = as_count(self.random_state, "random_state", 0)
+        if not isinstance(self.network, nn.Module | None):
+            raise TypeError(f"network must be a torch.nn.Module or None, got {self.network!r}")
+        for name in ("mean", "std"):
+            per_color(getattr(self, name), name, positive=name == "std")
+        as_flag(self.mirror, "mirror")
         as_real(self.whitening, "whitening", low=0, high=1)
         as_count(self.num_views, "num_views", 2)
         neighbors = as_count(self.neighbors, "neighbors", 0)

@@ -6,12 +6,13 @@ import math
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .._validation import as_real, check_shape
-from .images import normalized, per_channel
+from .images import normalized, per_color
 
 __all__ = ["BatchAugmentation"]
 
@@ -77,7 +78,7 @@ class BatchAugmentation(nn.Module):
                 raise TypeError(f"BatchAugmentation has no argument {name!r}")
             warnings.warn(f"{name}= is now {_RENAMED[name]}=", DeprecationWarning, stacklevel=2)
         color, gray = old.get("colour", color), old.get("grey", gray)
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
+        if np.shape(scale) != (2,) or not 0 < scale[0] <= scale[1] < math.inf:
             raise ValueError(f"scale must be a range of two numbers above 0, got {scale}: try (1.0, 1.41)")
         as_real(rotation, "rotation", low=0, high=180)
         as_real(shear, "shear", low=0, high=89)
@@ -87,9 +88,7 @@ class BatchAugmentation(nn.Module):
         self.scale, self.rotation, self.shear, self.translation = scale, rotation, shear, translation
         self.brightness, self.color, self.gray = brightness, color, gray
         for name, values in (("mean", mean), ("std", std)):
-            if len(values) != 3:
-                raise ValueError(f"{name} must be three numbers, one a channel, got {values}")
-            self.register_buffer(name, per_channel(values, name, positive=name == "std"), persistent=False)
+            self.register_buffer(name, per_color(values, name, positive=name == "std"), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalize, and in training mode augment: (B, 3, H, W) -> (B, 3, H, W) float32."""

@@ -58,6 +58,7 @@ def read_batches(
     """
     from tqdm.auto import tqdm
 
+    num_workers = as_count(num_workers, "num_workers", least=0)
     loader = DataLoader(
         items,
         batch_size,
@@ -289,6 +290,8 @@ class WithViews(_Wrapper):
         self, dataset: Any, transform: Callable[[Any], Any], num_views: int = 8, seed: int = 0
     ) -> None:
         super().__init__(dataset)
+        if not callable(transform):
+            raise TypeError(f"transform must be a function of an image, got {transform!r}")
         self.transform = transform
         self.num_views, self.seed = as_count(num_views, "num_views"), as_count(seed, "seed", 0)
         self.instances = np.arange(len(dataset)).repeat(self.num_views)

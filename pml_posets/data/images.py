@@ -199,11 +199,22 @@ def check_pixels(images: torch.Tensor, name: str = "images") -> None:
 
 def per_channel(values: float | Sequence[float], name: str, positive: bool = False) -> torch.Tensor:
     """(1, C, 1, 1) from a number a channel, or (1, 1, 1, 1) from one for all."""
-    each = [values] if isinstance(values, int | float) else list(values)
+    try:
+        each = [values] if isinstance(values, int | float) else list(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a number, or one a channel, got {values!r}") from None
     low = 0.0 if positive else -math.inf
     return torch.tensor([as_real(value, name, low=low, open_low=positive) for value in each]).view(
         1, -1, 1, 1
     )
+
+
+def per_color(values: Sequence[float], name: str, positive: bool = False) -> torch.Tensor:
+    """(1, 3, 1, 1) from three numbers."""
+    found = per_channel(values, name, positive)
+    if found.shape[1] != 3:
+        raise ValueError(f"{name} must be three numbers, one a channel, got {values}")
+    return found
 
 
 def normalized(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

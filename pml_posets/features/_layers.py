@@ -29,7 +29,7 @@ class LayerReader:
         device: torch.device,
         amp: bool | torch.dtype,
     ) -> None:
-        if not isinstance(amp, bool) and amp not in (torch.bfloat16, torch.float16):
+        if not isinstance(amp, bool) and not any(amp is half for half in (torch.bfloat16, torch.float16)):
             raise ValueError(f"amp must be True, False, torch.bfloat16 or torch.float16, got {amp!r}")
         self.model, self.layer, self.device = model, layer, device
         names = [] if layer is None else [layer]

@@ -18,7 +18,7 @@ except ImportError:  # scikit-learn before 1.6
         estimator._check_feature_names(X, reset=reset)
 
 
-from .._validation import as_features, scale_of, unit_rows
+from .._validation import as_features, as_flag, scale_of, unit_rows
 from ..distributed.sharing import gather_shares
 
 Rows = NDArray[np.float32]
@@ -48,7 +48,7 @@ class LinearStep(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             raise ValueError(f"features must have {len(self.mean_)} columns, as fitted, got {rows.shape}")
         _check_feature_names(self, features, reset=False)
         embedded = np.asarray((rows - self.mean_) @ self.weight_.T, np.float32)
-        return unit_rows(embedded) if self.normalize else embedded
+        return unit_rows(embedded) if as_flag(self.normalize, "normalize") else embedded
 
 
 def rows_to_fit(features: ArrayLike) -> Rows:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .._validation import as_count, check_option
+from .._validation import as_count, as_device, check_option
 from ..data.datasets import SeededDataset, check_dataset, read_batches
 from ..data.images import UnreadableImageError, as_image, resized
 
@@ -115,7 +115,7 @@ class HogGrid:
             for row, image in zip(rows, images, strict=True):
                 row[:] = hog(image.astype(np.float32), self.num_orientations, cells, blocks, channel_axis=-1)
             return rows
-        device = torch.device(device)
+        device = as_device(device)
         step = max(1, (_CHUNK if device.type == "cpu" else 128 * _CHUNK) // max(1, images[0:1].size))
         for start in range(0, len(images), step):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + step])).to(device)

@@ -11,7 +11,7 @@ from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
-from .._validation import ArrayLike, as_class_ids, as_count, as_features, as_real, unit_rows
+from .._validation import ArrayLike, as_class_ids, as_count, as_features, as_flag, as_real, unit_rows
 from ._rows import Rows, rows_to_fit
 from .saving import Saved
 
@@ -163,7 +163,7 @@ class InstanceLDA(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         """
         mean, weight = self._fitted()
         embedded = _as_rows(self, X, reset=False) @ weight.T - weight @ mean
-        return unit_rows(embedded) if self.normalize else embedded
+        return unit_rows(embedded) if as_flag(self.normalize, "normalize") else embedded
 
     def linear(self) -> torch.nn.Linear:
         """The same as a module, such as PML takes for an "embedder": (B, D) -> (B, K), not normalized.

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from .._networks import device_of, in_eval_mode
 from .._random import seeded
-from .._validation import as_count, unit_rows
+from .._validation import as_count, as_device, as_flag, unit_rows
 from ..data.datasets import SeededDataset, read_batches
 from ..data.images import as_image, check_channels_first, image_of, resized
 from ..distributed.sharing import leads_work
@@ -120,6 +120,7 @@ def extract(
         >>> extract(torch.nn.Flatten(), images, progress=False).shape
         (5, 192)
     """
+    mirror, center, normalize = map(as_flag, (mirror, center, normalize), ("mirror", "center", "normalize"))
     reader = LayerReader(model, layer, grid, window, mean, std, _placed(model, device), amp)
     views = _read(reader, Images(dataset, size, crop), batch_size, num_workers, mirror, progress)
     if center:
@@ -135,8 +136,8 @@ def _placed(model: nn.Module, device: str | torch.device | None) -> torch.device
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__qualname__}: wrap it in one")
     if device is None:
         return device_of(model)
-    model.to(device)
-    return torch.device(device)
+    model.to(place := as_device(device))
+    return place
 
 
 def _read(

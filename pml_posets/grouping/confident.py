@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .._clips import Clips, as_times
-from .._validation import ArrayLike, as_codes, as_count, as_mirrored, as_real, unit_rows
+from .._validation import ArrayLike, as_codes, as_count, as_flag, as_mirrored, as_real, unit_rows
 from ..neighbors.nearest import Backend, Method, Neighbors
 from ._base import NeighborGrouping
 
@@ -258,6 +258,7 @@ class ConfidentGrouping(NeighborGrouping):
         return bool((np.abs(np.einsum("nd,nd->n", features, features) - 1) < 1e-4).all())
 
     def _check(self) -> None:
+        as_flag(self.one_per_source, "one_per_source")
         as_real(self.coverage, "coverage", low=0, high=1, open_low=True)
         if self.min_similarity is not None:
             as_real(self.min_similarity, "min_similarity", low=-1, high=1)

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import kmeans_plusplus
 
 from .._moved import old_names
-from .._validation import ArrayLike, as_count, as_features, as_labels, scale_of
+from .._validation import ArrayLike, as_count, as_features, as_flag, as_labels, scale_of
 from ..neighbors._measuring import squared_gaps
 
 __all__ = ["KMeansGrouping"]
@@ -82,6 +82,7 @@ class KMeansGrouping(ClusterMixin, BaseEstimator):
                 f"num_clusters must be at most the number of samples, got {clusters} for {len(rows)} "
                 f"(n_samples={len(rows)}): ask for fewer clusters"
             )
+        as_flag(self.warm_start, "warm_start")
         num_starts = as_count(self.num_starts, "num_starts")
         as_count(self.max_iterations, "max_iterations")
         as_count(self.random_state, "random_state", least=0)

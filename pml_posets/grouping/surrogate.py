@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._validation import ArrayLike, as_codes, as_count, as_features, as_mirrored, as_real
+from .._validation import ArrayLike, as_codes, as_count, as_features, as_flag, as_mirrored, as_real
 from ..neighbors.nearest import Backend, Method, Neighbors
 from ._base import NeighborGrouping
 from ._groups import Groups, Space, grow
@@ -180,8 +180,8 @@ class SurrogateGrouping(NeighborGrouping):
                 f"features hold {len(table)} samples (n_samples={len(table)}), fewer than a class of "
                 f"min_size={self.min_size}: give more samples or lower min_size"
             )
-        codes = as_codes(sources if self.one_per_source else None, len(table))
-        return table, as_mirrored(mirrored, table), codes
+        codes = as_codes(sources, len(table))
+        return table, as_mirrored(mirrored, table), codes if self.one_per_source else None
 
     def lists_nearest(self, features: np.ndarray, sources: Any) -> bool:
         """Whether `find_neighbors` lists the nearest samples that are not of a sample's own source."""
@@ -195,17 +195,16 @@ class SurrogateGrouping(NeighborGrouping):
             as_count(self.max_neighbors, "max_neighbors", self.min_size - 1)
         if self.num_classes is not None:
             as_count(self.num_classes, "num_classes")
+        as_flag(self.one_per_source, "one_per_source")
         for name in ("max_widening", "contrast"):
-            if not np.isposinf(getattr(self, name)):
-                as_real(getattr(self, name), name, low=1)
+            value = getattr(self, name)
+            if not (isinstance(value, float | np.floating) and value == np.inf):
+                as_real(value, name, low=1)
         for name, high in {"top_fraction": 1, "merge_overlap": 1, "scale": np.inf}.items():
             if name != "top_fraction" or self.top_fraction is not None:
                 as_real(getattr(self, name), name, low=0, high=high, open_low=True)
-        if self.mean_size is not None and not self.min_size <= self.mean_size <= self.max_size:
-            raise ValueError(
-                f"mean_size must lie between min_size={self.min_size} and max_size={self.max_size}, "
-                f"got {self.mean_size!r}"
-            )
+        if self.mean_size is not None:
+            as_real(self.mean_size, "mean_size, min_size to max_size,", low=self.min_size, high=self.max_size)
 
     def _steered(self, grown: Groups, space: Space, codes: np.ndarray | None) -> Groups:
         """Classes from groups of the size that comes nearest to what is asked for (step 6)."""

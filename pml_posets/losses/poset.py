@@ -20,7 +20,7 @@ from .._medoids import (
     prepared_pair,
     without_autocast,
 )
-from .._validation import as_count, as_real, check_option
+from .._validation import as_count, as_flag, as_real, check_option
 
 __all__ = ["Margin", "PosetLoss", "poset_terms"]
 
@@ -173,13 +173,13 @@ class PosetLoss(BaseMetricLossFunction):
         super().__init__(**kwargs)
         check_distance(self.distance)
         self.num_nearest = as_count(num_nearest, "num_nearest")
-        if sigma == "auto":
+        if isinstance(sigma, str) and sigma == "auto":
             sigma = _UNIT_SIGMA if compares_units(self.distance) else None
         self.sigma = None if sigma is None else as_real(sigma, "sigma", low=0, open_low=True)
         self.gamma = as_real(gamma, "gamma", low=0)
         self.margin = check_option(margin, "margin", Margin)
         self.anchors = check_option(anchors, "anchors", Anchors)
-        self.detach_representatives = bool(detach_representatives)
+        self.detach_representatives = as_flag(detach_representatives, "detach_representatives")
         self.min_sigma = as_real(min_sigma, "min_sigma", low=0, open_low=True)
         for name, value in (("sigma", self.sigma), ("min_sigma", self.min_sigma)):
             if value is not None and value < 1e-15:

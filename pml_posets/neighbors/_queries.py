@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .._validation import as_codes, as_features, as_mirrored, as_row_numbers, as_sources
+from .._validation import as_codes, as_features, as_flag, as_mirrored, as_row_numbers, as_sources
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Queries:
             rows = as_row_numbers(queries, "queries", len(table))
         mirrors = as_mirrored(mirrored, vectors)
         codes, query_codes = _source_codes(sources, query_sources, len(table), rows, inside)
-        excluded = np.full(len(rows), int(inside and exclude_self))
+        excluded = np.full(len(rows), int(as_flag(exclude_self, "exclude_self") and inside))
         if codes is not None and query_codes is not None:
             excluded = np.bincount(codes, minlength=int(query_codes.max(initial=0)) + 1)[query_codes]
         return cls(vectors, mirrors, rows, inside, exclude_self, codes, query_codes, excluded)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .._validation import as_count, as_features, check_option
+from .._validation import as_count, as_device, as_features, check_option
 from ..distributed.sharing import gather_shares, leads_work, shares_work
 from ._measuring import Answer, measure, measure_all
 from ._proposals import (
@@ -110,7 +110,7 @@ def search(
         >>> search([[0.0], [1.0], [1.5], [9.0]], k=2, sources=["a", "a", "b", "c"]).distances[0].tolist()
         [1.5, 9.0]
     """
-    table, k, place = as_features(features), as_count(k, "k"), torch.device(device)
+    table, k, place = as_features(features), as_count(k, "k"), as_device(device)
     asked = Queries.of(table, queries, query_features, mirrored, sources, query_sources, exclude_self)
     if check_option(method, "method", Method) == "auto":
         method = faster_method(len(table), len(asked.rows), table.shape[1])
@@ -263,8 +263,6 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 def _uses_faiss(backend: str, device: torch.device) -> bool:
     check_option(backend, "backend", Backend)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f'device "{device}" asked for, but torch sees no GPU: use device="cpu"')
     if backend == "faiss" and device.type == "cuda":
         import faiss
 

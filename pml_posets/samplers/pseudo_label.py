@@ -17,6 +17,7 @@ from .._validation import (
     ArrayLike,
     as_count,
     as_features,
+    as_flag,
     as_labels,
     as_mirrored,
     as_real,
@@ -164,7 +165,7 @@ class PseudoLabelSampler(BatchSampler):
             grouping = SurrogateGrouping()
         self.grouping = grouping
         self.assignment = assignment
-        self.warm_start = warm_start
+        self.warm_start = as_flag(warm_start, "warm_start")
         self.sources = None if sources is None else np.asarray(sources)
         self.times = None if times is None else np.asarray(times)
         self.seed = as_count(seed, "seed", least=0)
