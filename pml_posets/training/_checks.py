@@ -26,6 +26,7 @@ from torch.utils.data import BatchSampler, Subset, default_collate
 from .._networks import in_eval_mode
 from .._random import seeded
 from .._validation import as_count, as_real
+from ..data.datasets import check_dataset
 from ..losses.feature import FeatureLoss
 from ..losses.pseudo_label import PseudoLabelLoss, WeightedLosses
 from ..posets import Posets
@@ -56,10 +57,17 @@ def check_sampler(sampler: Any) -> None:
         )
 
 
+def check_mappings(**given: Any) -> None:
+    """Raise a TypeError for what is no mapping."""
+    for name, value in given.items():
+        if not hasattr(value, "items"):
+            raise TypeError(f"{name} must be a dict, got {value!r}")
+
+
 def check_datasets(num_samples: int, **datasets: Any) -> None:
     """Raise a ValueError for datasets of another number of samples."""
     for name, data in datasets.items():
-        if len(data) != num_samples:
+        if check_dataset(data, name) != num_samples:
             found = f"{len(data)}: was it filtered after the features were extracted?"
             raise ValueError(f"{name} must have {num_samples} samples like the sampler's, got {found}")
 

@@ -58,6 +58,8 @@ class FromLayer(nn.Module):
 
     def __init__(self, network: nn.Module, layer: str, image_size: int) -> None:
         super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network must be a torch.nn.Module, got {network!r}")
         submodules(network, [layer], "layer must be a submodule of the network")
         self.network, self.layer, self.image_size = network, layer, as_count(image_size, "image_size")
         self._front: list[str] = []
@@ -192,6 +194,10 @@ class CachedMaps(Dataset[torch.Tensor]):
         progress: bool = True,
     ) -> None:
         self.num_views, seed = as_count(num_views, "num_views", 0), as_count(seed, "seed", 0)
+        if not isinstance(augmentation, nn.Module | None):
+            raise TypeError(f"augmentation must be a torch.nn.Module or None, got {augmentation!r}")
+        if not isinstance(amp, torch.dtype | None):
+            raise TypeError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
         augment = augmentation or BatchAugmentation(brightness=0.4, color=0.1, gray=0.1)
         self._shape = (self.num_views + 1, check_dataset(dataset), *tail.shape)
         size = 2 * int(np.prod(self._shape))
