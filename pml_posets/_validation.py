@@ -97,6 +97,12 @@ def check_option(value: Any, name: str, options: Any) -> Any:
     return value
 
 
+def check_scale(scale: Any, example: str) -> None:
+    """Raise unless it is a range of magnifications."""
+    if np.shape(scale) != (2,) or not 0 < scale[0] <= scale[1] < math.inf:
+        raise ValueError(f"scale must be a range of two numbers above 0, got {scale}: try {example}")
+
+
 def check_shape(x: Any, name: str, shape: tuple[int | str, ...], why: str = "", advice: str = "") -> None:
     """Raise a ValueError unless `x` has this shape, in which a letter stands for any length."""
     found = tuple(x.shape)

@@ -6,12 +6,11 @@ import math
 import warnings
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .._validation import as_real, check_shape
+from .._validation import as_real, check_scale, check_shape
 from .images import normalized, per_color
 
 __all__ = ["BatchAugmentation"]
@@ -78,8 +77,7 @@ class BatchAugmentation(nn.Module):
                 raise TypeError(f"BatchAugmentation has no argument {name!r}")
             warnings.warn(f"{name}= is now {_RENAMED[name]}=", DeprecationWarning, stacklevel=2)
         color, gray = old.get("colour", color), old.get("grey", gray)
-        if np.shape(scale) != (2,) or not 0 < scale[0] <= scale[1] < math.inf:
-            raise ValueError(f"scale must be a range of two numbers above 0, got {scale}: try (1.0, 1.41)")
+        check_scale(scale, "(1.0, 1.41)")
         as_real(rotation, "rotation", low=0, high=180)
         as_real(shear, "shear", low=0, high=89)
         as_real(color, "color", low=0)

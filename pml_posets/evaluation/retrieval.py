@@ -6,7 +6,7 @@ Neighbors are searched block by block, and of a block only a few numbers a query
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -120,7 +120,7 @@ def retrieval_scores(
         {1: 0.5, 2: 0.75}
     """
     prepare = unit_rows if check_option(similarity, "similarity", _Similarity) == "cosine" else as_features
-    ks = tuple(sorted({as_count(k, "every k of ks") for k in ks}))
+    ks = tuple(sorted({as_count(k, "every k of ks") for k in (ks if isinstance(ks, Iterable) else [ks])}))
     table = prepare(features, "features")
     classes = as_class_ids(labels, len(table))
     own = query_features is None

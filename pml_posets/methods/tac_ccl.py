@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._batch_checks import as_indices
-from .._validation import as_real, check_shape
+from .._validation import as_real, check_scale, check_shape
 from ..data.augmentation import BatchAugmentation
 from ..posets import Posets
 from ._networks import at_least_float32, check_images, conv_maps, pooled_features, without_augmentation
@@ -164,8 +164,7 @@ def random_affines(
         >>> torch.equal(mirrored[0], torch.tensor([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
         True
     """
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
-        raise ValueError(f"scale must be a range of two numbers above 0, got {scale}: try (0.8, 1.25)")
+    check_scale(scale, "(0.8, 1.25)")
     rotation = as_real(rotation, "rotation", low=0, high=180)
     translation = as_real(translation, "translation", low=0, high=1)
     flip = as_real(flip, "flip", low=0, high=1)

@@ -17,8 +17,10 @@ from pml_posets import (
     extract,
     search,
 )
+from pml_posets.evaluation import retrieval_scores
 from pml_posets.features import InstanceLDA, MotionHOG, PartialWhitening
 from pml_posets.grouping import KMeansGrouping
+from pml_posets.methods import AttentionConsistencyObjective
 from pml_posets.posets import Posets
 from pml_posets.training import CachedMaps, FromLayer
 
@@ -59,6 +61,8 @@ CALLS = {
     "embedder": lambda **x: Embedder(**x).fit(IMAGES),
     "layer": lambda network: FromLayer(network, "0", 8),
     "maps": cached_maps,
+    "attention": AttentionConsistencyObjective,
+    "scores": lambda ks: retrieval_scores(ROWS, CLASSES, ks),
     "joint": joint,
 }
 TWO = np.array([1.0, 2.0])
@@ -96,6 +100,8 @@ WRONG = {
     "embedder": {"network": ["resnet18", 3], "mean": [0.5, None], "std": [(1, 2)], "mirror": ["no"]},
     "layer": {"network": [None, "resnet18"]},
     "maps": {"augmentation": [True, "a"], "amp": [True, "bfloat16"]},
+    "attention": {"scale": [1.5, None]},
+    "scores": {"ks": [None, 1.5, (0,)]},
     "joint": {
         "models": [None, [NETWORK]],
         "optimizers": [None, [1]],
