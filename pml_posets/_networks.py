@@ -44,6 +44,8 @@ def hooked(modules: Mapping[str, nn.Module], keep: Callable[[str, Any], None]) -
 
 def submodules(network: nn.Module, names: Sequence[str], what: str) -> dict[str, nn.Module]:
     """The submodules of these names, as in `named_modules`."""
+    if isinstance(names, str):
+        raise TypeError(f"{what}: give a list of names, got {names!r}")
     known = dict(network.named_modules())
     if unknown := [name for name in names if not (isinstance(name, str) and name and name in known)]:
         raise ValueError(f"{what}, got {unknown[0]!r}: it has {', '.join(name for name in known if name)}")

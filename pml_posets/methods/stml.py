@@ -234,7 +234,7 @@ class STMLObjective(nn.Module):
         self.same_view, self.augmenting = same_view, augmenting
         self.wide = nn.Linear(as_count(feature_dim, "feature_dim"), as_count(wide_dim, "wide_dim"))
         self.wide.to(device_of(models["trunk"]))
-        self.decay = float(decay)
+        self.decay = as_real(decay, "decay", low=0, high=1, open_high=True)
         student = {"trunk": models["trunk"], "wide": self.wide}
         self._averages = {name: moving_average(model, decay) for name, model in student.items()}
         self.teacher = nn.ModuleDict({name: mean.module for name, mean in self._averages.items()})

@@ -40,6 +40,7 @@ def parameter_groups(
         Dicts with params, lr and weight_decay, in the order in which the parameters appear.
 
     Raises:
+        TypeError: for no module, or a single pattern that is in no list.
         ValueError: for a pattern that matches no parameter, a number out of range, or nothing to train.
 
     Example:
@@ -48,6 +49,10 @@ def parameter_groups(
         >>> [(len(group["params"]), group["lr"]) for group in groups]
         [(1, 0.001), (2, 0.01)]
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {module!r}")
+    if freeze is None or isinstance(freeze, str):
+        raise TypeError(f"freeze must be a list of patterns, got {freeze!r}")
     base = as_real(lr, "lr", low=0, open_low=True)
     decay = as_real(weight_decay, "weight_decay", low=0)
     factors = {pattern: as_real(rate, f"rate of {pattern}", low=0) for pattern, rate in (rates or {}).items()}

@@ -19,10 +19,11 @@ from pml_posets import (
 )
 from pml_posets.evaluation import retrieval_scores
 from pml_posets.features import InstanceLDA, MotionHOG, PartialWhitening
+from pml_posets.features.pooled import LayerOutputs
 from pml_posets.grouping import KMeansGrouping
 from pml_posets.methods import AttentionConsistencyObjective
 from pml_posets.posets import Posets
-from pml_posets.training import CachedMaps, FromLayer
+from pml_posets.training import CachedMaps, FromLayer, parameter_groups
 
 ROWS = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
 CLASSES = np.arange(30) // 5
@@ -62,6 +63,8 @@ CALLS = {
     "layer": lambda network: FromLayer(network, "0", 8),
     "maps": cached_maps,
     "attention": AttentionConsistencyObjective,
+    "groups": lambda **x: parameter_groups(**{"module": NETWORK, "lr": 0.1, **x}),
+    "layers": lambda layers: LayerOutputs(NETWORK, layers),
     "scores": lambda ks: retrieval_scores(ROWS, CLASSES, ks),
     "joint": joint,
 }
@@ -101,6 +104,8 @@ WRONG = {
     "layer": {"network": [None, "resnet18"]},
     "maps": {"augmentation": [True, "a"], "amp": [True, "bfloat16"]},
     "attention": {"scale": [1.5, None]},
+    "groups": {"module": [None, [NETWORK]], "freeze": ["0.*", None], "lr": [0, "a"]},
+    "layers": {"layers": ["0", [0], []]},
     "scores": {"ks": [None, 1.5, (0,)]},
     "joint": {
         "models": [None, [NETWORK]],
