@@ -282,7 +282,8 @@ def last_maps(trunk: nn.Module, image_size: int) -> tuple[str, int, int]:
 
     parts = {name: part for name, part in trunk.named_modules() if name}
     if isinstance(trunk, AlexNetTrunk):
-        parts = {(name := f"features.{len(trunk.features) - 2}"): parts[name]}
+        before_pooling = f"features.{len(trunk.features) - 2}"
+        parts = {before_pooling: parts[before_pooling]}
     images = torch.zeros(1, 3, image_size, image_size).to(next(trunk.parameters()))
     with in_eval_mode(trunk), hooked(parts, note):
         trunk(images)

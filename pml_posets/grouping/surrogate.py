@@ -204,7 +204,11 @@ class SurrogateGrouping(NeighborGrouping):
             if name != "top_fraction" or self.top_fraction is not None:
                 as_real(getattr(self, name), name, low=0, high=high, open_low=True)
         if self.mean_size is not None:
-            as_real(self.mean_size, "mean_size, min_size to max_size,", low=self.min_size, high=self.max_size)
+            if not self.min_size <= as_real(self.mean_size, "mean_size") <= self.max_size:
+                raise ValueError(
+                    f"mean_size must lie between min_size={self.min_size} and max_size={self.max_size}, "
+                    f"got {self.mean_size!r}"
+                )
 
     def _steered(self, grown: Groups, space: Space, codes: np.ndarray | None) -> Groups:
         """Classes from groups of the size that comes nearest to what is asked for (step 6)."""
