@@ -203,12 +203,12 @@ class SurrogateGrouping(NeighborGrouping):
         for name, high in {"top_fraction": 1, "merge_overlap": 1, "scale": np.inf}.items():
             if name != "top_fraction" or self.top_fraction is not None:
                 as_real(getattr(self, name), name, low=0, high=high, open_low=True)
-        if self.mean_size is not None:
-            if not self.min_size <= as_real(self.mean_size, "mean_size") <= self.max_size:
-                raise ValueError(
-                    f"mean_size must lie between min_size={self.min_size} and max_size={self.max_size}, "
-                    f"got {self.mean_size!r}"
-                )
+        size = None if self.mean_size is None else as_real(self.mean_size, "mean_size")
+        if size is not None and not self.min_size <= size <= self.max_size:
+            raise ValueError(
+                f"mean_size must lie between min_size={self.min_size} and max_size={self.max_size}, "
+                f"got {size}"
+            )
 
     def _steered(self, grown: Groups, space: Space, codes: np.ndarray | None) -> Groups:
         """Classes from groups of the size that comes nearest to what is asked for (step 6)."""

@@ -239,7 +239,7 @@ test_bad_input = refuses(
     (called(trunk=nn.Conv2d(3, 5, 3)), ValueError, "not the one that the teacher was copied from"),
     (lambda: STMLObjective({}, 6), TypeError, 'must be a mapping with a module "trunk"'),
     (objective(k=1), ValueError, "k must be at least 2"),
-    (objective(decay=1.0), ValueError, r"decay must be in \[0, 1\), got 1"),
+    (objective(decay=1.0), ValueError, "decay must be in [0, 1), got 1.0"),
     (objective(divergence_weight=-1), ValueError, "divergence_weight must be at least 0"),
     (objective(delta=0), ValueError, "delta must be above 0"),
 )
