@@ -57,9 +57,10 @@ def check_sampler(sampler: Any) -> None:
         )
 
 
-def check_mappings(**given: Any) -> None:
-    """Raise a TypeError for what is no mapping."""
-    for name, value in given.items():
+def check_mappings(needed: Mapping[str, Any], **optional: Any) -> None:
+    """Raise a TypeError for what is no mapping, nor None where it is optional."""
+    given = {name: value for name, value in optional.items() if value is not None}
+    for name, value in {**needed, **given}.items():
         if not hasattr(value, "items"):
             raise TypeError(f"{name} must be a dict, got {value!r}")
 

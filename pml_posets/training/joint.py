@@ -180,9 +180,8 @@ class JointTrainer(Saved):
     ) -> None:
         super().__init__()
         check_sampler(sampler)
-        mining_funcs, lr_schedulers, settings = mining_funcs or {}, lr_schedulers or {}, settings or {}
-        check_mappings(models=models, optimizers=optimizers, loss_funcs=loss_funcs, settings=settings)
-        check_mappings(mining_funcs=mining_funcs, lr_schedulers=lr_schedulers)
+        needed = {"models": models, "optimizers": optimizers, "loss_funcs": loss_funcs}
+        check_mappings(needed, mining_funcs=mining_funcs, lr_schedulers=lr_schedulers, settings=settings)
         self.sampler = sampler
         self.dataset = dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
         self.feature_dataset = self.dataset.dataset if feature_dataset is None else feature_dataset
@@ -203,11 +202,11 @@ class JointTrainer(Saved):
         check_functions(start_of_round_hook=start_of_round_hook, judge=judge)
         self.start_of_round_hook, self.judge = start_of_round_hook, judge
         self.checkpoint_path = None if output_dir is None else Path(output_dir) / "checkpoint.pt"
-        self.settings, self.progress = dict(settings), progress and is_main()
-        self._choose_trainer(trainer_class, trainer_options, models, loss_funcs, mining_funcs)
+        self.settings, self.progress = dict(settings or {}), progress and is_main()
+        self._choose_trainer(trainer_class, trainer_options, models, loss_funcs, mining_funcs or {})
         self.loss_weights = check_weights(loss_weights, loss_funcs)
         frozen = tuple(self.trainer_options.get("freeze_these", ()))
-        parts = Components(models, loss_funcs, optimizers, lr_schedulers, self._adapt_loss, frozen)
+        parts = Components(models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss, frozen)
         self._components, self.models, self.loss_funcs = parts, parts.models, parts.loss_funcs
         self.optimizers, self.lr_schedulers = parts.optimizers, parts.lr_schedulers
         self._ema_decay, self._averages = ema_decay, parts.averages(ema_decay)
