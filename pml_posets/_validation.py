@@ -66,7 +66,7 @@ def as_real(
 def kind_of(value: Any) -> str:
     """The type of a value with its article, for errors: "an ImageList"."""
     name = type(value).__qualname__
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    return f"{'an' if name[0] in 'AEIOUaeio' else 'a'} {name}"
 
 
 def as_flag(value: Any, name: str) -> bool:
@@ -74,6 +74,13 @@ def as_flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
+
+
+def check_module(value: Any, name: str, advice: str = "", optional: bool = False) -> None:
+    """Raise unless it is a network, or None if that is allowed."""
+    if not isinstance(value, torch.nn.Module) and not (optional and value is None):
+        found = f"the class {value.__name__}" if isinstance(value, type) else kind_of(value)
+        raise TypeError(f"{name} must be a torch.nn.Module{' or None' * optional}, got {found}{advice}")
 
 
 def as_device(device: Any) -> torch.device:

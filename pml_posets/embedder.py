@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 
 from ._io import read_npz, write_npz
 from ._random import derive_seeds, seeded
-from ._validation import as_count, as_flag, as_real, unit_rows
+from ._validation import as_count, as_flag, as_real, check_module, unit_rows
 from .data.augmentation import BatchAugmentation
 from .data.datasets import check_dataset
 from .data.identity import digest, weights_digest
@@ -130,8 +130,7 @@ class Embedder(BaseEstimator):
                 `ImageList(image_files(folder), skip_unreadable=True)`.
         """
         seed = as_count(self.random_state, "random_state", 0)
-        if not isinstance(self.network, nn.Module | None):
-            raise TypeError(f"network must be a torch.nn.Module or None, got {self.network!r}")
+        check_module(self.network, "network", optional=True)
         for name in ("mean", "std"):
             per_color(getattr(self, name), name, positive=name == "std")
         as_flag(self.mirror, "mirror")

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from .._networks import device_of, in_eval_mode
 from .._random import seeded
-from .._validation import as_count, as_device, as_flag, unit_rows
+from .._validation import as_count, as_device, as_flag, check_module, unit_rows
 from ..data.datasets import SeededDataset, read_batches
 from ..data.images import as_image, check_channels_first, image_of, resized
 from ..distributed.sharing import leads_work
@@ -132,8 +132,7 @@ def extract(
 
 def _placed(model: nn.Module, device: str | torch.device | None) -> torch.device:
     """Where a model is after it has been moved to a device, or left where it is."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__qualname__}: wrap it in one")
+    check_module(model, "model", advice=": wrap it in one")
     if device is None:
         return device_of(model)
     model.to(place := as_device(device))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._batch_checks import out_of_range
-from .._validation import as_count, check_shape
+from .._validation import as_count, check_module, check_shape
 from ._networks import at_least_float32, check_images, no_images, pooled_features
 
 __all__ = ["RotationHead", "RotationObjective", "rotate_images", "rotation_cross_entropy"]
@@ -148,8 +148,7 @@ class RotationObjective(nn.Module):
         pool: Callable[[torch.Tensor], torch.Tensor] = pooled_features,
     ) -> None:
         super().__init__()
-        if not isinstance(head, nn.Module):
-            raise TypeError(f"head must be a torch.nn.Module, got {type(head).__name__}: use RotationHead(D)")
+        check_module(head, "head", advice=": use RotationHead(D)")
         self.head = head
         self.num_images = as_count(num_images, "num_images")
         self.transform = transform

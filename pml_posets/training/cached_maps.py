@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from .._io import atomic_write, check_folder
 from .._networks import ReachedError, device_of, hooked, in_eval_mode, submodules
 from .._random import derive_seeds, preserved_randomness, seed_everything, seeded
-from .._validation import as_count, as_real
+from .._validation import as_count, as_real, check_module
 from ..data.augmentation import BatchAugmentation
 from ..data.datasets import as_index, check_dataset
 from ..data.identity import data_identity, digest, weights_digest
@@ -58,8 +58,7 @@ class FromLayer(nn.Module):
 
     def __init__(self, network: nn.Module, layer: str, image_size: int) -> None:
         super().__init__()
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"network must be a torch.nn.Module, got {network!r}")
+        check_module(network, "network")
         submodules(network, [layer], "layer must be a submodule of the network")
         self.network, self.layer, self.image_size = network, layer, as_count(image_size, "image_size")
         self._front: list[str] = []
@@ -194,8 +193,7 @@ class CachedMaps(Dataset[torch.Tensor]):
         progress: bool = True,
     ) -> None:
         self.num_views, seed = as_count(num_views, "num_views", 0), as_count(seed, "seed", 0)
-        if not isinstance(augmentation, nn.Module | None):
-            raise TypeError(f"augmentation must be a torch.nn.Module or None, got {augmentation!r}")
+        check_module(augmentation, "augmentation", optional=True)
         if not isinstance(amp, torch.dtype | None):
             raise TypeError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
         augment = augmentation or BatchAugmentation(brightness=0.4, color=0.1, gray=0.1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._validation import as_count, as_real
+from .._validation import as_count, as_real, check_module
 
 __all__ = ["freeze_batch_norm", "parameter_groups", "warm_up"]
 
@@ -49,8 +49,7 @@ def parameter_groups(
         >>> [(len(group["params"]), group["lr"]) for group in groups]
         [(1, 0.001), (2, 0.01)]
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {module!r}")
+    check_module(module, "module")
     if freeze is None or isinstance(freeze, str):
         raise TypeError(f"freeze must be a list of patterns, got {freeze!r}")
     base = as_real(lr, "lr", low=0, open_low=True)

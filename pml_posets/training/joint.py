@@ -207,6 +207,9 @@ class JointTrainer(Saved):
         self.loss_weights = check_weights(loss_weights, loss_funcs)
         frozen = tuple(self.trainer_options.get("freeze_these", ()))
         parts = Components(models, loss_funcs, optimizers, lr_schedulers or {}, self._adapt_loss, frozen)
+        self._adopt(parts, ema_decay)
+
+    def _adopt(self, parts: Components, ema_decay: float | None) -> None:
         self._components, self.models, self.loss_funcs = parts, parts.models, parts.loss_funcs
         self.optimizers, self.lr_schedulers = parts.optimizers, parts.lr_schedulers
         self._ema_decay, self._averages = ema_decay, parts.averages(ema_decay)

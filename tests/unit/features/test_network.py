@@ -158,7 +158,7 @@ test_bad_input = refuses_each(
     (nn.Flatten(), [], {}, ValueError, "at least one sample"),
     (nn.Flatten(), iter(images()), {}, TypeError, "a length and items by index"),
     (nn.Flatten(), [np.zeros((3, 4, 4))], {}, TypeError, "must yield image tensors .*got ndarray"),
-    (lambda x: x, images(), {}, TypeError, r"model must be a torch\.nn\.Module, got function"),
+    (lambda x: x, images(), {}, TypeError, r"torch\.nn\.Module, got a function: wrap it in one"),
     (
         Giving(lambda x: torch.eye(3)),
         images(),

@@ -149,7 +149,7 @@ test_bad_input = refuses(
     (entropy(angles=ANGLES / 1), TypeError, "angles must be integers in 0..3, got torch.float32"),
     (lambda: RotationHead(6)(LOGITS), ValueError, "must have shape (N, 6), the head's in_dim, got (2, 4)"),
     (lambda: RotationHead(0), ValueError, "in_dim must be at least 1"),
-    (lambda: RotationObjective(6), TypeError, "head must be a torch.nn.Module, got int"),
+    (lambda: RotationObjective(6), TypeError, "head must be a torch.nn.Module, got an int: use RotationHead"),
     (lambda: RotationObjective(RotationHead(6), 0), ValueError, "num_images must be at least 1"),
     (lambda: pooled_features(IMAGES[0]), ValueError, "shape (B, D) or (B, D, H, W), got (3, 8, 8)"),
     (maps_of(FLAT), ValueError, "the trunk's output must be maps (B, D, H, W), got (2, 6): name its last"),
