@@ -34,6 +34,7 @@ LINE = CommandLine(
     ),
     add_data=add_data,
     layer="fc7",
+    preset="postures",
     drawn="clips",
     plain=("hog", "hog-lda", "hog-views", "start"),
     networks=("random", "alexnet-imagenet", "checkpoint", "init"),

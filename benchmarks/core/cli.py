@@ -39,7 +39,8 @@ class CommandLine:
         learned: its methods that train.
         first: its first similarities, unless the preset is the paper's.
         recipe: fields of the recipe that differ from every preset.
-        drawn: its preset on drawn figures; where ImageNet weights are used it is "figures".
+        preset: its preset on data.
+        drawn: its preset on drawn figures.
         draws: without --data-root figures are drawn.
     """
 
@@ -53,6 +54,7 @@ class CommandLine:
     learned: tuple[str, ...] = WITHOUT_LABELS
     first: str = "hog-window"
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    preset: str = "small"
     drawn: str = "figures"
     draws: bool = True
 
@@ -166,7 +168,7 @@ def build_parser(line: CommandLine, description: str) -> argparse.ArgumentParser
     learning = parser.add_argument_group(
         "learning", "each option overrides the preset; in brackets small's value, and the paper's"
     )
-    says = f"paper: its values; default: small, or {line.drawn} on drawn figures"
+    says = f"paper: its values; default: {line.preset}, or {line.drawn} on drawn figures"
     add_recipe_options(parser, {"network": network, "learning": learning}, PRESETS, says)
     return parser
 

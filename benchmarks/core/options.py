@@ -104,9 +104,7 @@ def read_arguments(
     given = sys.argv[1:] if arguments is None else list(arguments)
     got = build_parser(line, (description or "").strip()).parse_args(expand_set(given))
     drawn = line.draws and got.data_root is None
-    weights = got.init or getattr(got, "imagenet_weights", None)
-    imagenet = weights or "alexnet-imagenet" in (got.method or ())
-    preset = got.preset or (("figures" if imagenet else line.drawn) if drawn else "small")
+    preset = got.preset or (line.drawn if drawn else line.preset)
     for option, path in (("--init", got.init), *((o, getattr(got, _name(o))) for o in FILES.values())):
         if path is not None and not path.is_file():
             raise ValueError(f"{option}: there is no file {path}")

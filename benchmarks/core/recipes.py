@@ -190,9 +190,10 @@ SMALL = Recipe(
     refine=False, optimizer="adamw", weight_decay=1e-4, schedule="cosine", sigma=0.35, brightness=0.4,
     color=0.3, gray=0.3, scale=(0.95, 1.41),
 )  # fmt: skip
+POSTURES = replace(SMALL, scale=(1.0, 1.0), movement=0.0)  # boxes show each person at the same place
 FIGURES = replace(SMALL, iterations=140, batch_size=96)  # minutes on two cores, for three seeds
-CLIPS = replace(  # begins as HOG, and learns what clips show of the very images it is scored on
-    FIGURES, trunk="hog", image_size=96, fc_dim=400, lr=3e-4, scale=(1.0, 1.0), movement=0.0
-)
+CLIPS = replace(FIGURES, lr=2e-3, scale=(1.0, 1.0), movement=0.0, color=0.0, gray=0.0)
 TINY = replace(SMALL, iterations=4, batch_size=32, fc_dim=64)
-PRESETS = {"paper": PAPER, "small": SMALL, "figures": FIGURES, "clips": CLIPS, "tiny": TINY}
+PRESETS = {
+    "paper": PAPER, "small": SMALL, "postures": POSTURES, "figures": FIGURES, "clips": CLIPS, "tiny": TINY,
+}  # fmt: skip

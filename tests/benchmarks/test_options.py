@@ -39,7 +39,7 @@ def test_the_defaults():
         "window": (0.2, 0.6),
         "hog_size": 96,
         "components": 256,
-        "layer": "embedding",
+        "layer": "fc7",
         "device": "auto",
         "output": Path("runs/olympic"),
         "cache": Path("runs/cache"),
@@ -54,8 +54,8 @@ def test_the_defaults():
     here = found.settled("cpu")
     assert (here.device, here.recipe.precision) == ("cpu", fast_precision("cpu"))
     tree = got("--data-root", "tree")
-    assert (tree.data.data_root, tree.preset, tree.seeds) == (Path("tree"), "small", (0,))
-    assert tree.recipe == PRESETS["small"]
+    assert (tree.data.data_root, tree.preset, tree.seeds) == (Path("tree"), "postures", (0,))
+    assert tree.recipe == PRESETS["postures"]
 
 
 def test_each_run_has_a_new_folder():
@@ -277,7 +277,8 @@ def test_precision_follows_the_hardware(monkeypatch, tmp_path):
         ("--trunk resnet18 --layer fc6", "of --trunk resnet18 take pooled or embedding"),
         ("--device gpu", "--device must be auto, cpu, cuda"),
         ("--lambda -1", "--lambda must be at least 0, got -1"),
-        ("--image-size 63", "--image-size 96"),
+        ("--image-size 63", "--image-size 64"),
+        ("--trunk hog --image-size 63", "multiple of 8 from 32, got 63"),
     ],
 )
 def test_wrong_combinations(arguments, text):
