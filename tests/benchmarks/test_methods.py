@@ -216,6 +216,9 @@ def test_losses_that_are_learned_from_together(method, parts):
     assert total == pytest.approx(watch.seen[-1]["metric_loss"], rel=1e-5)
 
 
+STILL = {"movement": 0.0, "scale": (1.0, 1.0), "brightness": 0.0, "color": 0.0, "gray": 0.0}
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "text"),
     [
@@ -228,6 +231,8 @@ def test_losses_that_are_learned_from_together(method, parts):
         ("stml", {"samples_per_cluster": 3}, "--batch-size must be at least 12 for stml, two queries"),
         ("stml", {"batch_size": 400, "samples_per_cluster": 50}, "must be at most the 48 images, got 50"),
         ("concurl", {"batch_size": 7}, "must be even for concurl, two views of each image, got 7"),
+        ("ntxent", STILL, "ntxent learns from two views of each image, which would be equal"),
+        ("stml", STILL, "stml learns from two views"),
         ("ntxent", {"batch_size": 7}, "--batch-size must be even for ntxent"),
     ],
 )
