@@ -130,11 +130,12 @@ def check(name: str, recipe: Recipe, num_samples: int, num_clusters: int) -> Non
             f"{flag('batch_size')} must be at least {least} for {name}, {what} with "
             f"{flag('samples_per_cluster')} {nearest}, got {size}"
         )
-    changes = (recipe.movement, recipe.brightness, recipe.color, recipe.gray, recipe.scale[1] - recipe.scale[0])
+    zoom = recipe.scale[1] - recipe.scale[0]
+    changes = (recipe.movement, zoom, recipe.brightness, recipe.color, recipe.gray)
     if (method.by_views or method.grouping == "neighbors") and not any(changes):
         raise ValueError(
-            f"{name} learns from two views of each image, which would be equal: let augmentation change something, "
-            "--set brightness=0.4, say"
+            f"{name} learns from two views of each image, which would be equal: let augmentation change "
+            "something, --set brightness=0.4, say"
         )
     if method.by_views and size % 2:
         raise ValueError(f"{flag('batch_size')} must be even for {name}, two views of each image, got {size}")
