@@ -192,7 +192,7 @@ SMALL = Recipe(
 )  # fmt: skip
 POSTURES = replace(SMALL, scale=(1.0, 1.0), movement=0.0)  # boxes show each person at the same place
 FIGURES = replace(SMALL, iterations=140, batch_size=96)  # minutes on two cores, for three seeds
-CLIPS = replace(FIGURES, lr=2e-3, scale=(1.0, 1.0), movement=0.0, color=0.0, gray=0.0)
+CLIPS = replace(FIGURES, iterations=160, lr=2e-3, scale=(1.0, 1.0), movement=0.0, color=0.0, gray=0.0)
 TINY = replace(SMALL, iterations=4, batch_size=32, fc_dim=64)
 PRESETS = {
     "paper": PAPER, "small": SMALL, "postures": POSTURES, "figures": FIGURES, "clips": CLIPS, "tiny": TINY,
