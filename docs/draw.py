@@ -88,21 +88,23 @@ def draw_learning_curves() -> None:
     for number, (teacher, name) in enumerate(TEACHERS.items()):
         points = [row for row in rows if row["teacher"] == teacher]
         iterations = [int(row["iterations"]) for row in points]
-        side = 1 if number else -1  # the upper curve has its text above
         auc, deviation = ([float(row[key] or 0) for row in points] for key in ("auc", "deviation"))
         axis.errorbar(iterations, auc, deviation, marker="o", capsize=3, color=f"C{number}", label=name)
         for row, x, y, spread in zip(points, iterations, auc, deviation, strict=True):
             seeds = "1 seed" if row["seeds"] == "1" else f"{row['seeds']} seeds"
+            # The lowest curve has its text below, the highest above, the one between beyond its ends.
+            side, beyond = (number - 1, 0) if number != 1 else (0, 1 if x == iterations[-1] else -1)
             axis.annotate(
-                f"{y:.3f}\n{seeds}", (x, y + side * spread), (0, 7 * side), textcoords="offset points",
-                ha="center", va="bottom" if number else "top", fontsize=8, color=f"C{number}",
+                f"{y:.3f}\n{seeds}", (x, y + side * spread), (8 * beyond, 7 * side),
+                textcoords="offset points", ha=("center", "left", "right")[beyond], va=("center", "bottom", "top")[side],
+                fontsize=8, color=f"C{number}",
             )  # fmt: skip
     axis.axhline(START, color="0.4", linestyle="--", label=f"start: HOG in a window, no training ({START})")
     ticks = sorted({int(row["iterations"]) for row in rows})
     axis.set_xscale("log")
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axis.minorticks_off()
-    axis.margins(x=0.1, y=0.3)
+    axis.margins(x=0.13, y=0.3)
     axis.set(
         xlabel="iterations of 128 images (log scale)",
         ylabel="mean AUC over 21 actions",
