@@ -96,8 +96,8 @@ def draw_learning_curves() -> None:
             side, beyond = (number - 1, 0) if number != 1 else (0, 1 if x == iterations[-1] else -1)
             axis.annotate(
                 f"{y:.3f}\n{seeds}", (x, y + side * spread), (8 * beyond, 7 * side),
-                textcoords="offset points", ha=("center", "left", "right")[beyond], va=("center", "bottom", "top")[side],
-                fontsize=8, color=f"C{number}",
+                textcoords="offset points", ha=("center", "left", "right")[beyond],
+                va=("center", "bottom", "top")[side], fontsize=8, color=f"C{number}",
             )  # fmt: skip
     axis.axhline(START, color="0.4", linestyle="--", label=f"start: HOG in a window, no training ({START})")
     ticks = sorted({int(row["iterations"]) for row in rows})
