@@ -249,7 +249,7 @@ def test_images_that_cannot_be_read(paths):
 
 def test_digest_refuses_what_it_cannot_read():
     assert digest(np.float32(1), np.int64(2)) == digest(1.0, 2)
-    with pytest.raises(TypeError, match="cannot digest a object"):
+    with pytest.raises(TypeError, match="cannot digest an object"):
         digest({"a": [object()]})
 
 
