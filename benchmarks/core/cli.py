@@ -42,6 +42,7 @@ class CommandLine:
         preset: its preset on data.
         drawn: its preset on drawn figures.
         draws: without --data-root figures are drawn.
+        poses: what supervised learns are poses, where the data have them; "all" leaves it out.
     """
 
     name: str
@@ -57,6 +58,7 @@ class CommandLine:
     preset: str = "small"
     drawn: str = "figures"
     draws: bool = True
+    poses: bool = False
 
     @property
     def methods(self) -> tuple[str, ...]:

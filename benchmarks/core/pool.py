@@ -1,4 +1,4 @@
-"""What lsp.py learns from: the images of one or several folders, without labels."""
+"""What lsp.py learns from: the images of one or several folders."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from benchmarks.data.poses import load_lsp, load_lspet
 
 @dataclass
 class Pool:
-    """Images to learn from, without labels.
+    """Images to learn from.
 
     Args:
         name: of where they come from.
         images: PIL images, with a `data_id`.
         names: of the images, the same wherever they lie.
         sources: (N,) what they were cut from; None: each its own.
+        joints: (N, J, 2), NaN where not annotated, for the method supervised alone; None: not known.
     """
 
     name: str
     images: Any
     names: list[str]
     sources: np.ndarray | None = None
+    joints: np.ndarray | None = None
 
 
 def read_pool(people: PoseData, options: Options) -> Pool:
@@ -47,7 +49,10 @@ def read_pool(people: PoseData, options: Options) -> Pool:
         total += len(found)
     names = [f"{pool.name}/{name}" for pool in pools for name in pool.names]
     images = JoinedImages([pool.images for pool in pools])
-    return Pool(pool_name(roots), images, names, np.concatenate(sources))
+    joints = [pool.joints for pool in pools if pool.joints is not None]
+    known = len(joints) == len(pools) and len({part.shape[1] for part in joints}) == 1
+    joined = np.concatenate(joints) if known else None
+    return Pool(pool_name(roots), images, names, np.concatenate(sources), joined)
 
 
 def _unlabeled(root: Path, people: PoseData, options: Options) -> Pool:
@@ -61,7 +66,7 @@ def _unlabeled(root: Path, people: PoseData, options: Options) -> Pool:
         names = [
             f"{tree.sequence_names[s]} {frame}" for s, frame in zip(tree.sequences, tree.names, strict=True)
         ]
-        return Pool(root.resolve().name, OlympicFrames(tree), names, tree.sources)
+        return Pool(root.resolve().name, OlympicFrames(tree), names, tree.sources, tree.joints)
     first_half = any((root / "images").glob("im????.*"))  # im0001.jpg; im00001.jpg in the extended set
     data = (load_lsp if first_half else load_lspet)(root, skip_unreadable=given.skip_unreadable)
     print(data.summary(), flush=True)
@@ -72,7 +77,8 @@ def _train_half(people: PoseData) -> Pool:
     """The people to learn from; frames of one drawn clip share their source."""
     images, train = people.images, people.train
     sources = images.tree.sources[train] if isinstance(images, OlympicFrames) else None
-    return Pool(people.name, Chosen(images, train), [people.names[i] for i in train], sources)
+    names = [people.names[i] for i in train]
+    return Pool(people.name, Chosen(images, train), names, sources, people.joints[train])
 
 
 def pool_name(roots: Sequence[Path]) -> str:

@@ -22,6 +22,7 @@ from benchmarks.core.results import Result
 from benchmarks.data.images import Chosen
 from benchmarks.data.labeled_images import LabeledImages
 from benchmarks.figures.dataset import make_figures
+from benchmarks.measures.pose import pose_classes
 from pml_posets._validation import unit_rows
 from pml_posets.data.image_store import ImageStore
 from pml_posets.features.network import extract
@@ -97,6 +98,12 @@ class Task:
     def start(self) -> Start:
         """The first similarities of the images to learn from."""
         return self.unlabeled.start()
+
+    def knowing_poses(self, start: Start, joints: np.ndarray | None) -> Start:
+        """The first similarities, and for the method supervised classes of alike poses."""
+        if joints is None or "supervised" not in self.options.methods:
+            return start
+        return replace(start, labels=pose_classes(joints))
 
     def plain(self, method: str) -> Score:
         """A method without a network: HOG in one of its kinds."""

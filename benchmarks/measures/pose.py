@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.cluster import KMeans
 
 from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON, Skeleton
 from pml_posets._validation import as_numbers, as_real
@@ -41,6 +42,31 @@ class PoseScore:
     def num_excluded(self) -> int:
         """How many sticks (or joints) could not be judged."""
         return sum(self.excluded.values())
+
+
+def pose_classes(joints: ArrayLike, num_classes: int = 100) -> NDArray[np.int64]:
+    """Classes of alike poses, what the method supervised learns from: k-means of the joints.
+
+    Joints are taken less their mean, over their mean distance from it. One that is not annotated takes its
+    mean place among those that have it; who has none is in no class.
+
+    Args:
+        joints: (N, J, 2), NaN where not annotated.
+        num_classes: at most; fewer where less than eight people would be in a class. Default 100.
+
+    Returns:
+        (N,) int64 in -1..num_classes - 1, -1: in no class.
+    """
+    every = as_numbers(joints, "joints")[..., :2].astype(np.float64)
+    known = np.any(np.isfinite(every.mean(axis=2)), axis=1)
+    labels = np.full(len(every), -1, np.int64)
+    places = every[known]
+    places -= np.nanmean(places, axis=1, keepdims=True)
+    places /= np.nanmean(np.linalg.norm(places, axis=2), axis=1)[:, None, None]
+    places = np.where(np.isnan(places), np.nanmean(places, axis=0), places)
+    count = max(2, min(num_classes, len(places) // 8))
+    labels[known] = KMeans(count, n_init=1, random_state=0).fit_predict(places.reshape(len(places), -1))
+    return labels
 
 
 def pcp(

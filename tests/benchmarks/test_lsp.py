@@ -13,7 +13,7 @@ from benchmarks import lsp
 from benchmarks.core import options, session
 from benchmarks.data.poses import load_lsp
 from benchmarks.lsp import main
-from benchmarks.measures.pose import pcp
+from benchmarks.measures.pose import pcp, pose_classes
 from benchmarks.measures.skeletons import LSP_SKELETON, mirror_joints
 
 PLAIN = ["oracle", "mean-pose", "pixels", "hog", "hog-lda", "hog-views", "start"]
@@ -114,7 +114,7 @@ def test_a_row_for_every_method(data, whole):
     rows = rows_of(whole)
     assert list(rows) == [(method, 0) for method in (*PLAIN, "random", *TRAINED)]
     every = lsp.parse(lsp_arguments(data, whole, "--method", "all")).methods
-    assert {*every} == {*lsp.LINE.methods} - {*options.FILES} >= {method for method, _ in rows}
+    assert {*every} == {*lsp.LINE.methods} - {*options.FILES, "supervised"} >= {method for method, _ in rows}
     for (method, _), row in rows.items():
         metrics = row["metrics"]
         assert row["dataset"] == "lsp"
@@ -122,6 +122,15 @@ def test_a_row_for_every_method(data, whole):
         rounds = {f"pcp_total_round_{number}" for number in range(3)} if method in TRAINED else set()
         assert {*metrics} == {*(f"pcp/{part}" for part in PARTS), "pcp_total", "sticks_left_out"} | rounds
         assert method == "oracle" or metrics["pcp_total"] < rows["oracle", 0]["metrics"]["pcp_total"]
+
+
+def test_the_ceiling_learns_the_true_poses(data, tmp_path):
+    chosen = lsp_arguments(data, tmp_path / "out", "--method", "supervised", "--no-mirror-images")
+    task = lsp.prepare(lsp.parse(chosen))
+    assert task.start.labels.tolist() == pose_classes(task.pool.joints).tolist()
+    assert task_of(data, tmp_path / "out").start.labels is None  # no other method sees them
+    assert main(chosen) == 0
+    assert list(rows_of(tmp_path / "out")) == [("supervised", 0)]
 
 
 def test_mirror_images_are_not_scored_by_mirrored_maps(data, tmp_path):

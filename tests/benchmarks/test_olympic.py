@@ -84,6 +84,20 @@ def test_a_row_for_every_method(whole):
     assert results.read_results(whole / "results.json")  # which checks the file
 
 
+def test_the_ceiling_learns_poses_where_a_tree_knows_them(data, tmp_path):
+    one_pose = ["--method", "supervised", "--no-mirror-images"]
+    assert list(rows_after(data, tmp_path / "out", *one_pose)) == [("supervised", 0)]
+    with pytest.raises(ValueError, match="a mirror image shows another pose: add --no-mirror-images"):
+        olympic.parse(arguments(data, tmp_path, "--method", "supervised", "--mirror-images"))
+    shutil.copytree(data / "tree", tmp_path / "tree")
+    shutil.rmtree(tmp_path / "tree" / "joints")
+    unknown = ["--data-root", tmp_path / "tree", *one_pose]
+    with pytest.raises(ValueError, match="supervised needs the true classes of the images to learn from"):
+        main(quick(data / "cache", tmp_path / "unknown", *unknown))
+    every = olympic.parse(arguments(data, tmp_path, "--method", "all")).methods
+    assert "supervised" not in every
+
+
 @pytest.mark.parametrize("method", LEARNED)
 def test_logs_and_checkpoints(whole, method):
     home, metrics = whole / f"{method}-seed0", rows_of(whole)[method, 0]["metrics"]

@@ -8,7 +8,7 @@ import torch
 from refusals import refuses_each
 
 from benchmarks.measures.copied import copy_poses
-from benchmarks.measures.pose import head_box_size, head_neck_distance, pckh, pcp
+from benchmarks.measures.pose import head_box_size, head_neck_distance, pckh, pcp, pose_classes
 from benchmarks.measures.skeletons import LSP_SKELETON, MPII_SKELETON, Skeleton, Stick, mirror_joints
 
 LINE = Skeleton(("a", "b"), (Stick("line", ("a",), ("b",)),), (0, 1), ("a", "b"))
@@ -297,3 +297,20 @@ test_wrong_input = refuses_each(
     (lambda t: copy_poses(EYE, EYE, t, k=0), ValueError, "k must be at least 1"),
     (lambda t: copy_poses(np.nan * EYE, EYE, t), ValueError, "query_features must be fini"),
 )
+
+
+def test_classes_of_poses_are_those_of_alike_joints_wherever_they_stand():
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(3, 14, 2))
+    which = np.repeat(np.arange(3), 10)
+    place, size = rng.uniform(-5, 5, (30, 1, 2)), rng.uniform(0.5, 2, (30, 1, 1))
+    joints = (kinds[which] + 0.01 * rng.normal(size=(30, 14, 2))) * size + place
+    joints[4, 3] = np.nan  # the others of this pose tell enough
+    joints[7] = np.nan
+    found = pose_classes(joints, num_classes=3)
+    assert found.dtype == np.int64
+    assert found[7] == -1
+    kept = np.arange(30) != 7
+    assert len(np.unique(found[kept])) == 3
+    assert all(len(np.unique(found[kept & (which == kind)])) == 1 for kind in range(3))
+    assert len(np.unique(pose_classes(joints))) == 1 + 29 // 8  # of 100 classes each would have one person
