@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from ._io import atomic_write
+from ._memory import keep_freed_memory
 from ._named_networks import named_network
 from ._sheets import map_sheet, row_sheet, save_sheet
 from .data.image_list import ImageList, image_files
@@ -336,4 +337,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

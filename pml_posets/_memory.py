@@ -1,7 +1,8 @@
-"""Whether a y-step is likely to fit into memory."""
+"""Memory: whether a y-step is likely to fit into it, and what becomes of what is freed."""
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,22 @@ _CGROUPS = (  # version 2, then 1: folder, limit, use
 _MEMINFO = Path("/proc/meminfo")
 _LIST = 13  # bytes of a neighbor: index, distance, flip
 _REFERENCES = 4 * (128 + 12) * 4  # bytes a sample in the relaxed assignment
+_TRIM, _OWN_PAGES = -1, -3  # of glibc's mallopt: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+
+
+def keep_freed_memory() -> None:
+    """Let this process use the memory that it frees again, instead of giving it back to the system.
+
+    For a program, not for a library: it changes the whole process. A network on a CPU frees its intermediate
+    maps after each batch, and glibc gives maps from 32 MiB on back at once. The system then hands them out
+    again in pages of 4 KiB, which can take longer than the convolutions. Without glibc nothing changes.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no such function; Windows
+        return
+    mallopt(_OWN_PAGES, 2**29) or mallopt(_OWN_PAGES, 2**25)  # older versions allow no more
+    mallopt(_TRIM, 2**31 - 1)
 
 
 def list_bytes(num_samples: int, num_neighbors: int = 32) -> int:

@@ -33,6 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run_command(main: Callable[[], int], name: str) -> NoReturn:
     """Run a benchmark as a command; `main` returns the exit status, errors are told as by `told`."""
+    from pml_posets._memory import keep_freed_memory  # which imports torch
+
+    keep_freed_memory()
     sys.exit(told(main, name))
 
 

@@ -1,4 +1,8 @@
-"""What a y-step is expected to need, and what the machine or its container has left."""
+"""What a y-step is expected to need, what the machine or its container has left, and what is freed."""
+
+import ctypes
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -91,3 +95,37 @@ def test_what_is_needed_grows_with_samples_and_dimensions():
     assert memory.y_step_bytes(2000, 64) == 2 * small
     assert memory.y_step_bytes(1000, 64, 64) - small == memory.list_bytes(1000, 32) == 13 * 1000 * 32
     assert memory.y_step_bytes(113_516, 4096) < 4 * 113_516 * 4096
+
+
+# --- Memory that is freed
+
+PAGES = """
+import resource, sys, torch
+from pml_posets._memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+torch.zeros(40 * 2**20, dtype=torch.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.zeros(40 * 2**20, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_memory_is_used_again():
+    pages = {
+        how: int(subprocess.run([sys.executable, "-c", PAGES, how], capture_output=True, check=True).stdout)
+        for how in ("give-back", "keep")
+    }
+    if pages["give-back"] < 1000:
+        pytest.skip("this system gives freed memory back in large pages, or has no glibc")
+    assert pages["keep"] < pages["give-back"] / 10
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
+def test_other_systems_keep_their_ways(monkeypatch, error):
+    def fails(name):
+        raise error("no such library")
+
+    monkeypatch.setattr(ctypes, "CDLL", fails)
+    memory.keep_freed_memory()
