@@ -21,9 +21,10 @@ from benchmarks.core.options import CommandLine, Options, read_arguments
 def add_data(add: Callable[..., Any]) -> None:
     add("--data-root", type=Path, metavar="TREE", help="a tree in the Olympic Sports layout")
     add("--categories", nargs="+", metavar="NAME", help="use these categories only")
-    says = "what networks predict of a frame, and the first groups: the first similarities, or what motion "
-    says += "and the neighbors in time show as well (default)"
-    add("--teacher", choices=("start", "motion"), default="motion", help=says)
+    says = "what is predicted, and the first groups: start (first similarities), motion (and time; default), or "
+    says += "motion-groups (start, with groups by motion)"
+    choices = ("start", "motion", "motion-groups")
+    add("--teacher", choices=choices, default="motion", metavar="TEACHER", help=says)
 
 
 LINE = CommandLine(
@@ -93,11 +94,13 @@ class Postures(Task):
 
     @cached_property
     def start(self) -> Start:
-        if self.options.data.teacher == "motion":
-            start = self.unlabeled.motion(self.tree.sources, self.tree.times)
-        else:
-            start = self.unlabeled.start(self.tree.sources, self.tree.times)
-        return self.knowing_poses(start, self.tree.joints)
+        teacher, where = self.options.data.teacher, (self.tree.sources, self.tree.times)
+        found = self.unlabeled.motion(*where) if teacher != "start" else self.unlabeled.start(*where)
+        if teacher == "motion-groups":
+            first = self.unlabeled.start(*where)
+            same = first.mirrored is None  # a frame and its mirror image have the same row
+            found.targets = first.features, first.features if same else first.mirrored
+        return self.knowing_poses(found, self.tree.joints)
 
     def score(self, network: torch.nn.Module, image_size: int) -> Score:
         """The frames that the labels name, alone, are embedded."""

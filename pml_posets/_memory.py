@@ -6,8 +6,6 @@ import ctypes
 import warnings
 from pathlib import Path
 
-from .distributed.process_group import world_size
-
 _CGROUPS = (  # version 2, then 1: folder, limit, use
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -55,6 +53,8 @@ def warn_if_short(needed: int, what: str, certain: int = 0) -> None:
 
     A MemoryError if it takes `certain` bytes in any case, more than the machine or its container has in all.
     """
+    from .distributed.process_group import world_size  # which imports torch
+
     limits = _limits()
     if not limits:
         return

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from pml_posets._io import atomic_write, check_folder
+from pml_posets._memory import keep_freed_memory
 
 T = TypeVar("T")
 PACKAGES = (
@@ -33,8 +34,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run_command(main: Callable[[], int], name: str) -> NoReturn:
     """Run a benchmark as a command; `main` returns the exit status, errors are told as by `told`."""
-    from pml_posets._memory import keep_freed_memory  # which imports torch
-
     keep_freed_memory()
     sys.exit(told(main, name))
 

@@ -37,6 +37,8 @@ class Start:
         times: (N,) when each sample was taken in its source; None: not known.
         labels: (N,) true classes from 0, which the method supervised alone looks at; None: not known.
         num_clusters: K of k-means where the recipe leaves it open. Default 100, published for CUB and Cars.
+        targets: what the feature loss predicts, (N, D) rows of the images and of the mirrored ones. Default:
+            the features.
     """
 
     features: np.ndarray
@@ -45,10 +47,12 @@ class Start:
     times: np.ndarray | None = None
     labels: np.ndarray | None = None
     num_clusters: int = 100
+    targets: tuple[np.ndarray, np.ndarray | None] | None = None
 
     def with_mirror_images(self) -> Start:
         """The same with every mirror image as a sample of its own, behind the others."""
         mirrored = [] if self.mirrored is None else [self.mirrored]
+        targets = [part for part in self.targets or () if part is not None]
         sources = np.arange(len(self.features)) if self.sources is None else self.sources
 
         def twice(values: np.ndarray | None) -> np.ndarray | None:
@@ -58,6 +62,7 @@ class Start:
             self,
             features=np.concatenate([self.features, *mirrored]),
             mirrored=None,
+            targets=(np.concatenate(targets), None) if targets else None,
             sources=twice(sources),
             times=twice_far(self.times) if mirrored else self.times,
             labels=twice(self.labels),

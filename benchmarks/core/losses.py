@@ -149,8 +149,9 @@ def feature(plan: Plan, parts: Parts) -> None:
 
 
 def feature_loss(plan: Plan) -> FeatureLoss:
-    """Predicts the first similarities of each image."""
-    loss = FeatureLoss(plan.recipe.fc_dim, plan.start.features, plan.start.mirrored)
+    """Predicts the first similarities of each image, or the targets in their place."""
+    start = plan.start
+    loss = FeatureLoss(plan.recipe.fc_dim, *(start.targets or (start.features, start.mirrored)))
     if plan.recipe.trunk == "hog":  # its embedding begins as a prediction of the features
         nn.init.eye_(loss.map.weight)
         nn.init.zeros_(loss.map.bias)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,9 @@ from benchmark_runs import (
 from benchmarks import olympic
 from benchmarks.core import common, networks, options, results
 from benchmarks.core.architectures import AlexNetConfig
+from benchmarks.core.groupings import Plan
+from benchmarks.core.losses import feature_loss
+from benchmarks.core.recipes import PRESETS
 from benchmarks.figures.dataset import make_figures
 from benchmarks.olympic import LINE, main, verdict
 
@@ -164,6 +168,22 @@ def test_the_last_lines_say_what_training_was_worth():
 
 
 # --- Other options
+
+
+def test_groups_by_motion_beside_the_first_similarities_as_targets(data, tmp_path):
+    def start(teacher):
+        task = olympic.prepare(olympic.parse(arguments(data, tmp_path, "--teacher", teacher)).settled("cpu"))
+        return task.start
+
+    motion, first, both = start("motion"), start("start"), start("motion-groups")
+    assert motion.targets is None
+    assert np.array_equal(both.features, motion.features)
+    assert np.array_equal(both.targets[0], first.features)
+    assert np.array_equal(both.targets[1], first.mirrored)
+    twice = both.with_mirror_images()
+    plan = Plan(twice, PRESETS["tiny"], {}, 0)
+    assert np.array_equal(feature_loss(plan)._targets, np.concatenate(both.targets))
+    assert np.array_equal(feature_loss(replace(plan, start=first))._targets, first.features)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from refusals import no_warning
 
 from pml_posets import _memory as memory
+from pml_posets.distributed import process_group
 from pml_posets.grouping.surrogate import SurrogateGrouping
 
 MIB = 1 << 20
@@ -64,7 +65,7 @@ def test_a_shortage_is_warned_of_and_only_the_impossible_refused(machine):
 
 
 def test_the_ranks_of_a_machine_share_it(machine, monkeypatch):
-    monkeypatch.setattr(memory, "world_size", lambda: 4)
+    monkeypatch.setattr(process_group, "world_size", lambda: 4)
     memory.warn_if_short(1500 * MIB, "a y-step")
     with pytest.warns(ResourceWarning):
         memory.warn_if_short(1600 * MIB, "a y-step")
