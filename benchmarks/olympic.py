@@ -21,7 +21,9 @@ from benchmarks.core.options import CommandLine, Options, read_arguments
 def add_data(add: Callable[..., Any]) -> None:
     add("--data-root", type=Path, metavar="TREE", help="a tree in the Olympic Sports layout")
     add("--categories", nargs="+", metavar="NAME", help="use these categories only")
-    says = "what is predicted, and the first groups: start (first similarities), motion (and time; default), or "
+    says = (
+        "what is predicted, and the first groups: start (first similarities), motion (and time; default), or "
+    )
     says += "motion-groups (start, with groups by motion)"
     choices = ("start", "motion", "motion-groups")
     add("--teacher", choices=choices, default="motion", metavar="TEACHER", help=says)
