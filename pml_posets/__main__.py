@@ -64,8 +64,8 @@ def embed(options: argparse.Namespace) -> None:
         f"{len(gallery)} photos: {added.new} new, {added.changed} changed, {added.unchanged} as before, "
         f"{added.gone} gone, {len(added.unreadable)} unreadable"
     )
-    for path, reason in added.unreadable[:20]:
-        print(f"  left out {path}: {reason}")
+    for _, reason in added.unreadable[:20]:
+        print(f"  left out: {reason}")
     print(f"report: {_write_report(gallery, embedder, added)}")
 
 
@@ -105,7 +105,9 @@ def duplicates(options: argparse.Namespace) -> None:
     """List groups of near-duplicates."""
     gallery = _opened(options.output)
     groups = gallery.duplicates(options.threshold)
-    print(f"{len(groups)} groups of photos whose thumbnails have a similarity of {options.threshold} or more")
+    print(
+        f"groups of photos whose thumbnails have a similarity of {options.threshold} or more: {len(groups)}"
+    )
     rows = ((number, gallery.names[i]) for number, group in enumerate(groups) for i in group)
     print(f"table: {_write_table(gallery.folder / 'duplicates.csv', ('group', 'file'), rows)}")
     sheet = [
@@ -246,14 +248,14 @@ def _write_report(gallery: Gallery, embedder: Embedder, added: Added) -> Path:
     paragraphs = [
         f"# {len(gallery)} photos of {gallery.photos}",
         f"Embeddings: {gallery.embeddings.shape[1]} columns from {_kind(embedder)}. "
-        f"{added.new} photos are new, {added.changed} changed, {added.gone} gone, "
+        f"Of the photos {added.new} are new, {added.changed} changed, {added.gone} gone, "
         f"{len(added.unreadable)} unreadable.",
         verdict,
         "## Some photos and their nearest",
         "![nearest photos](nearest.png)",
         f"## Map ({method})",
         f"![map]({path.name})",
-        "\n".join(f"- left out `{file}`: {reason}" for file, reason in added.unreadable),
+        "\n".join(f"- left out: {reason}" for _, reason in added.unreadable),
     ]
     with atomic_write(gallery.folder / "report.md", "w", encoding="utf-8", errors="replace") as file:
         file.write("\n\n".join(filter(None, paragraphs)) + "\n")

@@ -64,7 +64,7 @@ def test_search_finds_the_photo_and_its_kind(embedded, capsys):
 
 def test_duplicates_are_listed(embedded, capsys):
     out = run(capsys, "duplicates", embedded / "out", "--threshold", 0.9999)
-    assert "1 groups of photos whose thumbnails have a similarity of 0.9999 or more" in out
+    assert "groups of photos whose thumbnails have a similarity of 0.9999 or more: 1\n" in out
     with open(embedded / "out" / "duplicates.csv", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [["group", "file"], ["0", "5-9.png"], ["0", "sub/copy.png"]]
 
