@@ -37,6 +37,7 @@ class Start:
         times: (N,) when each sample was taken in its source; None: not known.
         labels: (N,) true classes from 0, which the method supervised alone looks at; None: not known.
         num_clusters: K of k-means where the recipe leaves it open. Default 100, published for CUB and Cars.
+        flippable: the mirror image of a sample is of the same true class; else it is of none.
         targets: what the feature loss predicts, (N, D) rows of the images and of the mirrored ones. Default:
             the features.
     """
@@ -47,6 +48,7 @@ class Start:
     times: np.ndarray | None = None
     labels: np.ndarray | None = None
     num_clusters: int = 100
+    flippable: bool = True
     targets: tuple[np.ndarray, np.ndarray | None] | None = None
 
     def with_mirror_images(self) -> Start:
@@ -58,6 +60,9 @@ class Start:
         def twice(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else np.tile(values, 1 + len(mirrored))
 
+        labels = twice(self.labels)
+        if labels is not None and not self.flippable:
+            labels[len(self.features) :] = -1
         return replace(
             self,
             features=np.concatenate([self.features, *mirrored]),
@@ -65,7 +70,7 @@ class Start:
             targets=(np.concatenate(targets), None) if targets else None,
             sources=twice(sources),
             times=twice_far(self.times) if mirrored else self.times,
-            labels=twice(self.labels),
+            labels=labels,
         )
 
     def unmirrored(self) -> Start:

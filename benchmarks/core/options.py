@@ -117,10 +117,6 @@ def read_arguments(
         left_out = {m for m in FILES if m not in files} | (set() if begins else {"init"})
         left_out |= {"supervised"} if line.poses else set()  # not every tree knows its poses
         methods = tuple(m for m in line.methods if m not in left_out)
-    if line.poses and "supervised" in methods and recipe.mirror_images:
-        raise ValueError(
-            "--method supervised learns poses, and a mirror image shows another pose: add --no-mirror-images"
-        )
     first = got.first or ("hog-lda" if preset == "paper" else line.first)
     options = Options(
         line=line,

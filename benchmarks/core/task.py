@@ -100,10 +100,10 @@ class Task:
         return self.unlabeled.start()
 
     def knowing_poses(self, start: Start, joints: np.ndarray | None) -> Start:
-        """The first similarities, and for the method supervised classes of alike poses."""
+        """The first similarities, and for supervised classes of alike poses; mirror images have none."""
         if joints is None or "supervised" not in self.options.methods:
             return start
-        return replace(start, labels=pose_classes(joints))
+        return replace(start, labels=pose_classes(joints), flippable=False)
 
     def plain(self, method: str) -> Score:
         """A method without a network: HOG in one of its kinds."""

@@ -125,9 +125,11 @@ def test_a_row_for_every_method(data, whole):
 
 
 def test_the_ceiling_learns_the_true_poses(data, tmp_path):
-    chosen = lsp_arguments(data, tmp_path / "out", "--method", "supervised", "--no-mirror-images")
-    task = lsp.prepare(lsp.parse(chosen))
-    assert task.start.labels.tolist() == pose_classes(task.pool.joints).tolist()
+    chosen = lsp_arguments(data, tmp_path / "out", "--method", "supervised")
+    task = lsp.prepare(lsp.parse(chosen).settled("cpu"))
+    found = pose_classes(task.pool.joints).tolist()
+    assert task.start.labels.tolist() == found
+    assert task.start.with_mirror_images().labels.tolist() == found + [-1] * len(found)  # another pose
     assert task_of(data, tmp_path / "out").start.labels is None  # no other method sees them
     assert main(chosen) == 0
     assert list(rows_of(tmp_path / "out")) == [("supervised", 0)]
