@@ -21,10 +21,7 @@ from benchmarks.core.options import CommandLine, Options, read_arguments
 def add_data(add: Callable[..., Any]) -> None:
     add("--data-root", type=Path, metavar="TREE", help="a tree in the Olympic Sports layout")
     add("--categories", nargs="+", metavar="NAME", help="use these categories only")
-    says = (
-        "what is predicted, and the first groups: start (first similarities), motion (and time; default), or "
-    )
-    says += "motion-groups (start, with groups by motion)"
+    says = "gives targets and first groups: start, motion (default); motion-groups: groups alone"
     choices = ("start", "motion", "motion-groups")
     add("--teacher", choices=choices, default="motion", metavar="TEACHER", help=says)
 
@@ -100,8 +97,8 @@ class Postures(Task):
         found = self.unlabeled.motion(*where) if teacher != "start" else self.unlabeled.start(*where)
         if teacher == "motion-groups":
             first = self.unlabeled.start(*where)
-            same = first.mirrored is None  # a frame and its mirror image have the same row
-            found.targets = first.features, first.features if same else first.mirrored
+            # Without mirrored features a frame and its mirror image have the same row.
+            found.targets = first.features, first.features if first.mirrored is None else first.mirrored
         return self.knowing_poses(found, self.tree.joints)
 
     def score(self, network: torch.nn.Module, image_size: int) -> Score:

@@ -35,10 +35,11 @@ class Start:
         mirrored: (N, D) float32, those of the mirrored images; None: mirror images are not looked at.
         sources: (N,) source of each sample, its video; None: each its own.
         times: (N,) when each sample was taken in its source; None: not known.
-        labels: (N,) true classes from 0, which the method supervised alone looks at; None: not known.
+        labels: (N,) true classes from 0, -1: in none, which the method supervised alone looks at; None: not
+            known.
         num_clusters: K of k-means where the recipe leaves it open. Default 100, published for CUB and Cars.
         flippable: the mirror image of a sample is of the same true class; else it is of none.
-        targets: what the feature loss predicts, (N, D) rows of the images and of the mirrored ones. Default:
+        targets: what the feature loss predicts, (N, D) rows of the images, and of the mirrored ones. Default:
             the features.
     """
 
@@ -49,12 +50,12 @@ class Start:
     labels: np.ndarray | None = None
     num_clusters: int = 100
     flippable: bool = True
-    targets: tuple[np.ndarray, np.ndarray | None] | None = None
+    targets: tuple[np.ndarray, ...] = ()
 
     def with_mirror_images(self) -> Start:
         """The same with every mirror image as a sample of its own, behind the others."""
         mirrored = [] if self.mirrored is None else [self.mirrored]
-        targets = [part for part in self.targets or () if part is not None]
+        targets = self.targets[: 1 + len(mirrored)]
         sources = np.arange(len(self.features)) if self.sources is None else self.sources
 
         def twice(values: np.ndarray | None) -> np.ndarray | None:
@@ -67,7 +68,7 @@ class Start:
             self,
             features=np.concatenate([self.features, *mirrored]),
             mirrored=None,
-            targets=(np.concatenate(targets), None) if targets else None,
+            targets=(np.concatenate(targets),) if targets else (),
             sources=twice(sources),
             times=twice_far(self.times) if mirrored else self.times,
             labels=labels,

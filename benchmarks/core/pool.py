@@ -26,6 +26,7 @@ class Pool:
         names: of the images, the same wherever they lie.
         sources: (N,) what they were cut from; None: each its own.
         joints: (N, J, 2), NaN where not annotated, for the method supervised alone; None: not known.
+        joint_names: their J names; empty where the files give none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Pool:
     names: list[str]
     sources: np.ndarray | None = None
     joints: np.ndarray | None = None
+    joint_names: tuple[str, ...] = ()
 
 
 def read_pool(people: PoseData, options: Options) -> Pool:
@@ -49,10 +51,13 @@ def read_pool(people: PoseData, options: Options) -> Pool:
         total += len(found)
     names = [f"{pool.name}/{name}" for pool in pools for name in pool.names]
     images = JoinedImages([pool.images for pool in pools])
+    joined = Pool(pool_name(roots), images, names, np.concatenate(sources))
     joints = [pool.joints for pool in pools if pool.joints is not None]
-    known = len(joints) == len(pools) and len({part.shape[1] for part in joints}) == 1
-    joined = np.concatenate(joints) if known else None
-    return Pool(pool_name(roots), images, names, np.concatenate(sources), joined)
+    orders = {pool.joint_names for pool in pools}
+    agree = len(pools) == 1 or (len(orders) == 1 and () not in orders)
+    if len(joints) == len(pools) and agree:
+        joined.joints, joined.joint_names = np.concatenate(joints), pools[0].joint_names
+    return joined
 
 
 def _unlabeled(root: Path, people: PoseData, options: Options) -> Pool:
@@ -66,7 +71,8 @@ def _unlabeled(root: Path, people: PoseData, options: Options) -> Pool:
         names = [
             f"{tree.sequence_names[s]} {frame}" for s, frame in zip(tree.sequences, tree.names, strict=True)
         ]
-        return Pool(root.resolve().name, OlympicFrames(tree), names, tree.sources, tree.joints)
+        joints, joint_names = tree.joints, tree.joint_names
+        return Pool(root.resolve().name, OlympicFrames(tree), names, tree.sources, joints, joint_names)
     first_half = any((root / "images").glob("im????.*"))  # im0001.jpg; im00001.jpg in the extended set
     data = (load_lsp if first_half else load_lspet)(root, skip_unreadable=given.skip_unreadable)
     print(data.summary(), flush=True)
@@ -78,7 +84,8 @@ def _train_half(people: PoseData) -> Pool:
     images, train = people.images, people.train
     sources = images.tree.sources[train] if isinstance(images, OlympicFrames) else None
     names = [people.names[i] for i in train]
-    return Pool(people.name, Chosen(images, train), names, sources, people.joints[train])
+    joints, joint_names = people.joints[train], people.skeleton.joints
+    return Pool(people.name, Chosen(images, train), names, sources, joints, joint_names)
 
 
 def pool_name(roots: Sequence[Path]) -> str:

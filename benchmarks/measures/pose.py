@@ -48,7 +48,7 @@ def pose_classes(joints: ArrayLike, num_classes: int = 100) -> NDArray[np.int64]
     """Classes of alike poses, what the method supervised learns from: k-means of the joints.
 
     Joints are taken less their mean, over their mean distance from it. One that is not annotated takes its
-    mean place among those that have it; who has none is in no class.
+    mean place among those that have it. Without two joints at different places nobody has a pose.
 
     Args:
         joints: (N, J, 2), NaN where not annotated.
@@ -56,14 +56,23 @@ def pose_classes(joints: ArrayLike, num_classes: int = 100) -> NDArray[np.int64]
 
     Returns:
         (N,) int64 in -1..num_classes - 1, -1: in no class.
+
+    Raises:
+        ValueError: if fewer than two have a pose.
     """
     every = as_numbers(joints, "joints")[..., :2].astype(np.float64)
-    known = np.any(np.isfinite(every.mean(axis=2)), axis=1)
+    annotated: NDArray[np.bool_] = np.isfinite(every.mean(axis=2, keepdims=True))  # (N, J, 1)
+    every = np.where(annotated, every, 0)
+    counts = np.maximum(annotated.sum(axis=1, keepdims=True), 1)  # (N, 1, 1)
+    every = (every - every.sum(axis=1, keepdims=True) / counts) * annotated
+    spreads = np.linalg.norm(every, axis=2).sum(axis=1) / counts[:, 0, 0]
+    known = spreads > 0
+    if known.sum() < 2:
+        raise ValueError(f"supervised needs two people with a pose, got {known.sum()} of {len(every)}")
+    places, annotated = every[known] / spreads[known, None, None], annotated[known]
+    means = places.sum(axis=0) / np.maximum(annotated.sum(axis=0), 1)  # (J, 2)
+    places = np.where(annotated, places, means)
     labels = np.full(len(every), -1, np.int64)
-    places = every[known]
-    places -= np.nanmean(places, axis=1, keepdims=True)
-    places /= np.nanmean(np.linalg.norm(places, axis=2), axis=1)[:, None, None]
-    places = np.where(np.isnan(places), np.nanmean(places, axis=0), places)
     count = max(2, min(num_classes, len(places) // 8))
     labels[known] = KMeans(count, n_init=1, random_state=0).fit_predict(places.reshape(len(places), -1))
     return labels

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from benchmark_runs import assert_picture, few_patches, rows_of, table_of
 from PIL import Image
-from pose_trees import PEOPLE, draw, leaning, lsp_arguments, write_crops, write_lsp_and_more
+from pose_trees import PEOPLE, RUNNERS, draw, leaning, lsp_arguments, write_crops, write_lsp_and_more
 
 from benchmarks import lsp
 from benchmarks.core import options, session
 from benchmarks.data.poses import load_lsp
+from benchmarks.figures.dataset import make_figures
 from benchmarks.lsp import main
 from benchmarks.measures.pose import pcp, pose_classes
 from benchmarks.measures.skeletons import LSP_SKELETON, mirror_joints
@@ -133,6 +134,24 @@ def test_the_ceiling_learns_the_true_poses(data, tmp_path):
     assert task_of(data, tmp_path / "out").start.labels is None  # no other method sees them
     assert main(chosen) == 0
     assert list(rows_of(tmp_path / "out")) == [("supervised", 0)]
+
+
+def test_joints_of_several_folders_are_joined_where_their_names_agree(data, tmp_path):
+    def joints(*roots):
+        return task_of(data, tmp_path / "out", "--train-root", *roots).pool.joints
+
+    first = tmp_path / "first"
+    make_figures(first, num_workers=1, **RUNNERS)
+    named, unnamed = (shutil.copytree(first, tmp_path / name) for name in ("named", "unnamed"))
+    for path in (unnamed / "joints").glob("*.npz"):
+        with np.load(path) as file:
+            np.savez(path, joints=file["joints"])
+    assert joints(data / "lspet", data / "lsp").shape == (6 + PEOPLE, 14, 2)
+    assert joints(first, named).shape == (40, 15, 2)
+    assert joints(unnamed).shape == (20, 15, 2)
+    assert joints(first, unnamed) is None  # their orders may differ
+    assert joints(unnamed, shutil.copytree(unnamed, tmp_path / "more")) is None
+    assert joints(first, data / "lsp") is None
 
 
 def test_mirror_images_are_not_scored_by_mirrored_maps(data, tmp_path):

@@ -174,10 +174,11 @@ def test_groups_by_motion_beside_the_first_similarities_as_targets(data, tmp_pat
         return task.start
 
     motion, first, both = start("motion"), start("start"), start("motion-groups")
-    assert motion.targets is None
+    assert motion.targets == ()
     assert np.array_equal(both.features, motion.features)
     assert np.array_equal(both.targets[0], first.features)
     assert np.array_equal(both.targets[1], first.mirrored)
+    assert np.array_equal(both.unmirrored().with_mirror_images().targets[0], first.features)
     twice = both.with_mirror_images()
     plan = Plan(twice, PRESETS["tiny"], {}, 0)
     assert np.array_equal(feature_loss(plan)._targets, np.concatenate(both.targets))

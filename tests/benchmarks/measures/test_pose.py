@@ -307,10 +307,14 @@ def test_classes_of_poses_are_those_of_alike_joints_wherever_they_stand():
     joints = (kinds[which] + 0.01 * rng.normal(size=(30, 14, 2))) * size + place
     joints[4, 3] = np.nan  # the others of this pose tell enough
     joints[7] = np.nan
+    joints[8, 1:] = np.nan  # one joint is no pose
+    joints[:, 13] = np.nan  # nobody has it
     found = pose_classes(joints, num_classes=3)
     assert found.dtype == np.int64
-    assert found[7] == -1
-    kept = np.arange(30) != 7
+    assert np.flatnonzero(found == -1).tolist() == [7, 8]
+    kept = ~np.isin(np.arange(30), [7, 8])
     assert len(np.unique(found[kept])) == 3
     assert all(len(np.unique(found[kept & (which == kind)])) == 1 for kind in range(3))
-    assert len(np.unique(pose_classes(joints))) == 1 + 29 // 8  # of 100 classes each would have one person
+    assert len(np.unique(pose_classes(joints))) == 1 + 28 // 8  # of 100 classes each would have one person
+    with pytest.raises(ValueError, match="supervised needs two people with a pose, got 1 of 3"):
+        pose_classes(joints[6:9])
