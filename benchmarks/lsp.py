@@ -24,6 +24,8 @@ def add_data(add: Callable[..., Any]) -> None:
     pool = "learn from these: LSPET, LSP (its train half), a tree of olympic.py; "
     pool += "default: the train half of --data-root"
     add("--train-root", type=Path, nargs="+", default=[], metavar="FOLDER", help=pool)
+    own = "learn from the images of the test people too, never from their poses"
+    add("--transductive", action="store_true", help=own)
 
 
 LINE = CommandLine(
@@ -258,8 +260,8 @@ class Poses(Task):
 
 def data_name(options: Options) -> str:
     """The people, and what was learned from if it is not of them."""
-    roots = options.data.train_root
-    return f"{root_name(options.data)}, learned on {pool_name(roots)}" if roots else root_name(options.data)
+    name, pool = root_name(options.data), pool_name(options.data)
+    return f"{name}, learned on {pool}" if pool else name
 
 
 def prepare(options: Options) -> Poses:

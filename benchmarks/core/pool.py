@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.core.options import Options
+from benchmarks.core.task import root_name
 from benchmarks.data.images import Chosen, JoinedImages
 from benchmarks.data.olympic import OlympicFrames, load_tree
 from benchmarks.data.people import PoseData
@@ -38,11 +39,15 @@ class Pool:
 
 
 def read_pool(people: PoseData, options: Options) -> Pool:
-    """The images of --train-root; without it, those of the people to learn from."""
-    roots = options.data.train_root
-    if not roots:
-        return _train_half(people)
-    pools = [_unlabeled(root, people, options) for root in roots]
+    """The images of --train-root, or of the people to learn from; with --transductive of those to test on."""
+    given = options.data
+    pools = [_unlabeled(root, people, options) for root in given.train_root] or [_half(people, people.train)]
+    if given.transductive:
+        hidden = _half(people, people.test)
+        hidden.joints = np.full_like(people.joints[people.test], np.nan)
+        pools.append(hidden)
+    if len(pools) == 1:
+        return pools[0]
     sources, total = [], 0
     for pool in pools:
         own = np.arange(len(pool.images)) if pool.sources is None else pool.sources
@@ -51,11 +56,10 @@ def read_pool(people: PoseData, options: Options) -> Pool:
         total += len(found)
     names = [f"{pool.name}/{name}" for pool in pools for name in pool.names]
     images = JoinedImages([pool.images for pool in pools])
-    joined = Pool(pool_name(roots), images, names, np.concatenate(sources))
+    joined = Pool(pool_name(given), images, names, np.concatenate(sources))
     joints = [pool.joints for pool in pools if pool.joints is not None]
     orders = {pool.joint_names for pool in pools}
-    agree = len(pools) == 1 or (len(orders) == 1 and () not in orders)
-    if len(joints) == len(pools) and agree:
+    if len(joints) == len(pools) and len(orders) == 1 and () not in orders:
         joined.joints, joined.joint_names = np.concatenate(joints), pools[0].joint_names
     return joined
 
@@ -64,7 +68,7 @@ def _unlabeled(root: Path, people: PoseData, options: Options) -> Pool:
     """The images of one folder; it says what the folder holds."""
     given = options.data
     if given.data_root is not None and root.resolve() == given.data_root.resolve():
-        return _train_half(people)
+        return _half(people, people.train)
     if (root / "image_pathes").is_dir():
         tree = load_tree(root, skip_unreadable=given.skip_unreadable)
         print("\n".join([tree.summary(), *(f"  left out: {gone}" for gone in tree.excluded)]), flush=True)
@@ -76,18 +80,19 @@ def _unlabeled(root: Path, people: PoseData, options: Options) -> Pool:
     first_half = any((root / "images").glob("im????.*"))  # im0001.jpg; im00001.jpg in the extended set
     data = (load_lsp if first_half else load_lspet)(root, skip_unreadable=given.skip_unreadable)
     print(data.summary(), flush=True)
-    return _train_half(data)
+    return _half(data, data.train)
 
 
-def _train_half(people: PoseData) -> Pool:
-    """The people to learn from; frames of one drawn clip share their source."""
-    images, train = people.images, people.train
-    sources = images.tree.sources[train] if isinstance(images, OlympicFrames) else None
-    names = [people.names[i] for i in train]
-    joints, joint_names = people.joints[train], people.skeleton.joints
-    return Pool(people.name, Chosen(images, train), names, sources, joints, joint_names)
+def _half(people: PoseData, half: np.ndarray) -> Pool:
+    """Some of the people, by their indices; frames of one drawn clip share their source."""
+    images = people.images
+    sources = images.tree.sources[half] if isinstance(images, OlympicFrames) else None
+    names = [people.names[i] for i in half]
+    joints, joint_names = people.joints[half], people.skeleton.joints
+    return Pool(people.name, Chosen(images, half), names, sources, joints, joint_names)
 
 
-def pool_name(roots: Sequence[Path]) -> str:
-    """The names of the folders."""
-    return "+".join(root.resolve().name for root in roots)
+def pool_name(given: argparse.Namespace) -> str:
+    """The names of what is learned from; empty for the train half of --data-root alone."""
+    names = [root.resolve().name for root in given.train_root]
+    return "+".join([*(names or [root_name(given)]), "test images"] if given.transductive else names)

@@ -62,6 +62,23 @@ def test_only_the_train_half_of_lsp_is_learned_from_wherever_it_lies(data, tmp_p
     assert here.images.data_id != there.images.data_id  # which is for caches
 
 
+def test_images_of_the_test_people_are_learned_from_when_asked_for(data):
+    people = load_lsp(data / "lsp")
+    alone, more = pool_of(data, data / "lsp"), pool_of(data, data / "lspet", data / "lsp", "--transductive")
+    assert (alone.name, more.name) == ("LSP", "lspet+lsp+test images")
+    assert len(more.images) == len(set(more.names)) == 6 + 2 * PEOPLE
+    assert same((more.images[6 + PEOPLE + i] for i in range(PEOPLE)), (people.images[i] for i in people.test))
+    assert more.sources.tolist() == list(range(6 + 2 * PEOPLE))
+    np.testing.assert_array_equal(more.joints[6 : 6 + PEOPLE], people.joints[people.train])
+    assert np.isnan(more.joints[6 + PEOPLE :]).all()  # their poses stay hidden
+
+
+def test_what_a_transductive_run_is_called(data, tmp_path, capsys):
+    main(lsp_arguments(data, tmp_path, "--transductive", "--method", "random"))
+    assert f"learned from: lsp+test images, {2 * PEOPLE} images" in capsys.readouterr().out
+    assert rows_of(tmp_path)["random", 0]["dataset"] == "lsp, learned on lsp+test images"
+
+
 def test_drawn_frames_of_an_athlete_share_their_source(data, tmp_path, monkeypatch):
     monkeypatch.setitem(options.FIGURE_SIZES, "tiny", RUNNERS)
     given = lsp.parse(lsp_arguments(data, tmp_path, "--figures", "tiny", "--method", "random")).settled("cpu")
