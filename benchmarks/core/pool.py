@@ -39,15 +39,15 @@ class Pool:
 
 
 def read_pool(people: PoseData, options: Options) -> Pool:
-    """The images of --train-root, or of the people to learn from; with --transductive of those to test on."""
+    """Images of --train-root, or of the people to learn from; if --transductive, those to test on as well."""
     given = options.data
+    if not given.train_root and not given.transductive:
+        return _half(people, people.train)
     pools = [_unlabeled(root, people, options) for root in given.train_root] or [_half(people, people.train)]
     if given.transductive:
         hidden = _half(people, people.test)
         hidden.joints = np.full_like(people.joints[people.test], np.nan)
         pools.append(hidden)
-    if len(pools) == 1:
-        return pools[0]
     sources, total = [], 0
     for pool in pools:
         own = np.arange(len(pool.images)) if pool.sources is None else pool.sources
@@ -59,7 +59,8 @@ def read_pool(people: PoseData, options: Options) -> Pool:
     joined = Pool(pool_name(given), images, names, np.concatenate(sources))
     joints = [pool.joints for pool in pools if pool.joints is not None]
     orders = {pool.joint_names for pool in pools}
-    if len(joints) == len(pools) and len(orders) == 1 and () not in orders:
+    agree = len(pools) == 1 or (len(orders) == 1 and () not in orders)
+    if len(joints) == len(pools) and agree:
         joined.joints, joined.joint_names = np.concatenate(joints), pools[0].joint_names
     return joined
 

@@ -65,7 +65,7 @@ def test_only_the_train_half_of_lsp_is_learned_from_wherever_it_lies(data, tmp_p
 def test_images_of_the_test_people_are_learned_from_when_asked_for(data):
     people = load_lsp(data / "lsp")
     alone, more = pool_of(data, data / "lsp"), pool_of(data, data / "lspet", data / "lsp", "--transductive")
-    assert (alone.name, more.name) == ("LSP", "lspet+lsp+test images")
+    assert (alone.name, more.name) == ("lsp", "lspet+lsp+test images")
     assert len(more.images) == len(set(more.names)) == 6 + 2 * PEOPLE
     assert same((more.images[6 + PEOPLE + i] for i in range(PEOPLE)), (people.images[i] for i in people.test))
     assert more.sources.tolist() == list(range(6 + 2 * PEOPLE))
